@@ -1,0 +1,422 @@
+"""Appendix A. The plumbing: flags, processes, checkpoints, logs, and randomness without a state.
+
+Nothing here comes from the paper, and the chapters can be read without it. Five promises are kept here:
+
+    flags         one frozen dataclass a script; defaults < --preset < what was typed
+    World         the same script alone, or as one of many processes under torchrun
+    randomness    every draw is a function of (seed, purpose, step, row), so nothing has to be remembered
+    Run           a run's folder: config.json, log.jsonl, state/ while training, model.pt at the end
+    Problem       what the user can mend is said in one line, and the exit code is not 0
+
+Read before: nothing. Read after: data.py, Chapter 1.
+"""
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+import zlib
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+
+class Problem(Exception):
+    """Something the user can mend: what, where, what to do, in one line."""
+
+
+def entry(main):
+    """Run a script's `main`; a Problem becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except Problem as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:                       # `python sample.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+# ------------------------------------------------------------------------------------------ flags
+
+def flag(default, help, choices=None):
+    """A dataclass field that is also a command-line flag."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """The flags that every training script has."""
+    out: str = flag("", "folder of this run: config.json, model.pt, log.jsonl, state/")
+    resume: bool = flag(False, "go on where --out stopped (or start, when there is nothing yet)")
+    seed: int = flag(0, "every random choice is a function of this number")
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+    compile: bool = flag(False, "torch.compile the networks (slow first steps, faster later)")
+    save_every: int = flag(200, "steps between saved training states; the last two are kept")
+
+
+def parse(config_class, presets, argv, doc, by=None):
+    """Flags from the command line: defaults < preset < typed.
+
+    presets: name -> {flag: value}; with `by`, name -> {value of flag `by`: {flag: value}}.
+    Returns: config_class, frozen. Raises: Problem for an unknown flag, preset, choice or value.
+    """
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Problem(f"{message} (--help lists every flag)")
+
+    parser = Parser(description=doc, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    if presets:
+        parser.add_argument("--preset", default=None, choices=list(presets),
+                            help="a set of values; typed flags win over it")
+    groups = {c: parser.add_argument_group(title) for c, title in
+              ((Common, "of every training script"), (config_class, "of this script"))}
+    for field in dataclasses.fields(config_class):
+        group = groups[Common if field.name in Common.__dataclass_fields__ else config_class]
+        name = "--" + field.name.replace("_", "-")
+        shown = f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%")
+        options = dict(dest=field.name, default=argparse.SUPPRESS, help=shown)
+        if field.type is bool:
+            group.add_argument(name, action="store_true", **options)
+        else:
+            group.add_argument(name, type=field.type, choices=field.metadata["choices"],
+                               metavar=field.type.__name__.upper(), **options)
+    typed = vars(parser.parse_args(argv))
+    preset = presets.get(typed.pop("preset", None), {})
+    if by and preset:
+        preset = preset[typed.get(by, getattr(config_class, by))]
+    return config_class(**{**preset, **typed})
+
+
+# ------------------------------------------------------------------------------------- randomness
+
+def generator(seed, purpose, step=0, row=0):
+    """A numpy Generator that depends on nothing but its arguments (Philox, counter-based)."""
+    key = np.array([seed % 2 ** 64, zlib.crc32(purpose.encode())], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, step, row]))
+
+
+def uniforms(seed, purpose, step, rows, n):
+    """n numbers in [0, 1) for each row, the same whatever other rows are asked for.
+
+    rows: ids of the rows, any iterable of int. Returns: (len(rows), n) float64.
+    """
+    drawn = [generator(seed, purpose, step, int(row)).random(n) for row in rows]
+    return np.stack(drawn) if drawn else np.zeros((0, n))
+
+
+# ---------------------------------------------------------------------------------------- processes
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The processes that train together; alone, `size` is 1 and nothing is communicated."""
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum(self, x):
+        """The sum of a tensor over all ranks, on every rank. Same shape."""
+        if self.size > 1:
+            x = x.clone()
+            dist.all_reduce(x)
+        return x
+
+    def max(self, n):
+        """The largest of an int over all ranks."""
+        if self.size > 1:
+            n = torch.tensor(n, device=self.device)
+            dist.all_reduce(n, dist.ReduceOp.MAX)
+        return int(n)
+
+    def share(self, rows):
+        """This rank's rows of a global batch: every size-th, so that lengths stay even."""
+        return rows[self.rank::self.size]
+
+    def gather(self, x):
+        """The rows of all ranks, back in global order: the inverse of `share`. (b, ...) -> (B, ...)"""
+        if self.size == 1:
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)      # row i of rank r is global row i * size + r
+
+
+@contextlib.contextmanager
+def join_world(device="auto"):
+    """The World of this process: alone, or one of torchrun's (gloo on CPU, nccl on CUDA)."""
+    if device == "auto":
+        device = ("cuda" if torch.cuda.is_available() else
+                  "mps" if torch.backends.mps.is_available() else "cpu")
+    if device not in ("cpu", "cuda", "mps"):
+        raise Problem(f"--device {device} is unknown: auto, cpu, cuda or mps")
+    if device != "cpu" and not getattr(torch, device).is_available():
+        raise Problem(f"--device {device} is not available here: use --device auto")
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield World(0, 1, torch.device(device))
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield World(dist.get_rank(), size, torch.device(device))
+    finally:
+        dist.destroy_process_group()
+
+
+def parallelize(module, world):
+    """Make `module` average its gradients over the ranks. Compute only through what this returns."""
+    if world.size == 1:
+        return module
+    return DistributedDataParallel(module, device_ids=[world.device] if
+                                   world.device.type == "cuda" else None)
+
+
+def bare(module):
+    """The network inside `parallelize`'s wrapper: for reading weights and sampling, not training."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def mixed(world):
+    """bf16 arithmetic on CUDA, where it is the fast type; fp32 on CPU and MPS."""
+    on_cuda = world.device.type == "cuda"
+    return torch.autocast("cuda", torch.bfloat16) if on_cuda else contextlib.nullcontext()
+
+
+# ------------------------------------------------------------------------------------- descending
+
+def accumulate(modules, rows, micro_batch):
+    """Cut a rank's rows into micro-batches; gradients travel between ranks on the last one only."""
+    for start in range(0, len(rows), micro_batch):
+        for module in modules:
+            if isinstance(module, DistributedDataParallel):
+                module.require_backward_grad_sync = start + micro_batch >= len(rows)
+        yield rows[start:start + micro_batch]
+
+
+def adam(modules, beta2=0.999, eps=1e-8, weight_decay=0.0):
+    """One AdamW for all modules; only matrices decay, never biases, gains or embeddings' rows."""
+    matrices = [p for m in modules for n, p in m.named_parameters() if p.ndim > 1 and "wte" not in n
+                and "wpe" not in n]
+    others = [p for m in modules for p in m.parameters() if not any(p is q for q in matrices)]
+    groups = [dict(params=matrices, weight_decay=weight_decay), dict(params=others, weight_decay=0.0)]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), eps=eps, fused=True)
+
+
+def optimizer_step(modules, optimizer, lr, clip, step):
+    """Clip each module's gradient to norm `clip` (0: never), then step and clear.
+
+    Returns: the list of norms before clipping. Raises: Problem when one is not finite; the
+    weights are then still those of the step before.
+    """
+    norms = [nn.utils.clip_grad_norm_(m.parameters(), clip or math.inf).item() for m in modules]
+    if not all(map(math.isfinite, norms)):
+        raise Problem(f"step {step}: the gradient is {norms}; nothing of this step was kept. "
+                      "Try a lower --lr, then --resume from the last saved state")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norms
+
+
+def cosine(step, steps, peak, warmup=0, floor=0.0):
+    """Learning rate: linear from 0 over `warmup` steps, then half a cosine to floor * peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def linear(step, steps, peak):
+    """Learning rate: linear from peak at step 0 to 0 at the end."""
+    return peak * (1 - step / steps)
+
+
+# ------------------------------------------------------------------------------------ files of a run
+
+def write_atomically(path, content):
+    """Write text or bytes so that the path holds either the old file or the whole new one."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def save_tensors(path, tensors):
+    """torch.save, atomically: plain CPU tensors, readable with weights_only=True."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    torch.save({name: t.detach().cpu() for name, t in tensors.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def write_config(path, cfg, **more):
+    """How a file or folder came to be: every flag, the code's commit, torch's version, and `more`."""
+    here = pathlib.Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
+    known = dict(flags=dataclasses.asdict(cfg), commit=commit.stdout.strip() or None,
+                 torch=torch.__version__, **more)
+    write_atomically(path, json.dumps(known, indent=1) + "\n")
+
+
+def config_of(folder):
+    """The config.json of a finished or running stage, as a dict."""
+    path = pathlib.Path(folder) / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise Problem(f"{folder} is no checkpoint folder: {path} is missing") from None
+    except ValueError as error:
+        raise Problem(f"{path} is damaged ({error}): run that stage again") from None
+
+
+# Flags that change how fast a run goes or where it lives, but not what it computes.
+FREE = {"out", "resume", "device", "compile", "save_every", "micro_batch", "rollout_batch"}
+
+
+class Run:
+    """A training run's folder, its progress bar, and what Ctrl-C does.
+
+        run = Run(cfg, world, {"model": model}, optimizer, model=asdict(model.config))
+        for step in run.steps(cfg.steps):
+            ...
+            run.log(step, loss=loss)
+            run.save_if_due(step)
+        run.finish()
+    """
+
+    def __init__(self, cfg, world, modules, optimizer, **described):
+        """Claims the folder. Raises: Problem when it holds a run and --resume was not given,
+        or when a resumed run's flags differ from those it was started with."""
+        if not cfg.out:
+            raise Problem("--out is missing: say in which folder this run shall live")
+        self.cfg, self.world, self.optimizer = cfg, world, optimizer
+        self.modules, self.described = modules, described
+        self.agent = nn.ModuleDict(modules)           # one state for all networks and their Adam
+        self.out = pathlib.Path(cfg.out)
+        self.first, self.seconds, self.signal = 0, 0.0, 0
+        started = (self.out / "config.json").exists()
+        if started and not cfg.resume:
+            raise Problem(f"{self.out} already holds a run: add --resume to go on, or choose "
+                          "another --out")
+        if started:
+            before = config_of(self.out)["flags"]
+            for name, now in dataclasses.asdict(cfg).items():
+                if name not in FREE and before.get(name, now) != now:
+                    raise Problem(f"{self.out} was started with --{name.replace('_', '-')} "
+                                  f"{before[name]}, not {now}: type that, or choose another --out")
+            self._load()
+        elif world.rank == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_config(self.out / "config.json", cfg, **described)
+
+    @property
+    def finished(self):
+        """Whether an earlier call already wrote the final weights."""
+        return (self.out / "model.pt").exists()
+
+    def _state(self):
+        weights, moments = get_state_dict(self.agent, self.optimizer)
+        return {"weights": weights, "adam": moments}
+
+    def _load(self):
+        saved = sorted((self.out / "state").glob("step-*[0-9]"))
+        if saved:
+            state = self._state()
+            with warnings.catch_warnings(action="ignore"):
+                dcp.load(state, checkpoint_id=saved[-1], no_dist=self.world.size == 1)
+            set_state_dict(self.agent, self.optimizer, model_state_dict=state["weights"],
+                           optim_state_dict=state["adam"])
+            self.first = int(saved[-1].name[5:])
+        log = self.out / "log.jsonl"
+        if log.exists() and self.world.rank == 0 and not self.finished:
+            kept = [line for line in log.read_text().splitlines()
+                    if line.endswith("}") and json.loads(line)["step"] < self.first]
+            self.seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
+            write_atomically(log, "".join(line + "\n" for line in kept))
+
+    def steps(self, total):
+        """Yields the step numbers still to do, under a progress bar; Ctrl-C is noted, not obeyed
+        yet: `save_if_due` obeys it, when the step is whole."""
+        def note(number, frame):
+            if self.signal:                            # a second Ctrl-C means now
+                raise KeyboardInterrupt
+            self.signal = number
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.total, self.began = total, time.perf_counter() - self.seconds
+        self.bar = tqdm(total=total, initial=self.first, desc=self.out.name, unit="step",
+                        disable=self.world.rank > 0, mininterval=0.5 if sys.stderr.isatty() else 15)
+        try:
+            for step in range(self.first, total):
+                yield step
+                self.bar.update()
+        finally:
+            self.bar.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def log(self, step, **values):
+        """One JSON line in log.jsonl, and the first few values beside the progress bar."""
+        self.seconds = time.perf_counter() - self.began
+        if self.world.rank == 0:
+            line = {"step": step, **values, "seconds": round(self.seconds, 3)}
+            with open(self.out / "log.jsonl", "a") as f:
+                f.write(json.dumps(line) + "\n")
+            self.bar.set_postfix({k: f"{v:.3g}" for k, v in list(values.items())[:6]}, refresh=False)
+
+    def save_if_due(self, step):
+        """Save weights, Adam and the step every `save_every` steps, and when asked to stop."""
+        stop = self.world.sum(torch.tensor(float(self.signal), device=self.world.device)).item()
+        if not stop and (step + 1) % self.cfg.save_every:
+            return
+        final = self.out / "state" / f"step-{step + 1:08d}"
+        temporary = final.with_name("writing")
+        if not final.exists():
+            with warnings.catch_warnings(action="ignore"):
+                dcp.save(self._state(), checkpoint_id=temporary, no_dist=self.world.size == 1)
+            if self.world.rank == 0:
+                os.replace(temporary, final)
+                for old in sorted((self.out / "state").glob("step-*[0-9]"))[:-2]:
+                    shutil.rmtree(old)
+        if stop:
+            self.bar.close()
+            if self.world.rank == 0:
+                print(f"stopped after step {step + 1} of {self.total}; the same command with "
+                      "--resume goes on from there", file=sys.stderr)
+            raise SystemExit(128 + (self.signal or signal.SIGINT))
+
+    def finish(self, **weights):
+        """Write the final weights (name -> module; model.pt last: it marks the run as finished)."""
+        if self.world.rank == 0:
+            write_config(self.out / "config.json", self.cfg, **self.described,
+                         seconds=round(self.seconds, 1))
+            for name, module in sorted(weights.items(), key=lambda item: item[0] == "model"):
+                save_tensors(self.out / f"{name}.pt", bare(module).state_dict())
+            shutil.rmtree(self.out / "state", ignore_errors=True)
+        if self.world.size > 1:
+            dist.barrier()

@@ -1,0 +1,370 @@
+"""Appendix A: flags, randomness, files, and stopping in the middle."""
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+import runtime
+from runtime import (
+    Common,
+    Problem,
+    Run,
+    accumulate,
+    adam,
+    cosine,
+    flag,
+    generator,
+    join_world,
+    linear,
+    optimizer_step,
+    parse,
+    uniforms,
+    write_atomically,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Common):
+    steps: int = flag(8, "how long")
+    lr: float = flag(0.1, "how fast; 100 % of it")
+    mode: str = flag("slow", "how", choices=("slow", "fast"))
+    micro_batch: int = flag(4, "what fits")
+
+
+PRESETS = {"big": dict(steps=100, lr=0.5), "small": dict(steps=1)}
+BY_MODE = {"big": dict(slow=dict(steps=100), fast=dict(steps=10, lr=0.7))}
+
+
+# ------------------------------------------------------------------------------------------ flags
+
+def flags(line, presets=PRESETS, by=None):
+    return parse(Config, presets, line.split(), "doc", by)
+
+
+def test_typed_flags_win_over_the_preset_and_the_preset_over_defaults():
+    assert flags("") == Config()
+    assert flags("--preset big") == Config(steps=100, lr=0.5)
+    assert flags("--lr 2 --preset big --micro-batch 1") == Config(steps=100, lr=2.0, micro_batch=1)
+    assert flags("--preset big", BY_MODE, "mode") == Config(steps=100)
+    assert flags("--preset big --mode fast", BY_MODE, "mode") == Config(steps=10, lr=0.7, mode="fast")
+    assert flags("--preset big --lr 0.1 --mode fast", BY_MODE, "mode").lr == 0.1
+    assert flags("--resume").resume and not flags("").resume
+
+
+@pytest.mark.parametrize("line", [
+    "--lrr 1", "--preset huge", "--mode medium", "--steps many", "--steps", "--st 3", "stray",
+    "--resume yes"])
+def test_a_wrong_flag_is_a_problem_of_one_line(line):
+    with pytest.raises(Problem) as caught:
+        flags(line)
+    assert any(word in str(caught.value) for word in line.split())
+    assert "\n" not in str(caught.value) and "--help" in str(caught.value)
+
+
+def test_help_lists_every_flag_with_its_words(capsys):
+    with pytest.raises(SystemExit) as caught:
+        flags("--help")
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(Config):
+        assert "--" + field.name.replace("_", "-") in shown
+        assert field.metadata["help"] in shown
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        flags("").lr = 1
+
+
+def test_problems_leave_one_line_and_exit_code_2(capsys):
+    def main():
+        raise Problem("what, where, what to do")
+
+    with pytest.raises(SystemExit) as caught:
+        runtime.entry(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: what, where, what to do\n"
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:9", "mps"])
+def test_a_device_that_is_not_here_is_a_problem(device):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("it is here")
+    with pytest.raises(Problem, match="--device"), join_world(device):
+        pass
+
+
+# ------------------------------------------------------------------------------------- randomness
+
+def test_uniforms_of_a_row_do_not_depend_on_other_rows():
+    everyone = uniforms(3, "rollout", 5, range(10), 7)
+    assert everyone.shape == (10, 7) and everyone.dtype == np.float64
+    assert (uniforms(3, "rollout", 5, [7, 2], 7) == everyone[[7, 2]]).all()
+    assert (uniforms(3, "rollout", 5, range(10), 4) == everyone[:, :4]).all()
+    assert uniforms(3, "rollout", 5, [], 7).shape == (0, 7)
+
+
+def test_uniforms_differ_by_seed_purpose_step_and_row():
+    drawn = [uniforms(*a, 50)[0] for a in (
+        (0, "rollout", 0, [0]), (1, "rollout", 0, [0]), (0, "minibatch", 0, [0]),
+        (0, "rollout", 1, [0]), (0, "rollout", 0, [1]), (2 ** 40, "rollout", 0, [0]))]
+    assert len({x.tobytes() for x in drawn}) == 6
+    assert np.abs(np.corrcoef(drawn) - np.eye(6)).max() < 0.5
+    assert generator(-1, "a").random() != generator(0, "a").random()
+
+
+def test_uniforms_are_uniform():
+    u = uniforms(0, "rollout", 0, range(500), 100)
+    assert 0 <= u.min() and u.max() < 1
+    share = np.histogram(u, 20, (0, 1))[0] / u.size
+    chi_square = ((share - 0.05) ** 2 / 0.05).sum() * u.size
+    assert chi_square < 50                      # 19 degrees of freedom: 1 in 10,000
+    assert abs(np.corrcoef(u[:, :-1].ravel(), u[:, 1:].ravel())[0, 1]) < 0.02
+
+
+# ----------------------------------------------------------------------------------------- descent
+
+def test_the_optimizer_holds_every_parameter_once_and_only_matrices_decay(tiny):
+    nets = [tiny(), tiny(head="scalar")]
+    optimizer = adam(nets, 0.95, 1e-5, weight_decay=0.1)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    wanted = [p for net in nets for p in net.parameters()]
+    assert sorted(map(id, held)) == sorted(map(id, wanted)) and len(set(map(id, held))) == len(held)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    for net in nets:
+        for name, p in net.named_parameters():
+            assert decay[id(p)] == (0.1 if p.ndim == 2 and name not in ("wte.weight", "wpe.weight")
+                                    else 0), name
+    assert all(g["betas"] == (0.9, 0.95) and g["eps"] == 1e-5 for g in optimizer.param_groups)
+
+
+def test_a_gradient_that_is_not_finite_is_a_problem_and_moves_nothing(tiny):
+    for bad in (math.nan, math.inf):
+        nets = [tiny(), tiny(head="scalar")]
+        optimizer = adam(nets)
+        before = [p.clone() for net in nets for p in net.parameters()]
+        for net in nets:
+            net(torch.zeros(2, 3, dtype=torch.long)).sum().backward()
+        nets[1].head.weight.grad[0, 0] = bad
+        with pytest.raises(Problem, match="step 7: .*" + str(bad)):
+            optimizer_step(nets, optimizer, 0.1, 1.0, 7)
+        after = [p for net in nets for p in net.parameters()]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_each_network_is_clipped_by_itself():
+    nets = [nn.Linear(1, 1, bias=False) for _ in range(2)]
+    optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=0.0)
+    for net, slope in zip(nets, (0.5, 100.0), strict=True):
+        net.weight.data.zero_()
+        net.weight.grad = torch.full((1, 1), slope)
+    assert optimizer_step(nets, optimizer, 1.0, 1.0, 0) == [0.5, 100.0]      # norms before clipping
+    assert nets[0].weight.item() == -0.5
+    assert nets[1].weight.item() == pytest.approx(-1.0, rel=1e-4)
+    assert nets[0].weight.grad is None
+    nets[1].weight.grad = torch.full((1, 1), 100.0)
+    optimizer_step(nets[1:], optimizer, 1.0, 0, 1)                           # clip 0: never
+    assert nets[1].weight.item() == pytest.approx(-101.0, rel=1e-4)
+
+
+def test_micro_batches_are_the_rows_in_order():
+    assert list(accumulate([], list(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(accumulate([], [], 3)) == []
+
+
+def test_schedules_start_rise_and_end_where_they_should():
+    assert [linear(s, 4, 1.0) for s in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert [cosine(s, 10, 1.0, 4) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert cosine(0, 8, 2.0) == 2.0 and cosine(4, 8, 2.0) == pytest.approx(1.0)
+    assert cosine(8, 8, 2.0) == pytest.approx(0) and cosine(8, 8, 2.0, floor=0.1) == pytest.approx(0.2)
+    assert 0 < cosine(7, 8, 2.0) < 0.1
+    falling = [cosine(s, 50, 1.0, 5) for s in range(5, 51)]
+    assert falling == sorted(falling, reverse=True)
+
+
+# ------------------------------------------------------------------------------------------- files
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file.txt"
+    write_atomically(path, "old ä")
+    assert path.read_text() == "old ä" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+    def fails(*_):
+        raise OSError("disk full")
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError):
+        write_atomically(path, "new")
+    assert path.read_text() == "old ä"
+    monkeypatch.undo()
+    write_atomically(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+
+
+class Killed(Exception):
+    """What the tests raise to end a process without a word."""
+
+
+def little_run(out, world, line="", die_at=None, fast=False):
+    """Eight steps of something that looks like training. Returns: the final weights."""
+    cfg = flags(f"--out {out} --save-every 2 {line}")
+    net = nn.Linear(2, 1, bias=False)
+    net.weight.data.fill_(1.0)
+    optimizer = adam([net])
+    run = Run(cfg, world, {"model": net}, optimizer, model={})
+    for step in run.steps(cfg.steps):
+        if step == die_at:
+            raise Killed
+        net(torch.ones(1, 2)).square().sum().backward()
+        optimizer_step([net], optimizer, cosine(step, cfg.steps, cfg.lr), 1.0, step)
+        run.log(step, weight=net.weight[0, 0].item())
+        run.save_if_due(step)
+    run.finish(model=net)
+    return net.weight.detach()
+
+
+def log_of(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_folder_that_holds_a_run_is_left_alone_without_resume(tmp_path, world):
+    out = tmp_path / "run"
+    with pytest.raises(Problem, match="--out is missing"):
+        Run(flags(""), world, {}, None)
+    little_run(out, world)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(Problem, match="already holds a run: add --resume"):
+        little_run(out, world)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_resume_refuses_other_flags_but_not_free_ones(tmp_path, world):
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        little_run(out, world, die_at=5)
+    with pytest.raises(Problem, match="was started with --lr 0.1, not 0.2"):
+        little_run(out, world, "--resume --lr 0.2")
+    with pytest.raises(Problem, match="--seed 0, not 1"):
+        little_run(out, world, "--resume --seed 1")
+    moved = out.rename(tmp_path / "elsewhere")
+    little_run(moved, world, "--resume --micro-batch 1 --save-every 1 --device cpu")
+
+
+@pytest.mark.parametrize("die_at", [1, 2, 5, 7])
+def test_resume_goes_on_as_if_nothing_had_happened_and_doubles_no_line(tmp_path, world, die_at):
+    expected = little_run(tmp_path / "whole", world)
+    out = tmp_path / "broken"
+    with pytest.raises(Killed):
+        little_run(out, world, die_at=die_at)
+    with open(out / "log.jsonl", "a") as f:
+        f.write('{"step": 9, "wei')                             # a line that death cut short
+    assert torch.equal(little_run(out, world, "--resume"), expected)
+    ours, theirs = log_of(out), log_of(tmp_path / "whole")
+    assert [line["step"] for line in ours] == list(range(8))
+    assert [line["weight"] for line in ours] == [line["weight"] for line in theirs]
+    seconds = [line["seconds"] for line in ours]
+    assert seconds == sorted(seconds)
+
+
+def test_resume_starts_a_run_that_never_was(tmp_path, world):
+    little_run(tmp_path / "run", world, "--resume")
+    assert len(log_of(tmp_path / "run")) == 8
+
+
+def test_a_finished_run_keeps_its_weights_and_throws_its_state_away(tmp_path, world):
+    out = tmp_path / "run"
+    weight = little_run(out, world)
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "log.jsonl", "model.pt"]
+    assert torch.equal(torch.load(out / "model.pt", weights_only=True)["weight"], weight)
+    known = runtime.config_of(out)
+    assert known["flags"]["lr"] == 0.1 and known["torch"] == torch.__version__
+    assert set(known) >= {"flags", "commit", "torch", "model", "seconds"}
+
+
+def test_the_last_two_states_are_kept(tmp_path, world):
+    with pytest.raises(Killed):
+        little_run(tmp_path / "run", world, die_at=7)
+    kept = sorted(p.name for p in (tmp_path / "run" / "state").iterdir())
+    assert kept == ["step-00000004", "step-00000006"]
+
+
+def test_a_state_half_written_is_not_taken_up(tmp_path, world, monkeypatch):
+    out, save = tmp_path / "run", runtime.dcp.save
+
+    def dies(state, checkpoint_id, **more):
+        if (out / "state" / "step-00000002").exists():
+            checkpoint_id.mkdir()
+            (checkpoint_id / "half").write_text("x")
+            raise Killed
+        save(state, checkpoint_id=checkpoint_id, **more)
+    monkeypatch.setattr(runtime.dcp, "save", dies)
+    with pytest.raises(Killed):
+        little_run(out, world)
+    monkeypatch.undo()
+    assert torch.equal(little_run(out, world, "--resume"), little_run(tmp_path / "whole", world))
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_fails(tmp_path, supervised, data_dir):
+    out = tmp_path / "run"
+    line = (f"--data {data_dir} --init {supervised} --query-length 80 --response-length 16 --batch 8 "
+            f"--steps 100000 --log-every 1 --save-every 100000 --device cpu --out {out}").split()
+    child = subprocess.Popen([sys.executable, str(ROOT / "sft.py"), *line], text=True,
+                             stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.time() + 60
+        while not ((out / "log.jsonl").exists() and len(log_of(out)) >= 3):
+            assert child.poll() is None and time.time() < deadline
+            time.sleep(0.05)
+        child.send_signal(signal.SIGINT)
+        said = child.communicate(timeout=30)[1]
+    finally:
+        child.kill()
+    assert child.returncode == 130
+    assert "--resume" in said.splitlines()[-1] and "Traceback" not in said
+    state, = (out / "state").iterdir()
+    done = len(log_of(out))
+    assert state.name == f"step-{done:08d}" and f"stopped after step {done} of 100000" in said
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_after_a_whole_step(tmp_path, world, monkeypatch, number, code):
+    expected = little_run(tmp_path / "whole", world)
+    out, descend = tmp_path / "run", optimizer_step
+
+    def interrupted(nets, optimizer, lr, clip, step):
+        if step == 4:
+            os.kill(os.getpid(), number)
+        return descend(nets, optimizer, lr, clip, step)
+    monkeypatch.setitem(globals(), "optimizer_step", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        little_run(out, world)
+    assert caught.value.code == code
+    assert (out / "state" / "step-00000005").is_dir() and not (out / "model.pt").exists()
+    monkeypatch.undo()
+    assert torch.equal(little_run(out, world, "--resume"), expected)
+    assert [line["step"] for line in log_of(out)] == list(range(8))
+
+
+def test_a_second_ctrl_c_means_now(tmp_path, world, monkeypatch):
+    def impatient(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    monkeypatch.setitem(globals(), "optimizer_step", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        little_run(tmp_path / "run", world)
+
+
+def test_signals_mean_what_they_meant_before_once_the_steps_are_done(tmp_path, world):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    little_run(tmp_path / "run", world)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
