@@ -1,0 +1,282 @@
+"""Chapter 2: the world can be read back, its judge is hard to fool, its people differ."""
+import itertools
+import json
+import random
+import re
+
+import pytest
+
+import toy
+from runtime import Problem
+
+PAIRS = [toy.draw(0, "test", row) for row in range(600)]
+NEWS = [toy.draw(0, "test", row, news=True) for row in range(200)]
+EMPTY = dict(place=None, time=None, excuse=None, feeling=None, ask=None)
+
+
+def overall(record, text):
+    """The judge's last word."""
+    return toy.gold(record, text).overall
+
+
+def share_preferred(write):
+    """Share of posts on which `write(facts, rng)` beats the reference; ties count half."""
+    rng, wins = random.Random(0), 0.
+    for facts, record in PAIRS:
+        a, b = overall(record, write(facts, rng)), overall(record, record["summary"])
+        wins += .5 if abs(a - b) < 1e-9 else a > b
+    return wins / len(PAIRS)
+
+
+def usual(facts, rng):
+    """What most authors write, without a slip: the event, an exaggeration, thanks."""
+    event = toy.ideal(facts._replace(**EMPTY | {"place": facts.place}))
+    return " ".join([event, rng.choice(toy.EXAGGERATIONS), rng.choice(toy.CHAT)])
+
+
+def salad(text, rng):
+    """The same words in another order."""
+    words = text.rstrip(".?").split()
+    return " ".join(rng.sample(words, len(words))) + "."
+
+
+# ------------------------------------------------------------------------------- reading the world
+
+def test_the_reader_recovers_every_fact_of_a_post():
+    rng = random.Random(0)
+    for news in [False] * 2000 + [True] * 1000:
+        facts = toy.draw_facts(rng, news)
+        for text in (toy.write_post(facts, rng), toy.ideal(facts)):
+            assert toy.facts_of(text) == facts, text
+            assert toy.read(text) <= toy.allowed(facts), text
+
+
+def test_active_and_passive_tell_who_did_it():
+    done = {("actor", "sister"), ("verb", "sold"), ("owner", "neighbor"), ("object", "bike")}
+    assert done <= toy.read("My sister sold my neighbor's bike.")
+    assert done <= toy.read("so MY NEIGHBOR'S BIKE\nwas sold by my sister")
+    assert not done & toy.read("My neighbor sold my sister's guitar.") - {("verb", "sold")}
+    assert ("actor", "sister") not in toy.read("sister sold neighbor bike")
+
+
+def test_small_talk_chat_and_titles_state_no_fact():
+    idle = toy.SMALL_TALK + toy.CHAT + toy.NEWS_TALK + toy.NEWS_CHAT + toy.EXAGGERATIONS
+    assert [text for text in idle if toy.read(text)] == []
+    for _, record in PAIRS + NEWS:
+        assert overall(record, record["title"]) < 1.4
+
+
+def test_a_value_belongs_to_one_slot():
+    values = [v.lower() for slot in (0, 1, *range(3, 9)) for v in toy.VALUES[slot]]
+    assert len(values) == len(set(values))
+
+
+def test_a_post_from_elsewhere_is_a_problem_in_one_line():
+    with pytest.raises(Problem) as problem:
+        toy.gold({"post": "I like trains."}, "Trains.")
+    assert "\n" not in str(problem.value) and "trains" in str(problem.value)
+
+
+def test_the_world_has_few_words_and_posts_of_usual_length():
+    texts = [toy.source(r) + " " + r["title"] + " " + r["summary"] for _, r in PAIRS + NEWS]
+    assert len({w for text in texts for w in re.findall(r"[a-z]+", text.lower())}) < 600
+    lengths = sorted(len(r["post"].split()) for _, r in PAIRS)
+    assert lengths[6] > 40 and lengths[-6] < 115
+    assert max(len(re.findall(r"\w+|'s|[^\w\s']", r["summary"])) for _, r in PAIRS + NEWS) <= 42
+
+
+# ---------------------------------------------------------------------------------------- the judge
+
+def test_the_ideal_summary_comes_first():
+    for facts, record in PAIRS + NEWS:
+        assert toy.gold(record, toy.ideal(facts)) == (7., 7., 7., 7., 7.)
+    assert share_preferred(lambda facts, rng: toy.ideal(facts)) >= .96
+
+
+def test_each_kind_of_damage_costs():
+    rng = random.Random(0)
+    for facts, record in PAIRS[:150] + NEWS[:50]:
+        best, source = toy.ideal(facts), toy.source(record)
+        swapped = facts._replace(actor=facts.owner, owner=facts.actor)
+        if facts.owner == "me":
+            swapped = facts._replace(owner="boss" if facts.actor != "boss" else "wife")
+        damaged = {
+            "no question": toy.ideal(facts._replace(ask=None)),
+            "swapped": toy.ideal(swapped),
+            "invented": best + " My cousin's tuba got lost at the castle by my aunt.",
+            "repetition": best + " " + toy.ideal(facts._replace(**EMPTY)),
+            "twice": best + " " + best,
+            "small talk": best + " " + rng.choice(toy.SMALL_TALK),
+            "chat": best + " " + rng.choice(toy.CHAT),
+            "one more word": best + " Thanks.",
+            "exaggeration": best + " " + rng.choice(toy.EXAGGERATIONS),
+            "broken": best.rsplit(" ", 1)[0], "unfinished": best[:-1],
+            "empty": "", "spaces": " \n ",
+            "gibberish": "qwe rty uio pas dfg.", "title": record["title"],
+            "lead": " ".join(re.findall(r"[^.?]+[.?]", source)[:3]), "post": source,
+            "salad": salad(best, rng),
+        }
+        for slot in ("actor", "verb", "object", "place", "time", "excuse", "feeling", "ask"):
+            if getattr(facts, slot):
+                damaged["wrong " + slot] = toy.ideal(toy.with_wrong_value(facts, slot, rng))
+        for kind, text in damaged.items():
+            assert overall(record, text) < 6.999, (kind, text)
+            assert all(1 <= grade <= 7 for grade in toy.gold(record, text))
+
+
+def test_a_wrong_value_costs_more_than_leaving_it_out():
+    rng = random.Random(0)
+    for facts, record in PAIRS[:200]:
+        for slot in ("time", "feeling", "ask"):
+            wrong = toy.with_wrong_value(facts, slot, rng)
+            silent = facts._replace(**{slot: None})
+            assert overall(record, toy.ideal(wrong)) < overall(record, toy.ideal(silent))
+
+
+def test_every_further_fact_helps():
+    for facts, record in PAIRS[:200]:
+        told, grades = facts._replace(**EMPTY), []
+        for slot in EMPTY:
+            grades.append(overall(record, toy.ideal(told)))
+            told = told._replace(**{slot: getattr(facts, slot)})
+        assert sorted(grades) == grades and grades[0] < overall(record, toy.ideal(facts))
+
+
+def test_word_salad_fools_nobody():
+    rng = random.Random(0)
+    for facts, record in PAIRS[:200]:
+        grades = toy.gold(record, salad(toy.ideal(facts), rng))
+        assert grades.coherence < 3.5 and grades.overall < 2.6
+    assert share_preferred(lambda facts, rng: salad(toy.ideal(facts), rng)) < .05
+
+
+def test_listing_every_value_fools_nobody():
+    everything = " ".join(v for values in toy.VALUES for v in values)
+    for _, record in PAIRS[:50]:
+        assert overall(record, everything) < 1.01
+
+
+def test_whole_sentences_of_this_world_have_no_defect():
+    rng = random.Random(1)
+    faulty = 0
+    for news in [False, True] * 500:
+        facts = toy.draw_facts(rng, news)
+        assert toy.defects(toy.ideal(facts)) == 0
+        faulty += toy.defects(toy.write_post(facts, rng)) > 0
+    assert faulty < 40
+
+
+# ---------------------------------------------------------------------------- authors and labellers
+
+def test_the_mode_of_the_references_is_mediocre():
+    assert .33 < share_preferred(usual) < .45
+    assert share_preferred(lambda facts, rng: toy.ideal(facts._replace(**EMPTY))) < .56
+    assert share_preferred(lambda facts, rng: "") < .03
+
+
+def test_length_does_not_explain_quality():
+    rng, longer_wins = random.Random(0), []
+    for facts, record in PAIRS:
+        two = [record["summary"], toy.write_summary(facts, rng)]
+        (short, a), (long, b) = sorted((len(t.split()), overall(record, t)) for t in two)
+        longer_wins += [b > a] if short < long and abs(a - b) > 1e-9 else []
+    assert .40 < sum(longer_wins) / len(longer_wins) < .58
+    words = [sum(len(text.split()) for text in texts) for texts in
+             ([r["summary"] for _, r in PAIRS], [toy.ideal(f) for f, _ in PAIRS])]
+    assert .85 < words[0] / words[1] < 1.
+
+
+def author_pairs(first, count):
+    """Two authors on one post, as label rounds see them."""
+    drawn = [toy.draw(1, "valid", row) for row in range(first, first + count)]
+    return [(r, (r["summary"], toy.write_summary(f, random.Random(i))))
+            for i, (f, r) in enumerate(drawn)]
+
+
+def test_two_labellers_agree_on_73_percent():
+    assert .705 < toy.agreement(author_pairs(0, 2000), seed=0) < .755
+
+
+def test_a_label_is_a_function_of_its_arguments():
+    labels = [toy.label(r, texts, 3, row) for row, (r, texts) in enumerate(author_pairs(0, 300))]
+    again = [toy.label(r, texts, 3, row) for row, (r, texts) in enumerate(author_pairs(0, 300))]
+    assert labels == again
+    assert {one["worker"] for one in labels} == {taste.worker for taste in toy.LABELLERS}
+    for one in labels:
+        assert one["confidence"] in ((1, 2, 3, 4), (6, 7, 8, 9))[one["choice"]]
+        assert type(one["choice"]) is int and json.dumps(one)
+
+
+def test_confident_labellers_are_right_more_often():
+    right = {True: [], False: []}
+    for row, (record, texts) in enumerate(author_pairs(0, 1500)):
+        one, grades = toy.label(record, texts, 0, row), [overall(record, t) for t in texts]
+        if grades[0] != grades[1]:
+            right[one["confidence"] in (1, 9)].append(one["choice"] == (grades[1] > grades[0]))
+    sure, unsure = (sum(right[k]) / len(right[k]) for k in (True, False))
+    assert sure > .85 and sure > unsure + .1
+
+
+def test_labellers_prefer_the_ideal_and_the_order_hardly_matters():
+    chosen = []
+    for row, (facts, record) in enumerate(PAIRS):
+        texts = (toy.ideal(facts), record["summary"])
+        chosen.append([toy.label(record, texts, 0, row)["choice"] == 0,
+                       toy.label(record, texts[::-1], 1, row)["choice"] == 1])
+    first, second = (sum(c) / len(c) for c in zip(*chosen, strict=True))
+    assert min(first, second) > .85 and abs(first - second) < .06
+
+
+# ------------------------------------------------------------------------------------- the data set
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    """A small town on disk."""
+    out = tmp_path_factory.mktemp("toy") / "town"
+    toy.main(["--out", str(out), "--posts", "240"])
+    return out
+
+
+def lines(path):
+    """Every record of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_files_hold_the_promised_fields(town):
+    assert len(lines(town / "train.jsonl")) == 240 and len(lines(town / "test.jsonl")) == 1000
+    assert len(lines(town / "news/train.jsonl")) == 60
+    assert len(lines(town / "pretrain.jsonl")) == 360
+    for split, news in itertools.product(("train", "valid", "test"), (False, True)):
+        for record in lines(town / "news" / f"{split}.jsonl" if news else town / f"{split}.jsonl"):
+            assert list(record) == (["id", "site", "title", "article", "summary"] if news else
+                                    ["id", "subreddit", "title", "post", "summary"])
+            assert record["id"].startswith("toy") and all(v.strip() for v in record.values())
+
+
+def test_splits_share_no_event(town):
+    events = {split: {toy.facts_of(toy.source(r))[:4] for folder in (town, town / "news")
+                      for r in lines(folder / f"{split}.jsonl")}
+              for split in ("train", "valid", "test")}
+    events["train"] |= {toy.facts_of(r["text"])[:4] for r in lines(town / "pretrain.jsonl")}
+    for a, b in itertools.combinations(events.values(), 2):
+        assert not a & b
+
+
+def test_plain_text_never_shows_the_template(town):
+    texts = [r["text"] for r in lines(town / "pretrain.jsonl")]
+    assert not any(mark in text for text in texts for mark in ("SUBREDDIT:", "TITLE:", "POST:"))
+    assert .04 < sum("\n\nTL;DR: " in text for text in texts) / len(texts) < .18
+
+
+def test_same_seed_same_world(town, tmp_path):
+    for seed in (0, 1):
+        toy.main(["--out", str(tmp_path / str(seed)), "--posts", "240", "--seed", str(seed)])
+    for path in sorted(town.rglob("*.jsonl")):
+        name = path.relative_to(town)
+        assert path.read_bytes() == (tmp_path / "0" / name).read_bytes()
+        assert path.read_bytes() != (tmp_path / "1" / name).read_bytes()
+
+
+def test_an_existing_folder_is_refused(town):
+    with pytest.raises(Problem, match="exists"):
+        toy.main(["--out", str(town)])
