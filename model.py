@@ -1,0 +1,418 @@
+"""Chapter 3. One decoder for every network of the paper: policy, reference, reward model, value.
+
+    x_0 = token embedding + position embedding
+    x_i = x + attention(norm(x));  x = x + mlp(norm(x))          once per layer, "pre-norm"
+    logits = norm(x) @ token_embedding.T                         head = "lm": policy, reference
+    score  = norm(x) @ w + b                                     head = "scalar": reward, value
+
+The whole project speaks one alphabet of shapes (a lower-case b is a micro-batch of B rows):
+
+    B rows    T columns    R response columns    C channels    H heads    D = C / H    V vocabulary
+
+and lays every row out alike, padding only ever at its end:
+
+    query (n_i tokens) | response, its last token <|endoftext|> (at most R) | padding ...
+
+so the position of a token is its column, and causal attention alone keeps real tokens from seeing
+padding: there is no attention mask to get wrong. What follows is GPT-2 (Radford et al. 2019), the
+architecture of the paper's section 3.4 up to details.
+
+Try it:  python model.py                   prints the sizes
+Before:  data.py, toy.py (what the tokens are).    After: sft.py (how it learns).
+"""
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data import stack
+from runtime import Problem, config_of, entry
+
+
+class Size(NamedTuple):
+    """Everything that tells one GPT from another, besides its vocabulary."""
+    layers: int
+    width: int
+    heads: int
+    context: int
+
+
+SIZES = {
+    "toy": Size(2, 128, 4, 512),                 # ours: minutes on a laptop
+    "laptop": Size(4, 256, 4, 512),              # ours: real text on a laptop
+    "gpt2": Size(12, 768, 12, 1024),             # GPT-2's four
+    "gpt2-medium": Size(24, 1024, 16, 1024),
+    "gpt2-large": Size(36, 1280, 20, 1024),
+    "gpt2-xl": Size(48, 1600, 25, 1024),
+    "1.3b": Size(24, 2048, 16, 2048),            # the paper's four, Table 3
+    "3b": Size(32, 2560, 32, 2048),
+    "6.7b": Size(32, 4096, 32, 2048),
+    "13b": Size(40, 5120, 40, 2048),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A network's shape. Ids 0 .. n_vocab - 1 are text, the last of them <|endoftext|>; n_vocab
+    itself is padding, an id of its own that no head can predict."""
+    n_vocab: int
+    layers: int
+    width: int
+    heads: int
+    context: int
+    head: str = "lm"
+
+    @property
+    def rows(self):
+        """Rows of the embedding: n_vocab + 1 for padding, rounded up to 64 for fast matmuls."""
+        return math.ceil((self.n_vocab + 1) / 64) * 64
+
+
+def sized(size, n_vocab, head="lm"):
+    """The ModelConfig of a named size. Raises: Problem for a name that is not in SIZES."""
+    if size not in SIZES:
+        raise Problem(f"size {size!r} is unknown: one of {', '.join(SIZES)}")
+    return ModelConfig(n_vocab, *SIZES[size], head)
+
+
+# ------------------------------------------------------------------------------------- the network
+
+class Attention(nn.Module):
+    """Causal self-attention: softmax(q k' / sqrt(D)) v in each of H heads."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.heads, C = config.heads, config.width
+        self.q, self.kv, self.out = nn.Linear(C, C), nn.Linear(C, 2 * C), nn.Linear(C, C)
+
+    def forward(self, x, read, seen, cache):
+        """x: (B, T, C), what is looked at; read: (B, R, C), who looks; seen: (B, 1, R, S) bool, at
+        which columns, or None when they are the same rows and look causally."""
+        B, T, C = x.shape
+        q = self.q(read).view(B, -1, self.heads, C // self.heads)                    # (B, R, H, D)
+        k, v = self.kv(x).view(B, T, 2, self.heads, C // self.heads).unbind(2)       # (B, T, H, D)
+        if cache is not None:
+            k, v = cache.extend(k, v)                                                # (B, S, H, D)
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v))                             # (B, H, ., D)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
+        return self.out(mixed.transpose(1, 2).flatten(2))                            # (B, R, C)
+
+
+class Block(nn.Module):
+    """One layer: tokens exchange what they know, then each thinks about it alone."""
+
+    def __init__(self, config):
+        super().__init__()
+        C = config.width
+        self.norm_1, self.attention = nn.LayerNorm(C), Attention(config)
+        self.norm_2, self.up, self.down = nn.LayerNorm(C), nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+
+    def forward(self, x, at=None, seen=None, cache=None):
+        """(B, T, C) -> (B, T, C); or, when only the columns `at` (B, R) are read: (B, R, C)."""
+        normed = self.norm_1(x)                                                      # (B, T, C)
+        read = normed
+        if at is not None:
+            x, read = columns_of(x, at), columns_of(normed, at)                      # (B, R, C)
+        x = x + self.attention(normed, read, seen, cache)                            # (B, R, C)
+        return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))    # (B, R, C)
+
+
+def columns_of(x, at):
+    """The hidden states at some columns of each row. x: (B, T, C), at: (B, R) -> (B, R, C)."""
+    return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+
+
+class GPT(nn.Module):
+    """A decoder with one of two heads: "lm" predicts the next token, "scalar" gives one number."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.rows, config.width)
+        self.wpe = nn.Embedding(config.context, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        if config.head == "scalar":
+            self.head = nn.Linear(config.width, 1)
+        self.apply(self._init)
+        for block in self.blocks:                # 2 * layers additions: keep their sum's size, GPT-2
+            for last in (block.attention.out, block.down):
+                nn.init.normal_(last.weight, std=(2 * config.layers * last.in_features) ** -0.5)
+
+    def _init(self, module):
+        """N(0, 1/fan_in) for matrices, N(0, 1/C) for tokens, scalar head N(0, 1/(C+1)).
+
+        The last is the paper's, appendix B.1 (a *variance*). At the paper's width of 2048 the
+        first two are N(0, 0.022^2), GPT-2's 0.02; at width 128 they are four times wider, and there
+        0.02 is too small for a network to learn, within minutes, to copy words from the post.
+        """
+        if isinstance(module, nn.Linear):
+            fan_in = module.in_features + (module.out_features == 1)
+            nn.init.normal_(module.weight, std=fan_in ** -0.5)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            # DIFFERS: positions whisper, at a tenth of the tokens' size (the paper's code: half), so
+            # that attention starts out looking at words; copying appears in half the steps.
+            quiet = 0.1 if module is self.wpe else 1.0
+            nn.init.normal_(module.weight, std=quiet * self.config.width ** -0.5)
+
+    def forward(self, tokens, at=None, cache=None):
+        """Run the decoder; run the head only where somebody reads it.
+
+        tokens: (B, T) long, padding (id n_vocab) only at the end of a row. With a cache that has
+            been filled, (B, 1): each row's next token, standing at column cache.columns.
+        at: (B, R) long, the columns whose head is wanted; None wants all of them. With GPT-2's
+            vocabulary the head is a third of the compute and nearly all of the memory, and PPO
+            reads it on 48 of 560 columns.
+        Returns: logits (B, R, V) over the n_vocab real ids, or scalars (B, R); at least fp32.
+        Raises: Problem when the rows are longer than the context.
+        """
+        T = tokens.shape[1]
+        if T > self.config.context:
+            raise Problem(f"{T} tokens do not fit this network's context of {self.config.context}: "
+                          "lower --query-length or --response-length, or take a larger --size")
+        columns = torch.arange(T, device=tokens.device)[None]                        # (1, T)
+        seen = None                                        # None: causal, which needs no mask
+        if cache is not None and cache.filled:
+            columns, seen = cache.columns[:, None], cache.seen                       # (B, 1)
+        x = self.wte(tokens) + self.wpe(columns)                                     # (B, T, C)
+        *blocks, last = self.blocks
+        for i, block in enumerate(blocks):
+            x = block(x, None, seen, cache and cache.layer(i))
+        if at is not None:       # nobody looks past the last block: it runs on the read columns only
+            seen = (columns[:, None] <= at[..., None])[:, None]                      # (B, 1, R, T)
+        x = last(x, at, seen, cache and cache.layer(-1))                             # (B, R, C)
+        x = self.norm(x)
+        with torch.autocast(x.device.type, enabled=False):         # the head counts in fp32
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            if self.config.head == "scalar":
+                return F.linear(x, self.head.weight.to(x), self.head.bias.to(x))[..., 0]   # (B, R)
+            # The one place where padding's rows leave the vocabulary.
+            return F.linear(x, self.wte.weight[:self.config.n_vocab].to(x))                # (B, R, V)
+
+
+def build(config, seed=0):
+    """A freshly initialised GPT, a function of its config and the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT(config)
+
+
+# ------------------------------------------------------------------------------------- log-probs
+
+def token_logp(logits, tokens, temperature=1.0):
+    """log pi(token) in nats under softmax(logits / temperature).
+
+    logits: (..., V). tokens: (...) long; ids outside the vocabulary (padding) may stand where the
+    caller does not look, and count as id 0. Returns: (...).
+    """
+    tokens = tokens.masked_fill(tokens >= logits.shape[-1], 0)
+    logits = logits / temperature
+    return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
+
+
+class Rows(NamedTuple):
+    """Queries and responses in the one row layout, and where the response is read."""
+    tokens: torch.Tensor        # (B, T)  long, query | response | padding
+    columns: torch.Tensor       # (B, R)  long, where response token t is predicted: n_i - 1 + t
+    targets: torch.Tensor       # (B, R)  long, response token t, then padding
+    is_response: torch.Tensor   # (B, R)  bool, True up to and including the last response token
+
+    @property
+    def last(self):             # (B, 1)  long, the column of the last real token
+        return self.columns[:, :1] + self.is_response.sum(1, keepdim=True)
+
+    def to(self, device):
+        return Rows(*(x.to(device) for x in self))
+
+
+def lay_out(queries, responses, pad, length=None):
+    """Rows from lists of token lists; R is `length`, or else the longest response.
+
+        column              ...  n-1    n     n+1   n+2   n+3
+        token               ...  ":"   "He"  "quit" eot   pad
+        step t                          0      1     2     -
+        columns[t]                     n-1     n    n+1
+
+    Columns past a row's end point at its last token, so that reading them is harmless.
+    """
+    tokens = stack([q + r for q, r in zip(queries, responses, strict=True)], pad)    # (B, T)
+    targets = stack(responses, pad)                                                  # (B, R)
+    if length:
+        targets = F.pad(targets, (0, length - targets.shape[1]), value=pad)
+    n = torch.tensor([len(q) for q in queries])[:, None]                             # (B, 1)
+    r = torch.tensor([len(r) for r in responses])[:, None]                           # (B, 1)
+    steps = torch.arange(targets.shape[1])[None]                                     # (1, R)
+    return Rows(tokens, torch.minimum(n - 1 + steps, n + r - 1), targets, steps < r)
+
+
+@torch.no_grad()
+def score(model, queries, responses):
+    """A scalar network's number at each row's last token: the reward model's score. (B,)"""
+    rows = lay_out(queries, responses, model.config.n_vocab).to(model.wte.weight.device)
+    return model(rows.tokens, at=rows.last)[:, 0]                                    # (B,)
+
+
+# ------------------------------------------------------------------------------------- generation
+
+class Cache:
+    """Keys and values of every layer, so that a new token costs one column instead of T.
+
+    The queries fill columns 0 .. n_i - 1 in one go; from then on row i's token goes to column
+    n_i + t, over what padding had left there, and sees the columns up to its own. Unused columns
+    hold zeros, not whatever memory held: a NaN would pass through attention's 0 * v.
+    """
+
+    def __init__(self, model, lengths, total):
+        c, like = model.config, model.wte.weight
+        shape = (c.layers, 2, len(lengths), total, c.heads, c.width // c.heads)
+        self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)  # (layers, 2, B, S, H, D)
+        self.columns = lengths - 1                       # (B,) long, the newest token of each row
+        self.reach = int(lengths.max()) - 1              # the largest of them, known to the host
+        self.filled = False
+
+    def advance(self):
+        """Make room for one more token a row."""
+        self.columns, self.reach, self.filled = self.columns + 1, self.reach + 1, True
+        reached = torch.arange(self.reach + 1, device=self.columns.device)           # (S,)
+        self.seen = (reached <= self.columns[:, None])[:, None, None]                # (B, 1, 1, S)
+
+    def keep(self, rows):
+        """Let the other rows go: they have ended."""
+        self.kv, self.columns = self.kv[:, :, rows], self.columns[rows]
+
+    def layer(self, i):
+        return _Layer(self, self.kv[i])
+
+
+class _Layer:
+    """One layer's part of a Cache."""
+
+    def __init__(self, cache, kv):
+        self.cache, self.kv = cache, kv                                              # (2, B, S, H, D)
+
+    def extend(self, k, v):
+        """Store the new keys and values (B, T, H, D); returns what the queries may attend to."""
+        if not self.cache.filled:
+            self.kv[0, :, :k.shape[1]], self.kv[1, :, :v.shape[1]] = k, v
+            return k, v
+        rows = torch.arange(len(k), device=k.device)                                 # (B,)
+        self.kv[0, rows, self.cache.columns] = k[:, 0].to(self.kv.dtype)
+        self.kv[1, rows, self.cache.columns] = v[:, 0].to(self.kv.dtype)
+        return self.kv[:, :, :self.cache.reach + 1].to(k.dtype).unbind(0)            # (B, S, H, D)
+
+
+def choose(logits, temperature=1.0, u=None):
+    """One token a row by inverting the cumulative distribution at u, or the likeliest when u is None.
+
+    logits: (B, V). u: (B,) in [0, 1). Returns: tokens (B,) long and their log-probs (B,), nats.
+    """
+    logp = (logits / temperature).log_softmax(-1)                                    # (B, V)
+    if u is None:
+        token = logp.argmax(-1)                                                      # (B,)
+    else:
+        fine = torch.float32 if logp.device.type == "mps" else torch.float64
+        cumulative = logp.exp().cumsum(-1, dtype=fine)                               # (B, V)
+        token = torch.searchsorted(cumulative, u[:, None].to(fine) * cumulative[:, -1:], right=True)
+        token = token[:, 0].clamp(max=logits.shape[-1] - 1)                          # (B,)
+    return token, logp.gather(-1, token[:, None])[:, 0]
+
+
+@torch.no_grad()
+def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=4):
+    """Continue each query until <|endoftext|> or `length` tokens.
+
+    queries: list of B token lists. temperature: divides the logits.
+    uniforms: (B, length) numbers in [0, 1), one for each token, so that what row i says depends on
+        row i alone: not on its batch mates, on compaction, or on how many processes share the work.
+        None: greedy, the paper's T = 0.
+    look_every: steps between looks at who has finished; finished rows then leave the batch. (Each
+        look makes the host wait for the device.)
+    Returns: tokens (B, length) long, padding after <|endoftext|>; log-probs (B, length), 0 there.
+    Raises: Problem when query and response do not fit the context.
+    """
+    pad, eot, device = model.config.n_vocab, model.config.n_vocab - 1, model.wte.weight.device
+    n = torch.tensor([len(q) for q in queries], device=device)                       # (B,)
+    total = int(n.max()) + length
+    if total > model.config.context:
+        raise Problem(f"a query of {int(n.max())} tokens and a response of {length} do not fit the "
+                      f"context of {model.config.context}: lower --query-length")
+    cache = Cache(model, n, total)
+    logits = model(stack(queries, pad).to(device), at=n[:, None] - 1, cache=cache)[:, 0]   # (B, V)
+    out = torch.full((len(queries), length), pad, device=device)                     # (B, R)
+    logps = logits.new_zeros(out.shape)                                              # (B, R)
+    u = None if uniforms is None else torch.as_tensor(uniforms, device=device)       # (B, R)
+    row = torch.arange(len(queries), device=device)      # (b,) which row each line of the cache is
+    alive = torch.ones_like(row, dtype=torch.bool)       # (b,) has not said <|endoftext|> yet
+    for t in range(length):
+        token, logp = choose(logits, temperature, None if u is None else u[row, t])  # (b,), (b,)
+        out[row, t] = token.where(alive, out[row, t])
+        logps[row, t] = logp.where(alive, logps[row, t])
+        alive = alive & (token != eot)
+        if t + 1 == length:
+            break
+        if (t + 1) % look_every == 0:
+            left = int(alive.sum())
+            if left == 0:
+                break
+            if left <= 0.75 * len(row):                  # compaction: copying costs, so not always
+                row, token = row[alive], token[alive]
+                cache.keep(alive.nonzero()[:, 0])
+                alive = alive[alive]
+        cache.advance()
+        logits = model(token[:, None], cache=cache)[:, 0]                            # (b, V)
+    return out, logps
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+
+def load_model(folder, device="cpu", head=None, seed=0):
+    """The network in a checkpoint folder.
+
+    head: None keeps the folder's; "scalar" puts a fresh scalar head on a language model's trunk,
+        as the reward model starts out (section 3.4). seed: of that fresh head.
+    Raises: Problem when model.pt is missing, damaged or of another shape than config.json says.
+    """
+    path, known = Path(folder) / "model.pt", config_of(folder)
+    if "model" not in known:
+        raise Problem(f"{folder}/config.json describes no network: is it a run of sft.py, reward.py "
+                      "or ppo.py?")
+    config = ModelConfig(**known["model"])
+    model = build(ModelConfig(**{**asdict(config), "head": head or config.head}), seed)
+    load_weights(model, path, fresh=("head.",) if head not in (None, config.head) else ())
+    return model.to(device)
+
+
+def load_weights(model, path, fresh=()):
+    """Fill a network from a file of plain tensors; names starting with `fresh` keep their init."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing: that stage has not finished (--resume it)") from None
+    except Exception as error:           # torch raises many kinds for a damaged file
+        raise Problem(f"{path} is damaged ({type(error).__name__}): run that stage again") from None
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(fresh))}
+    for name in sorted(own.keys() | weights.keys()):
+        a, b = (tuple(d[name].shape) if name in d else None for d in (own, weights))
+        if a != b:
+            raise Problem(f"{path} does not fit: {name} is {b}, the network wants {a}; it comes from "
+                          "another size or another kind of stage")
+    model.load_state_dict(weights, strict=False)
+
+
+def main(argv=None):
+    """Print the table of sizes."""
+    print(f"{'size':12} {'layers':>6} {'width':>6} {'heads':>6} {'context':>8} {'parameters':>15}")
+    for name, size in SIZES.items():
+        with torch.device("meta"):
+            model = GPT(sized(name, 50257))
+        count = sum(p.numel() for p in model.parameters())
+        print(f"{name:12} {size.layers:6} {size.width:6} {size.heads:6} {size.context:8} {count:15,}")
+
+
+if __name__ == "__main__":
+    entry(main)
