@@ -1,0 +1,226 @@
+"""Chapter 4: which tokens count, and that stopping and micro-batching change nothing."""
+import json
+import math
+
+import pytest
+import torch
+from conftest import write_posts
+
+import data
+import model
+import sft
+from runtime import Problem, parse
+
+SHORT = "--query-length 80 --response-length 16 --batch 8 --device cpu"
+
+
+def line(data_dir, out, more="", rows=SHORT):
+    return f"--data {data_dir} --size tiny {rows} --out {out} {more}".split()
+
+
+def log_of(out):
+    return [json.loads(text) for text in (out / "log.jsonl").read_text().splitlines()]
+
+
+def weights_of(out, name="model.pt"):
+    return torch.load(out / name, weights_only=True)
+
+
+class Killed(Exception):
+    """What the tests raise to end a process without a word."""
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """Ends a training script at its first optimizer step, and keeps the gradients it had."""
+    kept = []
+
+    def stop(modules, *_):
+        kept.append(torch.cat([p.grad.flatten() for m in modules for p in m.parameters()]))
+        raise Killed
+    monkeypatch.setattr(sft, "optimizer_step", stop)
+    return kept
+
+
+@pytest.fixture
+def first_step(monkeypatch):
+    """Keeps the rows of every batch that a training script lays out."""
+    kept = []
+
+    def lay_out(queries, responses, pad):
+        kept.append((queries, responses))
+        return model.lay_out(queries, responses, pad)
+    monkeypatch.setattr(sft, "lay_out", lay_out)
+    return kept
+
+
+@pytest.mark.parametrize("loss_on", ["all --block-length 40", "summary"])
+def test_micro_batching_changes_no_gradient(data_dir, tmp_path, gradients, loss_on):
+    for micro in (8, 3, 1):
+        with pytest.raises(Killed):
+            sft.main(line(data_dir, tmp_path / str(micro), f"--loss-on {loss_on} --micro-batch {micro}"))
+    whole = gradients[0]
+    assert whole.norm() > 0.1
+    assert all((whole - cut).norm() < 1e-6 * whole.norm() for cut in gradients[1:])
+
+
+def test_only_summary_tokens_count(data_dir, tmp_path, tokenizer, first_step):
+    sft.main(line(data_dir, tmp_path / "run", "--steps 1 --lr 0 --seed 5 --micro-batch 3"))
+    net = model.build(model.sized("tiny", tokenizer.n_vocab), 5)
+    rows = [row for part in first_step[:3] for row in zip(*part, strict=True)]
+    assert len(rows) == 8
+    nats, tokens = 0.0, 0
+    for query, response in rows:
+        logp = net(torch.tensor([query + response]))[0].log_softmax(-1)
+        for i, token in enumerate(response, len(query)):
+            nats, tokens = nats - logp[i - 1, token].item(), tokens + 1
+        assert response[-1] == tokenizer.eot_token and tokenizer.eot_token not in query
+        assert tokenizer.decode(query).endswith("TL;DR:")
+    logged, = log_of(tmp_path / "run")
+    assert logged["tokens"] == tokens and logged["loss"] == pytest.approx(nats / tokens, rel=1e-5)
+
+
+def test_every_token_of_running_text_counts_but_each_blocks_first(data_dir, tmp_path, tokenizer):
+    texts = data.pretraining_texts(data_dir)
+    rows = sft.running_rows(tokenizer, texts, 40)
+    stream = [token for text in texts
+              for token in tokenizer.encode_ordinary(text) + [tokenizer.eot_token]]
+    joined = [token for query, response in rows for token in query + response]
+    assert joined == stream[:len(joined)] and len(stream) - len(joined) <= 1
+    assert all(len(query) == 1 and len(query + response) == 40 for query, response in rows[:-1])
+
+
+def test_a_post_with_endoftext_in_it_trains_as_text(tmp_path, posts, tokenizer):
+    odd = [{**p, "post": "so <|endoftext|> they said.", "summary": "<|endoftext|> indeed"}
+           for p in posts[:8]]
+    for split in ("train", "valid"):
+        write_posts(tmp_path / "data", split, odd)
+    data.save_tokenizer(tokenizer, tmp_path / "data")
+    cfg = parse(sft.Config, {}, line(tmp_path / "data", tmp_path / "run"), "")
+    for loss_on in ("summary", "all --block-length 40 --batch 4"):
+        sft.main(line(tmp_path / "data", tmp_path / loss_on.split()[0], f"--loss-on {loss_on} --steps 2"))
+    for query, response in sft.summary_rows(tokenizer, odd, cfg):
+        assert tokenizer.eot_token not in query + response[:-1]
+        assert "so <|endoftext|> they" in tokenizer.decode(query)
+        assert data.decode_response(tokenizer, response).startswith("<|endof")
+    rows = sft.running_rows(tokenizer, data.pretraining_texts(tmp_path / "data"), 40)
+    assert sum((q + r).count(tokenizer.eot_token) for q, r in rows) == len(odd)
+
+
+def kill_at(monkeypatch, module, at):
+    """Makes a training script die without a word in its `at`-th optimizer step."""
+    calls, descend = [], module.optimizer_step
+
+    def dies(*args):
+        calls.append(args)
+        if len(calls) == at:
+            raise Killed
+        return descend(*args)
+    monkeypatch.setattr(module, "optimizer_step", dies)
+
+
+@pytest.mark.parametrize("loss_on", ["all --block-length 40", "summary"])
+def test_an_interrupted_run_resumes_bit_for_bit(data_dir, tmp_path, monkeypatch, loss_on):
+    more = (f"--loss-on {loss_on} --steps 11 --lr 1e-2 --warmup 2 --save-every 3 --log-every 1 "
+            "--eval-every 4 --weight-decay 0.1")
+    sft.main(line(data_dir, tmp_path / "whole", more))
+    kill_at(monkeypatch, sft, at=9)
+    with pytest.raises(Killed):
+        sft.main(line(data_dir, tmp_path / "broken", more))
+    monkeypatch.undo()
+    assert [p.name for p in sorted((tmp_path / "broken" / "state").iterdir())][-1] == "step-00000006"
+    sft.main(line(data_dir, tmp_path / "broken", more + " --resume"))
+    ours, theirs = (weights_of(tmp_path / name) for name in ("broken", "whole"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    ours, theirs = (log_of(tmp_path / name) for name in ("broken", "whole"))
+    assert [{**a, "seconds": 0} for a in ours] == [{**b, "seconds": 0} for b in theirs]
+    assert len(ours) == 11 and len({entry["lr"] for entry in ours}) > 8
+
+
+def test_resuming_a_finished_run_changes_nothing(data_dir, tmp_path):
+    sft.main(line(data_dir, tmp_path / "run", "--steps 2"))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    sft.main(line(data_dir, tmp_path / "run", "--steps 2 --resume"))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+
+
+def test_the_loss_falls_and_a_pretrained_network_starts_lower(data_dir, tmp_path, tokenizer):
+    everything = "--loss-on all --block-length 40 --steps 60 --lr 1e-2"
+    sft.main(line(data_dir, tmp_path / "pretrained", everything))
+    losses = [entry["loss"] for entry in log_of(tmp_path / "pretrained")]
+    assert abs(losses[0] - math.log(tokenizer.n_vocab)) < 1 and losses[-1] < 0.4 * losses[0]
+    summaries = "--steps 30 --lr 1e-2 --log-every 1"
+    sft.main(line(data_dir, tmp_path / "fresh", summaries))
+    sft.main(line(data_dir, tmp_path / "grown", f"{summaries} --init {tmp_path / 'pretrained'}"))
+    fresh, grown = log_of(tmp_path / "fresh"), log_of(tmp_path / "grown")
+    assert grown[0]["loss"] < 0.8 * fresh[0]["loss"]
+    assert grown[-1]["loss"] < grown[0]["loss"] and grown[-1]["valid_loss"] < 2
+
+
+def test_the_validation_loss_is_a_mean_over_tokens(data_dir, tmp_path, tokenizer, world):
+    cfg = parse(sft.Config, {}, line(data_dir, tmp_path, "--micro-batch 3 --eval-rows 7"), "")
+    rows = sft.summary_rows(tokenizer, data.read_posts(data_dir, "valid"), cfg)
+    net = model.build(model.sized("tiny", tokenizer.n_vocab))
+    nats = [sft.nll(net, model.lay_out([q], [r], tokenizer.n_vocab)).item() for q, r in rows[:7]]
+    expected = sum(nats) / sum(len(r) for _, r in rows[:7])
+    assert sft.validation_loss(net, rows, cfg, world) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("more, match", [
+    ("--query-length 150", "166 tokens do not fit the context of 160"),
+    ("--loss-on all --block-length 161", "161 tokens do not fit"),
+    ("--query-length 12", "12 .*tokens"),
+    ("--batch 1000", "batch of 1000"),
+    ("--init nowhere", "nowhere"),
+    ("--size huge", "huge"),
+    ("--tokenizer nowhere", "nowhere"),
+])
+def test_flags_that_cannot_work_are_problems(data_dir, tmp_path, more, match):
+    with pytest.raises(Problem, match=match) as caught:
+        sft.main(line(data_dir, tmp_path / "run", more))
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_data_that_cannot_work_is_a_problem(data_dir, tmp_path, posts, tokenizer):
+    def fails(match):
+        with pytest.raises(Problem, match=match):
+            sft.main(line(tmp_path / "data", tmp_path / "run", "--steps 1"))
+
+    with pytest.raises(Problem, match="--data is missing"):
+        sft.main(["--out", str(tmp_path / "run"), "--device", "cpu"])
+    fails("no such tokenizer")
+    data.save_tokenizer(tokenizer, tmp_path / "data")
+    fails("train.jsonl")
+    write_posts(tmp_path / "data", "train", posts[:8])
+    write_posts(tmp_path / "data", "valid", [])
+    fails("valid.jsonl")
+    write_posts(tmp_path / "data", "valid", [posts[0], {**posts[1], "summary": " "}])
+    fails("valid.jsonl, line 2: .*summary")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_tokenizer_than_the_checkpoints_is_a_problem(data_dir, tmp_path, supervised):
+    other = data.train_tokenizer(data.full_texts(data_dir), 310)
+    data.save_tokenizer(other, tmp_path / "other")
+    with pytest.raises(Problem, match="speaks 300 tokens, the tokenizer has 310"):
+        sft.main(line(data_dir, tmp_path / "run",
+                      f"--init {supervised} --tokenizer {tmp_path / 'other'}"))
+
+
+def test_a_reward_model_is_no_start_for_imitation(data_dir, tmp_path, reward_model):
+    with pytest.raises(Problem, match="head.* another kind of stage"):
+        sft.main(line(data_dir, tmp_path / "run", f"--init {reward_model}"))
+
+
+def test_a_gradient_that_is_not_finite_stops_and_keeps_the_last_state(data_dir, tmp_path, monkeypatch):
+    def poison(net, rows):
+        calls.append(1)
+        return sft_nll(net, rows) * (math.nan if len(calls) == 6 else 1)
+    calls, sft_nll = [], sft.nll
+    monkeypatch.setattr(sft, "nll", poison)
+    with pytest.raises(Problem, match="step 5"):
+        sft.main(line(data_dir, tmp_path / "run", "--steps 8 --save-every 2 --eval-every 100"))
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "state" / "step-00000004").is_dir()
+    sft.main(line(data_dir, tmp_path / "run", "--steps 8 --save-every 2 --eval-every 100 --resume"))
+    assert all(w.isfinite().all() for w in weights_of(tmp_path / "run").values())
