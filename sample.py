@@ -1,0 +1,364 @@
+"""Chapter 5. Read what a policy writes: one summary, the best of n, or pairs for people to compare.
+
+    greedy       the likeliest token, again and again: the paper's T = 0, how policies are judged
+    sampled      token ~ softmax(logits / T), how pairs for labelling are made       (section 3.3)
+    best of n    n samples, of which the reward model keeps the one it likes most    (appendix G.3)
+
+                 KL(best of n || policy) = log n - (n - 1) / n     nats, at most
+
+    python sample.py --policy runs/demo/ppo                       # a post nobody trained on; 2 s
+    python sample.py --policy runs/demo/supervised --post "My sister sold my bike." \
+                     --best-of 16 --reward runs/demo/reward
+    python sample.py --policy runs/demo/pretrained --examples 2   # has seen language, not the task
+    python sample.py --policy runs/demo/supervised --data data/toy --pairs 4000 \
+                     --out runs/demo/pairs.jsonl                  # half a minute on two cores
+
+Before:  sft.py (where a policy comes from).    After: label.py (which of two summaries is better?).
+"""
+import re
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import tiktoken
+from tqdm import tqdm
+
+from data import (
+    decode_response,
+    encode_examples,
+    encode_query,
+    encode_response,
+    fields_of,
+    find,
+    load_tokenizer,
+    query_text,
+    read_posts,
+    same_tokenizer,
+    write_jsonl,
+)
+from model import GPT, generate, load_model, score
+from runtime import (
+    Problem,
+    config_of,
+    entry,
+    flag,
+    generator,
+    join_world,
+    mixed,
+    parse,
+    uniforms,
+    write_config,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    policy: str = flag("", "checkpoint folder of the model that writes")
+    post: str = flag(None, "the post to summarise; no post at all: a random held-out one")
+    post_file: str = flag(None, "a text file holding the post; - reads it from standard input")
+    title: str = flag("", "the post's title")
+    subreddit: str = flag("relationships", "where the post was posted")
+    best_of: int = flag(1, "samples of which the reward model keeps one")
+    reward: str = flag("", "checkpoint folder of a reward model: its scores are shown")
+    examples: int = flag(0, "worked examples before the post, for a policy that is only pretrained")
+    data: str = flag("", "folder of posts; none: the one the policy learned from")
+    pairs: int = flag(0, "write this many pairs of summaries of training posts to --out")
+    out: str = flag("", "file of --pairs")
+    with_reference: float = flag(0.1, "share of pairs that set a sample against the post's own "
+                                      "summary, as the paper's batches do")
+    temperature: float = flag(-1.0, "divides the logits, 0 is greedy; negative: 0 for a summary, "
+                                    "0.7 for best-of, 1 for pairs")
+    query_length: int = flag(0, "longest post in tokens; 0: as the policy was trained")
+    response_length: int = flag(0, "longest summary in tokens; 0: as the policy was trained")
+    rows_at_once: int = flag(128, "summaries written side by side; what fits the device")
+    seed: int = flag(0, "which post is shown, and every random number")
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+
+
+# -------------------------------------------------------------------------------------- checkpoints
+
+class Checkpoint(NamedTuple):
+    """A trained network with what it takes to speak to it."""
+    folder: str
+    model: GPT
+    tokenizer: tiktoken.Encoding
+    query_length: int            # tokens of a post, at most
+    response_length: int         # tokens of a summary, at most, <|endoftext|> included
+    flags: dict                  # how it was trained
+
+
+def load_checkpoint(folder, device, head="lm", query_length=0, response_length=0):
+    """A Checkpoint, its lengths those of its training unless given.
+
+    head: "lm" for a policy, "scalar" for a reward model. Raises: Problem when it has the other one.
+    """
+    known, model = config_of(folder), load_model(folder, device)
+    if model.config.head != head:
+        kinds = {"lm": "policy", "scalar": "reward model"}
+        raise Problem(f"{folder} holds a {kinds[model.config.head]}, not a {kinds[head]}: are the "
+                      "folders swapped?")
+    response_length = response_length or known["flags"].get("response_length", 48)
+    room = model.config.context - response_length
+    query_length = min(query_length or known["flags"].get("query_length", room), room)
+    if query_length < 1:
+        raise Problem(f"--response-length {response_length} leaves no room for a post in the "
+                      f"context of {folder}, {model.config.context}")
+    return Checkpoint(str(folder), model.eval(), load_tokenizer(folder), query_length,
+                      response_length, known["flags"])
+
+
+def load_reward(folder, device, tokenizer):
+    """A reward model that reads this tokenizer. Raises: Problem when it reads another one."""
+    reward = load_checkpoint(folder, device, "scalar")
+    if not same_tokenizer(tokenizer, reward.tokenizer):
+        raise Problem(f"{folder} has another tokenizer than the policy: train the reward model "
+                      "from this policy (reward.py --init)")
+    return reward
+
+
+def held_out(folder):
+    """Posts nobody trained on: the test split, or else the validation split."""
+    return read_posts(folder, "test" if find(folder, "test") else "valid")
+
+
+def worked_examples(folder, count, seed=0):
+    """Training posts with their summaries, to show a pretrained model what is wanted."""
+    posts = read_posts(folder, "train") if count else []
+    return [posts[i] for i in generator(seed, "examples").permutation(len(posts))[:count]]
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+def respond(model, queries, length, temperature=0.0, seed=0, purpose="summary", step=0, rows=None,
+            rows_at_once=128, progress=None):
+    """Let a model continue queries of any lengths, some at once.
+
+    queries: B token lists. rows: B numbers; row i's random numbers follow from (seed, purpose,
+        step, rows[i]), whoever its batch mates are. None: its place in the list.
+    progress: a tqdm bar, moved on by one a row.
+    Returns: B token lists in the queries' order, each with its <|endoftext|> if it said one.
+    """
+    rows = range(len(queries)) if rows is None else rows
+    order = sorted(range(len(queries)), key=lambda i: len(queries[i]))   # neighbours pad little
+    responses = [[] for _ in queries]
+    for start in range(0, len(order), rows_at_once):
+        part = order[start:start + rows_at_once]
+        u = uniforms(seed, purpose, step, [rows[i] for i in part], length) if temperature else None
+        tokens, _ = generate(model, [queries[i] for i in part], length, temperature or 1.0, u)
+        for i, row in zip(part, tokens.tolist(), strict=True):           # (b, R)
+            responses[i] = [t for t in row if t < model.config.n_vocab]  # no padding
+        if progress is not None:
+            progress.update(len(part))
+    return responses
+
+
+def summarise(policy, tokenizer, records, *, limit_query, limit_response, examples=(), **how):
+    """One summary for each post or article.
+
+    examples: solved posts put before each query, as many as fit; the answer then ends with its
+        line, for after it a pretrained model goes on to invent the next post.
+    how: temperature, seed, purpose, step, rows, rows_at_once, progress; see `respond`.
+    Returns: the texts, stripped, in the records' order.
+    """
+    if examples:                 # DIFFERS: the paper shows 13; a context of 512 has room for two
+        queries = [encode_examples(tokenizer, r, examples, limit_query) for r in records]
+    else:
+        queries = [encode_query(tokenizer, r, limit_query) for r in records]
+    texts = [decode_response(tokenizer, tokens)
+             for tokens in respond(policy, queries, limit_response, **how)]
+    return [text.split("\n")[0].strip() for text in texts] if examples else texts
+
+
+def score_texts(reward, records, texts, rows_at_once=128, progress=None):
+    """The reward model's opinion of each text, as a list of floats; reward: Checkpoint.
+
+    Texts are encoded as those of comparisons are, so a summary that ran out of room gets an
+    <|endoftext|> here; PPO, which sees tokens, gives such a one a fixed low score instead.
+    """
+    queries = [encode_query(reward.tokenizer, r, reward.query_length) for r in records]
+    responses = [encode_response(reward.tokenizer, t, reward.response_length) for t in texts]
+    order = sorted(range(len(texts)), key=lambda i: len(queries[i]) + len(responses[i]))
+    scores = [0.0] * len(texts)
+    for start in range(0, len(order), rows_at_once):
+        part = order[start:start + rows_at_once]
+        found = score(reward.model, [queries[i] for i in part], [responses[i] for i in part])
+        for i, value in zip(part, found.tolist(), strict=True):          # (b,)
+            scores[i] = value
+        if progress is not None:
+            progress.update(len(part))
+    return scores
+
+
+# --------------------------------------------------------------------------- one post on the screen
+
+def typed_post(cfg):
+    """The post that --post or --post-file gives, as a record; None when neither was typed."""
+    if cfg.post is None and cfg.post_file is None:
+        return None
+    if cfg.post is not None and cfg.post_file is not None:
+        raise Problem("--post and --post-file are both given: one is enough")
+    text = cfg.post
+    if cfg.post_file is not None:
+        try:
+            text = (sys.stdin.read() if cfg.post_file == "-" else
+                    Path(cfg.post_file).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise Problem(f"--post-file {cfg.post_file} cannot be read as text: {error}") from None
+    if not text.strip():
+        where = "--post" if cfg.post_file is None else f"--post-file {cfg.post_file}"
+        raise Problem(f"{where} is blank: there is nothing to summarise")
+    return {"id": "typed", "subreddit": cfg.subreddit, "title": cfg.title, "post": text.strip()}
+
+
+def words(text):
+    """Lower-case words, punctuation aside."""
+    return re.findall(r"\w+", text.lower())
+
+
+def warn_if_foreign(record, folder):
+    """Say on stderr when more than half of a post's words occur in no training post."""
+    if not folder or find(folder, "train") is None:
+        return
+    known = set()
+    for post in read_posts(folder, "train", need_summary=False):
+        known.update(words(query_text(post)))
+    post = words(record["post"])
+    unknown = [w for w in post if w not in known]
+    if 2 * len(unknown) > len(post):
+        some = ", ".join(dict.fromkeys(unknown[:5]))
+        print(f"warning: {len(unknown)} of the post's {len(post)} words ({some}, ...) occur in no "
+              "post the policy learned from: expect nonsense", file=sys.stderr)
+
+
+def show(cfg, policy, reward, data, record=None):
+    """Summarise a post, or else a random held-out one; with a reward model, say its scores."""
+    if record is None:
+        posts = held_out(data)
+        record = posts[generator(cfg.seed, "post").integers(len(posts))]
+        print(query_text(record).removesuffix("\n\nTL;DR:") + "\n")
+    else:
+        warn_if_foreign(record, policy.flags.get("data"))
+    temperature = cfg.temperature if cfg.temperature >= 0 else 0.7 * (cfg.best_of > 1)
+    limit = (policy.model.config.context - policy.response_length if cfg.examples else
+             policy.query_length)
+    texts = summarise(policy.model, policy.tokenizer, [record] * cfg.best_of, limit_query=limit,
+                      limit_response=policy.response_length, temperature=temperature,
+                      examples=worked_examples(data, cfg.examples, cfg.seed), seed=cfg.seed,
+                      rows_at_once=cfg.rows_at_once)
+    scores = score_texts(reward, [record] * len(texts), texts) if reward else [0.0] * len(texts)
+    best = max(range(len(texts)), key=scores.__getitem__)
+    grade = f"  (score {scores[best]:+.2f})" if reward else ""
+    if cfg.best_of > 1:
+        grade = f"  (score {scores[best]:+.2f}; the {cfg.best_of} samples: {min(scores):+.2f} to " \
+                f"{max(scores):+.2f}, mean {sum(scores) / len(scores):+.2f})"
+    if "summary" in record:
+        own = score_texts(reward, [record], [record["summary"]])[0] if reward else 0.0
+        print(f"the author's own:{f'  (score {own:+.2f})' if reward else ''}\n"
+              f"  {record['summary'].strip()}\n")
+        print(f"{Path(cfg.policy).name}:{grade}\n  {texts[best]}")
+    else:
+        print(texts[best] + grade)
+
+
+# ------------------------------------------------------------------------------ pairs for labelling
+
+def split_of(record):
+    """train (80 %), valid1 (8 %, to choose models by) or valid2 (12 %, to report).
+
+    A function of the post's id alone, so that in no round, of no policy, a post changes sides.
+    """
+    place = zlib.crc32(record["id"].encode()) % 100
+    return "train" if place < 80 else "valid1" if place < 88 else "valid2"
+
+
+def draw_pairs(cfg, policy, posts, temperature, tries=4):
+    """Two different samples of each of cfg.pairs posts: list of (row of the post, text, text).
+
+    When both samples say the same, the second is drawn again, `tries` times at most; then the post
+    is left for another. Raises: Problem when the posts run out.
+    """
+    order = generator(cfg.seed, "pairs").permutation(len(posts)).tolist()
+    pairs, at = [], 0
+
+    def draw(rows, step, bar=None):
+        return summarise(policy.model, policy.tokenizer, [posts[i] for i in rows], rows=rows,
+                         limit_query=policy.query_length, limit_response=policy.response_length,
+                         temperature=temperature, seed=cfg.seed, purpose="pairs", step=step,
+                         rows_at_once=cfg.rows_at_once, progress=bar)
+
+    with tqdm(total=2 * cfg.pairs, desc="pairs", unit="summary") as bar:
+        while len(pairs) < cfg.pairs:
+            rows = order[at:at + cfg.pairs - len(pairs)]
+            at += len(rows)
+            if not rows:
+                raise Problem(f"only {len(pairs)} of the {len(posts)} posts got two different "
+                              f"summaries: ask for fewer --pairs or raise --temperature")
+            first, second = draw(rows, 0, bar), draw(rows, 1, bar)
+            for step in range(2, tries + 1):
+                same = [k for k in range(len(rows)) if first[k] == second[k]]
+                # Still a function of the post and the draw's number, whoever else needs one more.
+                for k, text in zip(same, draw([rows[k] for k in same], step), strict=True):
+                    second[k] = text
+            found = zip(rows, first, second, strict=True)
+            pairs += [(row, a, b) for row, a, b in found if a != b]
+    return pairs
+
+
+def write_pairs(cfg, policy, data):
+    """Write --pairs records for label.py: OpenAI's format without the choice, and the reference,
+    which no labeller gets to see."""
+    began = time.perf_counter()
+    # DIFFERS: the paper draws at 0.7. A tiny policy then says the same thing twice, and a pair of
+    # near-twins teaches the reward model nothing; --temperature 0.7 is right for large ones.
+    temperature = cfg.temperature if cfg.temperature >= 0 else 1.0
+    posts = read_posts(data, "train", need_summary=False)
+    if not cfg.out or temperature == 0 or cfg.pairs > len(posts):
+        raise Problem("--pairs needs --out, a file to write" if not cfg.out else
+                      "--pairs needs a --temperature above 0: greedy writes the same text twice"
+                      if temperature == 0 else
+                      f"--pairs {cfg.pairs}: {data} has only {len(posts)} training posts")
+    name = f"{Path(cfg.policy).name}_t{temperature:g}"
+    records = []
+    for row, *texts in draw_pairs(cfg, policy, posts, temperature):
+        post, random = posts[row], generator(cfg.seed, "with reference", row=row)
+        reference = post.get("summary", "").strip()
+        summaries = [{"text": " " + text, "policy": name, "note": None} for text in texts]
+        if random.random() < cfg.with_reference and reference not in ("", texts[0]):
+            summaries[1] = {"text": " " + reference, "policy": "ref", "note": None}
+            summaries = [summaries[i] for i in random.permutation(2)]
+        records.append({"info": {field: post[field] for field in fields_of(post)},
+                        "summaries": summaries, "batch": Path(cfg.out).stem,
+                        "split": split_of(post), "reference": reference})
+    write_jsonl(cfg.out, records)
+    write_config(Path(cfg.out).with_suffix(".config.json"), cfg, temperature=temperature,
+                 pairs=len(records), seconds=round(time.perf_counter() - began, 1))
+    print(f"{cfg.out}: {len(records)} pairs by {name} at temperature {temperature:g}")
+
+
+def main(argv=None):
+    """Show one summary, or write pairs of them."""
+    cfg = parse(Config, {}, argv, __doc__)
+    if not cfg.policy:
+        raise Problem("--policy is missing: a checkpoint folder, such as runs/demo/ppo")
+    if cfg.best_of < 1 or (cfg.best_of > 1 and not cfg.reward):
+        raise Problem(f"--best-of {cfg.best_of} needs " +
+                      ("a --reward model to choose with" if cfg.best_of > 1 else "1 or more"))
+    if min(cfg.pairs, cfg.examples) < 0 or cfg.rows_at_once < 1:
+        raise Problem("--pairs and --examples count from 0, --rows-at-once from 1")
+    record = None if cfg.pairs else typed_post(cfg)     # complain before anything is loaded
+    with join_world(cfg.device) as world, mixed(world):
+        policy = load_checkpoint(cfg.policy, world.device, "lm", cfg.query_length,
+                                 cfg.response_length)
+        data = cfg.data or policy.flags.get("data")
+        reward = load_reward(cfg.reward, world.device, policy.tokenizer) if cfg.reward else None
+        if cfg.pairs:
+            write_pairs(cfg, policy, data)
+        else:
+            show(cfg, policy, reward, data, record)
+
+
+if __name__ == "__main__":
+    entry(main)
