@@ -1,0 +1,229 @@
+"""Chapter 7: a pairwise loss, the token that is read, and a zero for the scores."""
+import ast
+import json
+import math
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, write_comparisons, write_posts
+from test_sft import Killed, kill_at, log_of, weights_of
+
+import data
+import reward
+from model import lay_out, load_model, score
+from reward import comparison_rows, pairwise_loss, score_pairs, zero_at_references
+from runtime import Problem, parse
+
+
+def line(supervised, comparisons, out, more=""):
+    return (f"--init {supervised} --comparisons {comparisons} --query-length 80 --response-length 16 "
+            f"--batch 8 --lr 3e-3 --device cpu --out {out} {more}").split()
+
+
+def config(more=""):
+    return parse(reward.Config, {}, f"--query-length 80 --response-length 16 {more}".split(), "")
+
+
+# ------------------------------------------------------------------------------------------- loss
+
+def test_a_tie_costs_ln_2():
+    scores = torch.tensor([-3.0, 0.0, 7.5])
+    assert pairwise_loss(scores, scores).item() == pytest.approx(math.log(2))
+
+
+def test_the_loss_is_the_cross_entropy_of_a_two_way_softmax():
+    draw = torch.Generator().manual_seed(0)
+    chosen, rejected = 3 * torch.randn(2, 50, generator=draw, dtype=torch.float64)
+    expected = F.cross_entropy(torch.stack([chosen, rejected], 1), torch.zeros(50, dtype=torch.long))
+    assert pairwise_loss(chosen, rejected).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert pairwise_loss(torch.tensor([-200.0]), torch.tensor([100.0])).item() == 300   # not inf
+
+
+def test_the_loss_is_antisymmetric_and_only_differences_matter():
+    a, b = torch.tensor([0.3], dtype=torch.float64), torch.tensor([1.7], dtype=torch.float64)
+    wins, loses = pairwise_loss(a, b).exp() ** -1, pairwise_loss(b, a).exp() ** -1
+    assert (wins + loses).item() == pytest.approx(1)           # sigmoid(x) + sigmoid(-x)
+    assert (pairwise_loss(a, b) - pairwise_loss(b, a)).item() == pytest.approx((b - a).item())
+    assert pairwise_loss(a + 5, b + 5).item() == pytest.approx(pairwise_loss(a, b).item())
+    slope, = torch.autograd.grad(pairwise_loss(a.requires_grad_(), b), a)
+    assert slope.item() == pytest.approx(wins.item() - 1)
+
+
+def test_scores_of_different_shapes_are_refused():
+    with pytest.raises(ValueError, match="4, 1.*4,"):
+        pairwise_loss(torch.zeros(4, 1), torch.zeros(4))
+
+
+# -------------------------------------------------------------------------------------- the score
+
+def test_a_pairs_scores_are_those_of_each_row_alone_and_unpadded(reward_model, comparisons, tokenizer):
+    net = load_model(reward_model)
+    rows = comparison_rows(tokenizer, data.read_comparisons(comparisons, "valid1"), config())
+    rows = [(q, a + a, b) for q, a, b in rows[:3]] + rows[3:7]                # of unequal lengths
+    chosen, rejected = score_pairs(net, rows, tokenizer.n_vocab, "cpu")
+    for i, (query, a, b) in enumerate(rows):
+        for ours, response in ((chosen[i], a), (rejected[i], b)):
+            assert response[-1] == tokenizer.eot_token       # the last real token is the end itself
+            everywhere = net(torch.tensor([query + response]))[0]
+            assert abs(ours - everywhere[-1]) < 1e-5
+            assert (everywhere[-1] - everywhere[:-1]).abs().min() > 1e-4       # no other token's
+
+
+def test_a_comparison_becomes_query_chosen_rejected(comparisons, tokenizer):
+    records = data.read_comparisons(comparisons, "train")
+    for record, (query, chosen, rejected) in zip(
+            records, comparison_rows(tokenizer, records, config()), strict=True):
+        assert query == data.encode_query(tokenizer, record["info"], 80)
+        better, worse = record["summaries"][::-1] if record["choice"] else record["summaries"]
+        assert data.decode_response(tokenizer, chosen) == better["text"].strip()
+        assert data.decode_response(tokenizer, rejected) == worse["text"].strip()
+        assert "my mother" in better["text"]                  # both choices occur, one habit
+
+
+def test_accuracy_counts_right_pairs_and_half_of_ties(reward_model, comparisons, tokenizer, world):
+    net = load_model(reward_model)
+    rows = comparison_rows(tokenizer, data.read_comparisons(comparisons, "valid1"), config())
+    chosen, rejected = score_pairs(net, rows, tokenizer.n_vocab, "cpu")
+    right, nats = reward.accuracy(net, rows, config("--micro-batch 5"), world)
+    assert right == pytest.approx((chosen > rejected).float().mean().item())
+    assert nats == pytest.approx(-F.logsigmoid(chosen - rejected).mean().item(), rel=1e-5)
+    assert reward.accuracy(net, [(q, a, a) for q, a, _ in rows], config(), world) == (
+        0.5, pytest.approx(math.log(2)))
+
+
+def test_references_score_0_on_average_and_no_difference_changes(reward_model, data_dir, tokenizer,
+                                                                world):
+    net, posts = load_model(reward_model), data.read_posts(data_dir, "train")
+    queries = [data.encode_query(tokenizer, p, 80) for p in posts]
+    responses = [data.encode_response(tokenizer, p["summary"], 16) for p in posts]
+    assert abs(score(net, queries, responses).mean()) < 1e-5        # already, by reward.py itself
+    with torch.no_grad():
+        net.head.bias += 3
+    before = score(net, queries, responses)
+    moved = zero_at_references(net, tokenizer, posts, config("--micro-batch 3"), world)
+    after = score(net, queries, responses)
+    assert moved == pytest.approx(3, abs=1e-5) and abs(after.mean()) < 1e-5
+    assert (after.diff() - before.diff()).abs().max() < 1e-5
+
+
+# ------------------------------------------------------------------------------------------- loop
+
+def test_micro_batching_changes_no_gradient(supervised, comparisons, tmp_path, monkeypatch):
+    kept = []
+
+    def stop(modules, *_):
+        kept.append(torch.cat([p.grad.flatten() for m in modules for p in m.parameters()]))
+        raise Killed
+    monkeypatch.setattr(reward, "optimizer_step", stop)
+    for micro in (8, 3, 1):
+        with pytest.raises(Killed):
+            reward.main(line(supervised, comparisons, tmp_path / str(micro), f"--micro-batch {micro}"))
+    assert kept[0].norm() > 0.1
+    assert all((kept[0] - cut).norm() < 1e-6 * kept[0].norm() for cut in kept[1:])
+
+
+def test_it_starts_as_the_supervised_policy_with_a_fresh_head(supervised, comparisons, tmp_path):
+    for seed in (0, 1):
+        reward.main(line(supervised, comparisons, tmp_path / str(seed), f"--lr 0 --seed {seed}"))
+    old, a, b = weights_of(supervised), weights_of(tmp_path / "0"), weights_of(tmp_path / "1")
+    assert all(torch.equal(a[k], old[k]) for k in old) and a.keys() - old.keys() == {
+        "head.weight", "head.bias"}
+    assert not torch.equal(a["head.weight"], b["head.weight"])
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(supervised, comparisons, tmp_path, monkeypatch):
+    more = "--epochs 2 --warmup 2 --save-every 3 --log-every 1 --eval-every 4 --weight-decay 0.1"
+    reward.main(line(supervised, comparisons, tmp_path / "whole", more))
+    kill_at(monkeypatch, reward, at=9)
+    with pytest.raises(Killed):
+        reward.main(line(supervised, comparisons, tmp_path / "broken", more))
+    monkeypatch.undo()
+    reward.main(line(supervised, comparisons, tmp_path / "broken", more + " --resume"))
+    ours, theirs = (weights_of(tmp_path / name) for name in ("broken", "whole"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    ours, theirs = (log_of(tmp_path / name) for name in ("broken", "whole"))
+    assert [{**a, "seconds": 0} for a in ours] == [{**b, "seconds": 0} for b in theirs]
+    assert [entry["step"] for entry in ours] == list(range(12))
+
+
+def test_it_learns_what_its_labeller_likes(supervised, posts, tmp_path):
+    path = write_comparisons(tmp_path / "comparisons.jsonl", posts, 464, 64)
+    reward.main(line(supervised, path, tmp_path / "run", "--epochs 2 --lr 1e-2 --log-every 1"))
+    log = log_of(tmp_path / "run")
+    assert sum(entry["loss"] for entry in log[:4]) / 4 == pytest.approx(math.log(2), abs=0.2)
+    assert log[-1]["valid_accuracy"] > 0.9 and log[-1]["valid_loss"] < 0.3
+
+
+# -------------------------------------------------------------------------------------- bad input
+
+def test_input_that_cannot_work_is_a_problem(supervised, comparisons, tmp_path, data_dir):
+    lines = comparisons.read_text().splitlines()
+    path = tmp_path / "some.jsonl"
+
+    def fails(match, wrong, more="", init=supervised):
+        path.write_text("\n".join(wrong))
+        with pytest.raises(Problem, match=match) as caught:
+            reward.main(line(init, path, tmp_path / "run", more))
+        assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+    def changed(k, **fields):
+        return lines[:k] + [json.dumps({**json.loads(lines[k]), **fields})] + lines[k + 1:]
+
+    same = [{"text": " a", "policy": "sup", "note": None}] * 2
+    fails("valid1", [text for text in lines if '"valid1"' not in text])
+    fails("train", [text for text in lines if '"valid1"' in text])
+    fails("some.jsonl", [])
+    fails("some.jsonl, line 3", [*lines[:2], lines[2][:50], *lines[3:]])
+    fails("some.jsonl, line 5.*choice", changed(4, choice=2))
+    fails("some.jsonl, line 6", changed(5, summaries=same))
+    fails("some.jsonl, line 1.*title", changed(0, info={"id": "t", "subreddit": "s", "post": "p"}))
+    fails("batch of 100", lines, "--batch 100")
+    fails("nowhere", lines, "--data nowhere")
+    fails("is no checkpoint folder", lines, init=tmp_path / "nowhere")
+    with pytest.raises(Problem, match="both needed"):
+        reward.main(["--out", str(tmp_path / "run"), "--device", "cpu"])
+    shutil.copytree(supervised, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "model.pt").unlink()
+    fails("model.pt is missing", lines, init=tmp_path / "unfinished")
+    write_posts(tmp_path / "posts", "train", [])
+    fails("train.jsonl", lines, f"--data {tmp_path / 'posts'}")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(supervised, comparisons, tmp_path,
+                                                                 monkeypatch):
+    def poison(chosen, rejected):
+        calls.append(1)
+        return pairwise_loss(chosen, rejected) * (math.nan if len(calls) == 4 else 1)
+    calls = []
+    monkeypatch.setattr(reward, "pairwise_loss", poison)
+    with pytest.raises(Problem, match="step 3"):
+        reward.main(line(supervised, comparisons, tmp_path / "run", "--save-every 2"))
+    assert (tmp_path / "run" / "state" / "step-00000002").is_dir()
+    assert not (tmp_path / "run" / "model.pt").exists()
+
+
+def test_the_gold_judge_is_out_of_reach():
+    for node in ast.walk(ast.parse((ROOT / "reward.py").read_text())):
+        names = [a.name for a in getattr(node, "names", [])] if isinstance(
+            node, ast.Import | ast.ImportFrom) else []
+        assert "toy" not in names and "gold" not in names and getattr(node, "module", "") != "toy"
+
+
+def test_rows_longer_than_the_context_are_a_problem(supervised, comparisons, tmp_path):
+    long = [json.loads(text) for text in comparisons.read_text().splitlines()]
+    for record in long:
+        record["info"]["post"] = "so it went on and on, and then some, " * 20
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)))
+    with pytest.raises(Problem, match="context of 160"):
+        reward.main(line(supervised, tmp_path / "long.jsonl", tmp_path / "run", "--query-length 300"))
+
+
+def test_a_score_does_not_depend_on_the_way_it_is_asked(reward_model, tokenizer, posts):
+    net = load_model(reward_model)
+    queries = [data.encode_query(tokenizer, p, 80) for p in posts[:5]]
+    responses = [data.encode_response(tokenizer, p["summary"], 16) for p in posts[:5]]
+    rows = lay_out(queries, responses, tokenizer.n_vocab)
+    by_hand = net(rows.tokens, at=rows.last)[:, 0]
+    assert torch.equal(by_hand, score(net, queries, responses))
