@@ -1,0 +1,569 @@
+"""Chapter 9. Is it really better? Win rates, what else changed, and when optimising goes too far.
+
+    win rate = share of posts whose summary the judge prefers to the author's own; a tie is half
+
+Every policy of a run summarises the same held-out posts greedily, and a judge that no policy was
+trained on compares (sections 4.1-4.4). What a win rate hides is shown beside it: summaries may win
+by being long, by copying, or only in the reward model's eyes.
+
+    --judge gold     the toy world's true quality: toy posts only
+    --judge rouge    likeness to the author's summary (ROUGE-L), for real posts. Nothing beats the
+                     author's own then, so look at who is preferred to the supervised policy
+
+    python evaluate.py --run runs/demo --data data/toy --out runs/demo/report           # 40 s
+
+Writes report.json (every number), report.md (the same in words), report.png and report.svg.
+
+Before:  ppo.py.    After: the world; change a flag and look again.
+"""
+import json
+import math
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import toy
+from data import (
+    decode_response,
+    encode_query,
+    read_comparisons,
+    read_jsonl,
+    read_posts,
+    rouge,
+    same_tokenizer,
+)
+from model import build, lay_out, load_weights, token_logp
+from runtime import (
+    Problem,
+    entry,
+    flag,
+    generator,
+    join_world,
+    mixed,
+    parse,
+    write_atomically,
+)
+from sample import (
+    held_out,
+    load_checkpoint,
+    load_reward,
+    respond,
+    score_texts,
+    summarise,
+    words,
+    worked_examples,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    run: str = flag("", "folder with pretrained/, supervised/, reward/, ppo/; some may be missing")
+    data: str = flag("", "folder of posts; none: the one the supervised policy learned from")
+    out: str = flag("", "folder of the report; none: report/ in --run")
+    judge: str = flag("auto", "who compares; auto: gold for toy posts, else rouge",
+                      choices=("auto", "gold", "rouge"))
+    against: str = flag("", "another checkpoint folder, compared with this run's best policy")
+    posts: int = flag(1000, "held-out posts summarised greedily")
+    samples: int = flag(256, "of them, posts for what is sampled: KL and over-optimisation")
+    pool: int = flag(16, "samples a post, from which best-of-n is estimated")
+    examples: int = flag(3, "worked examples shown to the pretrained model, as many as fit")
+    rows_at_once: int = flag(128, "summaries written side by side; what fits the device")
+    seed: int = flag(0, "which posts and examples, and every random number")
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+
+
+FOLDERS = {"pretrained": "pretrained", "supervised": "supervised", "human_feedback": "ppo"}
+AXES = ("coverage", "accuracy", "coherence", "overall")
+POOLS = 150            # posts on which best of n is estimated, from --pool samples each
+
+
+# ----------------------------------------------- 1. judges: (record, summary) -> {axis: grade}
+
+def judge_gold(record, summary):
+    """The toy world's truth, 1 to 7 on each of the paper's axes."""
+    grades = toy.gold(record, summary)
+    return {axis: getattr(grades, axis) for axis in AXES}
+
+
+def judge_rouge(record, summary):
+    """Likeness to the author's summary, 0 to 1; there are no axes."""
+    return {"overall": rouge(summary, record["summary"])["rouge_l"]}
+
+
+JUDGES = {"gold": judge_gold, "rouge": judge_rouge}
+
+
+def grade(judge, records, texts):
+    """A judge's grades of one summary for each record: {axis: (n,) array}."""
+    grades = [judge(r, t) for r, t in zip(records, texts, strict=True)]
+    return {axis: np.array([g[axis] for g in grades]) for axis in grades[0]}
+
+
+# --------------------------------------------------------------------------------- 2. statistics
+
+def wins(ours, theirs):
+    """1 where ours is better, 0 where theirs is, 1/2 where they are level; any shapes that fit."""
+    return (np.sign(np.asarray(ours) - np.asarray(theirs)) + 1) / 2
+
+
+def bootstrap(values, seed, resamples=2000):
+    """Standard error and 95 % interval of a mean over posts, by drawing posts with replacement.
+
+    values: (n,). (Wilson's interval is for yes and no; half a win is neither.)
+    Returns: se, [low, high].
+    """
+    # DIFFERS: the paper's error bars are one standard error.
+    values, rng = np.asarray(values, float), generator(seed, "bootstrap")
+    means = np.array([values[rng.integers(len(values), size=len(values))].mean()
+                      for _ in range(resamples)])
+    return means.std(), np.quantile(means, [0.025, 0.975]).tolist()
+
+
+def win_rate(values, seed):
+    """A win rate for the report: {"win_rate", "win_rate_95", "n"}."""
+    return {"win_rate": float(np.mean(values)), "win_rate_95": bootstrap(values, seed)[1],
+            "n": len(values)}
+
+
+def length_controlled(preferred, log_length, ridge=1e-3):
+    """Win rates as they would be if every summary were as long as the reference (appendix F).
+
+        P(preferred) = sigmoid(policy's constant + slope * log(length / reference's length))
+
+    fitted to the comparisons of all policies at once by Newton's method, then read off at ratio 1.
+    preferred, log_length: {policy: (n,)}; a tie is a target of 1/2. The ridge keeps the constant of
+    a policy that never wins finite.
+    Returns: {policy: win rate}.
+    """
+    names = list(preferred)
+    who = np.concatenate([np.full(len(preferred[p]), i) for i, p in enumerate(names)])
+    x = np.column_stack([np.eye(len(names))[who], np.concatenate([log_length[p] for p in names])])
+    y, w = np.concatenate([preferred[p] for p in names]), np.zeros(len(names) + 1)
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-x @ w))
+        gradient = x.T @ (y - p) - ridge * w
+        step = np.linalg.solve((x.T * (p * (1 - p))) @ x + ridge * np.eye(len(w)), gradient)
+        w += step / max(1.0, np.abs(step).max())         # far from the optimum, Newton overshoots
+        if np.abs(step).max() < 1e-9:
+            break
+    return {name: float(1 / (1 + math.exp(-w[i]))) for i, name in enumerate(names)}
+
+
+def best_of(scores, values, n):
+    """What the best of n would be worth, from a pool of N >= n samples a post, without bias.
+
+        E[value of best of n] = sum over i of  C(i - 1, n - 1) / C(N, n) * value of the i-th
+
+    with samples in ascending order of score: the i-th is the best of those n-subsets whose n - 1
+    others lie below it (Nakano et al. 2021, appendix I). scores, values: (P, N). Returns: (P,).
+    """
+    N = scores.shape[1]
+    weights = np.array([math.comb(i, n - 1) for i in range(N)]) / math.comb(N, n)        # (N,)
+    return np.take_along_axis(values, scores.argsort(1, kind="stable"), 1) @ weights     # (P,)
+
+
+def copied(summary, source):
+    """Share of a summary's word pairs that stand in the source, in the same order (footnote 9).
+
+    The longest common subsequence, found as the longest rising sequence of matching places.
+    """
+    ours, theirs = words(summary), words(source)
+    places = defaultdict(list)
+    for j in reversed(range(len(theirs) - 1)):
+        places[theirs[j], theirs[j + 1]].append(j)
+    rising = []                       # rising[k]: where a common sequence of k + 1 pairs may end
+    for pair in zip(ours, ours[1:], strict=False):
+        for j in places[pair]:
+            k = bisect_left(rising, j)
+            rising[k:k + 1] = [j]
+    return len(rising) / max(1, len(ours) - 1)
+
+
+# ------------------------------------------------------------------------- 3. what policies write
+
+def bar(total, name):
+    return tqdm(total=total, desc=name, unit="summary", leave=False)
+
+
+def write_greedily(policy, posts, cfg, name, examples=()):
+    """The summaries by which a policy is judged."""
+    room = policy.model.config.context - policy.response_length
+    with bar(len(posts), name) as progress:
+        return summarise(policy.model, policy.tokenizer, posts, examples=examples,
+                         limit_query=room if examples else policy.query_length,
+                         limit_response=policy.response_length, rows_at_once=cfg.rows_at_once,
+                         progress=progress)
+
+
+@torch.no_grad()
+def log_ratio(policy, reference, queries, responses, temperature, rows_at_once=128):
+    """log pi(summary) - log pi_reference(summary), nats; both GPTs. Returns: (B,) array."""
+    ratios = []
+    for start in range(0, len(queries), rows_at_once):
+        some = slice(start, start + rows_at_once)
+        rows = lay_out(queries[some], responses[some], policy.config.n_vocab)
+        rows = rows.to(policy.wte.weight.device)
+        ours, theirs = (token_logp(m(rows.tokens, at=rows.columns), rows.targets, temperature)
+                        for m in (policy, reference))                                # (b, R) each
+        ratios.append((ours - theirs).masked_fill(~rows.is_response, 0.0).sum(1))    # (b,)
+    return torch.cat(ratios).double().cpu().numpy()
+
+
+def sample_with_kl(model, supervised, posts, temperature, cfg, name):
+    """One sample a post at the rollout temperature, and how far such samples stray.
+
+    Returns: texts; the mean over posts of log pi(text) - log pi_sft(text), which is the KL
+    divergence from the supervised policy, in nats a summary.
+    """
+    queries = [encode_query(supervised.tokenizer, p, supervised.query_length) for p in posts]
+    with bar(len(posts), name) as progress:
+        responses = respond(model, queries, supervised.response_length, temperature, cfg.seed, "kl",
+                            rows_at_once=cfg.rows_at_once, progress=progress)
+    kl = log_ratio(model, supervised.model, queries, responses, temperature, cfg.rows_at_once)
+    return [decode_response(supervised.tokenizer, r) for r in responses], float(kl.mean())
+
+
+def describe(texts, posts, grades, won, length, seed):
+    """The report's numbers on one policy's greedy summaries.
+
+    grades: what `grade` said of them. won: (n,) against the reference. length: (n,) tokens.
+    """
+    overlap = [rouge(t, p["summary"]) for t, p in zip(texts, posts, strict=True)]
+    sources = [f"{p['title']}\n{p['article' if 'article' in p else 'post']}" for p in posts]
+    return {**win_rate(won, seed), "length": float(length.mean()),
+            "length_controlled_win_rate": 0.5, "kl": None,
+            **{key: float(np.mean([o[key] for o in overlap])) for key in overlap[0]},
+            "copied": float(np.mean([copied(t, s) for t, s in zip(texts, sources, strict=True)])),
+            "axes": {axis: float(grades[axis].mean()) if axis in grades else None for axis in AXES}}
+
+
+def compare(policies, posts, judge, cfg, data, device):
+    """Everything that greedy summaries tell.
+
+    policies: {name: Checkpoint}. Returns: the report's `policies`, `against_supervised`,
+    `difference` and `against` as a dict; {name: texts}.
+    """
+    examples = worked_examples(data, cfg.examples, cfg.seed) if "pretrained" in policies else ()
+    texts = {name: write_greedily(p, posts, cfg, name, examples if name == "pretrained" else ())
+             for name, p in policies.items()}
+    texts["reference"] = [p["summary"].strip() for p in posts]
+    encode = policies["supervised"].tokenizer.encode_ordinary
+    length = {name: np.array([len(encode(" " + t)) for t in some]) for name, some in texts.items()}
+    grades = {name: grade(judge, posts, some) for name, some in texts.items()}
+    overall = {name: g["overall"] for name, g in grades.items()}                     # (n,) each
+    won = {name: wins(o, overall["reference"]) for name, o in overall.items()}       # (n,) each
+    rows = {name: describe(texts[name], posts, grades[name], won[name], length[name], cfg.seed)
+            for name in texts}
+    for name, rate in length_controlled(
+            {n: won[n] for n in policies},
+            {n: np.log(length[n] / length["reference"]) for n in policies}).items():
+        rows[name]["length_controlled_win_rate"] = rate
+    found = {"policies": rows, "against_supervised": {
+        name: win_rate(wins(o, overall["supervised"]), cfg.seed)
+        for name, o in overall.items() if name != "supervised"}}
+    best = "human_feedback" if "human_feedback" in policies else "supervised"
+    if best == "human_feedback":
+        gain = won[best] - won["supervised"]                             # (n,) on the same posts
+        se, interval = bootstrap(gain, cfg.seed)
+        found["difference"] = {"mean": float(gain.mean()), "se": float(se), "95": interval}
+    if cfg.against:
+        other = write_greedily(load_checkpoint(cfg.against, device), posts, cfg, "against")
+        other = grade(judge, posts, other)["overall"]
+        found["against"] = {"policy": cfg.against, "ours": policies[best].folder,
+                            **win_rate(wins(overall[best], other), cfg.seed)}
+    return found, texts
+
+
+# ------------------------------------------------------------- 4. the reward model, and its misuse
+
+def reward_accuracy(reward, run, judge, data, cfg):
+    """How often the reward model agrees with labels it has not seen, and how often the judge does:
+    labels are noisy, so nobody can agree with all. None when there is no file of comparisons."""
+    path = Path(run) / "comparisons.jsonl"
+    path = path if path.exists() else Path(reward.flags["comparisons"])
+    if not path.exists():
+        return None
+    labels = read_comparisons(path, "valid2")
+    posts = [c["info"] for c in labels]
+    chosen, rejected = ([c["summaries"][c["choice"] ^ side]["text"] for c in labels]
+                        for side in (0, 1))
+    with bar(2 * len(labels), "reward model") as progress:
+        scores = np.array(score_texts(reward, posts * 2, chosen + rejected, cfg.rows_at_once,
+                                      progress)).reshape(2, -1)
+    right = wins(scores[0], scores[1])                                               # (n,)
+    pairs = list(zip(posts, chosen, rejected, strict=True))
+    if judge is judge_rouge:                    # its opinion needs the author's summary
+        own = {p["id"]: p for p in read_posts(data, "train")}
+        pairs = [(own[p["id"]], a, b) for p, a, b in pairs if p["id"] in own]
+    judged = [wins(judge(p, a)["overall"], judge(p, b)["overall"]) for p, a, b in pairs]
+    return {"accuracy": float(right.mean()), "accuracy_95": bootstrap(right, cfg.seed)[1],
+            "n": len(labels), "ceiling": float(np.mean(judged)) if judged else None}
+
+
+def please(reward, judge, posts, texts, cfg, sizes=(1,)):
+    """What the reward model and the judge think of summaries written to please the former.
+
+    texts: N for each post, post by post. Returns: for each n of `sizes` a dict of means over posts
+    of the best of n, as the reward model picks it. The predicted win rate is the mean of
+    sigmoid(score - score of the author's summary).
+    """
+    shape, own = (len(posts), -1), [p["summary"] for p in posts]
+    records = [p for p in posts for _ in range(len(texts) // len(posts))]
+    rm = np.reshape(score_texts(reward, records, texts, cfg.rows_at_once), shape)    # (P, N)
+    own_rm = np.reshape(score_texts(reward, posts, own, cfg.rows_at_once), shape)    # (P, 1)
+    gold = grade(judge, records, texts)["overall"].reshape(shape)                    # (P, N)
+    own_gold = grade(judge, posts, own)["overall"].reshape(shape)                    # (P, 1)
+    seen = {"rm": rm, "gold": gold, "win_rate": wins(gold, own_gold),
+            "predicted_win_rate": 1 / (1 + np.exp(own_rm - rm))}
+    return [{k: float(best_of(rm, v, n).mean()) for k, v in seen.items()} for n in sizes]
+
+
+def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature, cfg):
+    """Ways of pleasing the reward model more and more, each with its KL (Figures 5 and 7).
+
+    samples: (texts, kl) of the final policy, when there is one. Returns: the report's rows.
+    """
+    rows = []
+    if ppo:
+        final = ppo.flags["episodes"] // ppo.flags["batch"]
+        at = {"method": "ppo", "beta": ppo.flags["kl_coef"], "n": None}
+        runs = {}                                        # step: (texts, kl), in training's order
+        for path in sorted(Path(ppo.folder, "snapshots").glob("step-*.pt")):
+            model, step = build(ppo.model.config), int(path.stem[5:])
+            load_weights(model, path)
+            model.to(ppo.model.wte.weight.device)
+            if step < final:
+                runs[step] = sample_with_kl(model, supervised, posts, temperature, cfg, path.stem)
+        rows += [{**at, "kl": kl, "step": step, **please(reward, judge, posts, texts, cfg)[0]}
+                 for step, (texts, kl) in (runs | {final: samples}).items()]
+    posts, sizes = posts[:POOLS], [2 ** k for k in range(cfg.pool.bit_length())]     # 1, 2, 4, ...
+    with bar(len(posts) * cfg.pool, "best of n") as progress:
+        texts = summarise(supervised.model, supervised.tokenizer,
+                          [p for p in posts for _ in range(cfg.pool)], purpose="pool",
+                          limit_query=supervised.query_length, temperature=temperature,
+                          limit_response=supervised.response_length, seed=cfg.seed,
+                          rows_at_once=cfg.rows_at_once, progress=progress)
+    found = please(reward, judge, posts, texts, cfg, sizes)
+    return rows + [{"method": "best_of_n", "beta": None, "n": n, "kl": math.log(n) - (n - 1) / n,
+                    "step": None, **row} for n, row in zip(sizes, found, strict=True)]
+
+
+# ----------------------------------------------------------------------------------- 5. the report
+
+def load_policies(cfg, device):
+    """The finished policies of a run: {name in the report: Checkpoint}, supervised among them."""
+    if not cfg.run:
+        raise Problem("--run is missing: a folder of stages, such as runs/demo")
+    found = {name: load_checkpoint(Path(cfg.run) / folder, device)
+             for name, folder in FOLDERS.items()
+             if name == "supervised" or (Path(cfg.run) / folder / "model.pt").exists()}
+    for policy in found.values():
+        if not same_tokenizer(policy.tokenizer, found["supervised"].tokenizer):
+            raise Problem(f"{policy.folder} has another tokenizer than {cfg.run}/supervised: they "
+                          "are not of one run")
+    return found
+
+
+def choose_judge(cfg, posts):
+    """The judge's name. Raises: Problem for the toy world's judge on posts from elsewhere."""
+    foreign = next((p["id"] for p in posts if not p["id"].startswith("toy")), None)
+    if cfg.judge == "gold" and foreign:
+        raise Problem(f"--judge gold knows toy posts only, not {foreign!r}: use --judge rouge")
+    return cfg.judge if cfg.judge != "auto" else "rouge" if foreign else "gold"
+
+
+def seconds_of(run):
+    """How long each stage took, as each wrote down when it ended."""
+    def noted(name):
+        path = Path(run) / name
+        return json.loads(path.read_text()).get("seconds") or 0.0 if path.exists() else 0.0
+
+    # Labels cost the writing of the pairs and the answering.
+    return {"pretrained": noted("pretrained/config.json"),
+            "supervised": noted("supervised/config.json"),
+            "labels": noted("pairs.config.json") + noted("comparisons.config.json"),
+            "reward": noted("reward/config.json"), "ppo": noted("ppo/config.json")}
+
+
+def evaluate(cfg, device):
+    """The report as a dict, and one post with everybody's summary of it."""
+    began = time.perf_counter()
+    policies = load_policies(cfg, device)
+    supervised, ppo = policies["supervised"], policies.get("human_feedback")
+    data = cfg.data or supervised.flags["data"]
+    posts = held_out(data)
+    order = generator(cfg.seed, "evaluate").permutation(len(posts))
+    posts = [posts[i] for i in order[:cfg.posts]]
+    name, some = choose_judge(cfg, posts), posts[:cfg.samples]
+    judge = JUDGES[name]
+    found, texts = compare(policies, posts, judge, cfg, data, device)
+    report = {"judge": name, "data": str(data), **found, "reward_model": None,
+              "overoptimisation": []}
+
+    temperature = (ppo or supervised).flags.get("temperature", 1.0)
+    samples = ppo and sample_with_kl(ppo.model, supervised, some, temperature, cfg, "KL")
+    report["policies"]["supervised"]["kl"] = 0.0
+    if ppo:
+        report["policies"]["human_feedback"]["kl"] = samples[1]
+    if (Path(cfg.run) / "reward" / "model.pt").exists():
+        reward = load_reward(Path(cfg.run) / "reward", device, supervised.tokenizer)
+        report["reward_model"] = reward_accuracy(reward, cfg.run, judge, data, cfg)
+        report["overoptimisation"] = overoptimisation(supervised, ppo, samples, reward, judge, some,
+                                                      temperature, cfg)
+    seconds = {**seconds_of(cfg.run), "evaluate": time.perf_counter() - began}
+    report |= {"seed": cfg.seed, "seconds": {**seconds, "total": sum(seconds.values())}}
+    # Round every float, whatever it is nested in: five digits are more than the posts support.
+    report = json.loads(json.dumps(report), parse_float=lambda x: round(float(x), 5))
+    return report, (posts[0], {name: some[0] for name, some in texts.items()})
+
+
+def table(header, rows):
+    """Aligned columns: a Markdown table that reads well in a terminal too.
+
+    header: a list that holds the one row of titles; rows: lists of texts.
+    """
+    rows = header + rows
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [" | ".join(f"{cell:{'>' if i else '<'}{wide[i]}}" for i, cell in enumerate(row))
+             for row in rows]
+    rule = "|".join("-" * (w + 1) + ("-:"[i > 0]) for i, w in enumerate(wide))
+    return "\n".join(["| " + lines[0] + " |", f"|{rule}|"] + [f"| {line} |" for line in lines[1:]])
+
+
+def cell(x, form=".2f", interval=None):
+    """A number as a table shows it; None as a dash."""
+    if x is None:
+        return "-"
+    ends = f" [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]" if interval else ""
+    return (str(x) if isinstance(x, int) else format(x, form)) + ends
+
+
+def policy_table(report, brief=False):
+    """Policies and authors, one row each; brief: the columns that fit a narrow terminal."""
+    header = ["policy", "beats author", "same length", "beats supervised", "grade", "ROUGE-L",
+              "copied", "tokens", "KL"]
+    rows = []
+    for name, p in report["policies"].items():
+        rival = report["against_supervised"].get(name, {"win_rate": None, "win_rate_95": None})
+        rows.append([name.replace("_", " "), cell(p["win_rate"], ".1%", p["win_rate_95"]),
+                     cell(p["length_controlled_win_rate"], ".1%"),
+                     cell(rival["win_rate"], ".1%", rival["win_rate_95"]),
+                     cell(p["axes"]["overall"]), cell(p["rouge_l"], ".3f"),
+                     cell(p["copied"], ".0%"), cell(p["length"], ".1f"), cell(p["kl"], ".1f")])
+    kept = range(len(header)) if not brief else (
+        (0, 1, 2, 4, 7, 8) if report["judge"] == "gold" else (0, 3, 5, 6, 7, 8))
+    return table(*([[row[i] for i in kept] for row in part] for part in ([header], rows)))
+
+
+MEANING = """
+* **beats author**: share of posts on which the judge prefers this summary to the one by the post's
+  author; a tie is half. In brackets the 95 % interval, by drawing posts anew (bootstrap).
+* **same length**: that share if all summaries were as long as the author's (by regression).
+* **beats supervised**: share preferred to the supervised policy's summary.
+* **grade**: the judge's mean grade. **ROUGE-L**: words shared with the author's, in order.
+* **copied**: share of word pairs that stand in the post, in the same order.
+* **KL**: nats a summary from the supervised policy, when sampled."""
+
+
+def markdown(report, example):
+    """report.md: the tables, and what each number means."""
+    post, texts = example
+    parts = [f"# Report\n\n{report['policies']['reference']['n']} held-out posts of "
+             f"`{report['data']}`, summarised greedily; the judge is `{report['judge']}`.\n",
+             policy_table(report), MEANING]
+    if d := report.get("difference"):
+        low, high = d["95"]
+        parts += [f"\nHuman feedback's share minus supervised's, on the same posts: "
+                  f"{d['mean']:+.1%} (95 %: {low:+.1%} to {high:+.1%})."]
+    if a := report.get("against"):
+        parts += [f"\n`{a['ours']}` is preferred to `{a['policy']}` on "
+                  f"{cell(a['win_rate'], '.1%', a['win_rate_95'])} of {a['n']} posts."]
+    if report["judge"] == "gold":
+        parts += ["\n## Grades, 1 (worst) to 7 (best)\n", table([["policy", *AXES]], [
+            [name.replace("_", " "), *(cell(p["axes"][a]) for a in AXES)]
+            for name, p in report["policies"].items()])]
+    if r := report["reward_model"]:
+        parts += [f"\n## The reward model\n\nIt agrees with "
+                  f"{cell(r['accuracy'], '.1%', r['accuracy_95'])} of {r['n']} labels it has not "
+                  f"seen. Labels are noisy: the judge agrees with {cell(r['ceiling'], '.1%')}."]
+    if rows := report["overoptimisation"]:
+        keys = {"method": "", "n": "", "step": "", "kl": ".2f", "rm": "+.2f", "gold": ".2f",
+                "win_rate": ".1%", "predicted_win_rate": ".1%"}
+        parts += ["\n## Pleasing the reward model\n\nSampled summaries: the reward model's score "
+                  "(rm) and predicted win rate, beside\nthe judge's grade (gold) and the true win "
+                  "rate. Where they part, optimising has\ngone too far.\n",
+                  table([list(keys)], [[cell(row[k], form) for k, form in keys.items()]
+                                     for row in rows])]
+    text = f"{post['title']}\n\n{post['article' if 'article' in post else 'post']}"
+    parts += ["\n## One post\n", *("> " + line for line in text.split("\n")), "",
+              *(f"* **{name.replace('_', ' ')}**: {summary}" for name, summary in texts.items()),
+              "\n## Seconds\n", table([list(report["seconds"])], [
+                  [f"{s:.0f}" for s in report["seconds"].values()]])]
+    return "\n".join(parts) + "\n"
+
+
+def draw(report, log, out):
+    """report.png and report.svg: win rates, and score and KL over PPO's training.
+
+    log: the lines of PPO's log.jsonl, may be empty. Raises: Problem without matplotlib.
+    """
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise Problem(f"{out}: report.json and report.md are written; for the figure, "
+                      "`pip install matplotlib`") from None
+    blue, orange, grey = "#0072B2", "#D55E00", "#999999"     # told apart by all eyes (Okabe, Ito)
+    rivals = ("policies", "the human reference") if report["judge"] == "gold" else (
+        "against_supervised", "the supervised policy")
+    bars = {name: report[rivals[0]][name] for name in FOLDERS if name in report[rivals[0]]}
+    with pyplot.rc_context({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False,
+                            "svg.hashsalt": "report"}):
+        page = pyplot.figure(figsize=(11, 4.6), layout="constrained")
+        grid = page.add_gridspec(2, 2)
+        left, top, bottom = (page.add_subplot(g) for g in (grid[:, 0], grid[0, 1], grid[1, 1]))
+        for i, (name, row) in enumerate(bars.items()):
+            rate, (low, high) = row["win_rate"], row["win_rate_95"]
+            left.bar(i, rate, 0.62, color=blue if name == "human_feedback" else grey,
+                     yerr=[[rate - low], [high - rate]], capsize=6, error_kw={"lw": 1.8})
+            left.text(i, high + 0.025, f"{rate:.0%}", ha="center", weight="bold",
+                      bbox=dict(color="white", pad=1))
+        left.axhline(0.5, color="black", lw=1.2, ls="--", zorder=0)
+        left.set(xticks=range(len(bars)), xticklabels=[name.replace("_", "\n") for name in bars],
+                 ylim=(0, 1.08), yticks=[0, .25, .5, .75, 1], title=f"Preferred to {rivals[1]}")
+        left.yaxis.set_major_formatter("{x:.0%}")
+        episodes = [line["episodes"] for line in log]
+        top.plot(episodes, [line["score"] for line in log], color=blue, lw=2.4)
+        bottom.plot(episodes, [line["kl"] for line in log], color=orange, lw=2.4)
+        top.set(title="While PPO trains", ylabel="reward model")
+        top.tick_params(labelbottom=False)
+        bottom.set(xlabel="summaries written", ylabel="KL, nats")
+        page.savefig(out / "report.png", dpi=150)
+        page.savefig(out / "report.svg", metadata={"Date": None})
+        pyplot.close(page)
+
+
+def main(argv=None):
+    """Measure, write, print, draw: in this order, so that nothing is lost on the way."""
+    cfg = parse(Config, {}, argv, __doc__)
+    if min(cfg.posts, cfg.samples, cfg.pool, cfg.rows_at_once) < 1 or cfg.examples < 0:
+        raise Problem("--posts, --samples, --pool, --rows-at-once count from 1, --examples from 0")
+    with join_world(cfg.device) as world, mixed(world):
+        report, example = evaluate(cfg, world.device)
+    out, log = Path(cfg.out or Path(cfg.run) / "report"), Path(cfg.run) / "ppo" / "log.jsonl"
+    write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    write_atomically(out / "report.md", markdown(report, example))
+    print(policy_table(report, brief=True))
+    draw(report, [line for _, line in read_jsonl(log)] if log.exists() else [], out)
+    print(f"\n{out / 'report.md'} says what it means ({report['seconds']['evaluate']:.0f} s)")
+
+
+if __name__ == "__main__":
+    entry(main)

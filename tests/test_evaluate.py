@@ -1,0 +1,253 @@
+"""Chapter 9: the statistics against brute force, and a whole report."""
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_sample import make_checkpoint, make_data
+
+import evaluate
+import label
+import ppo
+import sample
+from data import encode_query, encode_response, load_tokenizer, write_jsonl
+from evaluate import best_of, bootstrap, cell, copied, length_controlled, log_ratio, table, wins
+from model import load_model, token_logp
+from runtime import Problem, config_of, save_tensors, write_atomically
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A finished run of random weights: run/ with every stage, and the same run half done."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    data, run = make_data(folder / "data", posts=60), folder / "run"
+    make_checkpoint(run / "pretrained", data)
+    make_checkpoint(run / "supervised", data)
+    make_checkpoint(run / "reward", data, "scalar")
+    make_checkpoint(run / "ppo", data, seed=1, episodes=40, batch=10, kl_coef=0.05, temperature=0.9)
+    save_tensors(run / "ppo/snapshots/step-000002.pt", load_model(run / "supervised").state_dict())
+    write_jsonl(run / "ppo/log.jsonl", [{"step": i, "episodes": 10 * i, "score": i, "kl": i}
+                                        for i in range(4)])
+    sample.main(["--policy", str(run / "supervised"), "--pairs", "60", "--device", "cpu",
+                 "--out", str(run / "pairs.jsonl")])
+    label.main(["simulate", "--pairs", str(run / "pairs.jsonl"),
+                "--out", str(run / "comparisons.jsonl")])
+    make_checkpoint(folder / "half/supervised", data)
+    return folder
+
+
+def report_of(world, *flags, run="run"):
+    evaluate.main(["--run", str(world / run), "--device", "cpu", "--pool", "4", *map(str, flags)])
+    out = dict(zip(flags[::2], flags[1::2], strict=True)).get("--out", world / run / "report")
+    return json.loads((out / "report.json").read_text())
+
+
+# ------------------------------------------------------------------------------------- statistics
+
+def test_a_tie_counts_half():
+    assert wins([2, 1, 1], [1, 1, 2]).tolist() == [1, 0.5, 0]
+
+
+def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says():
+    rng, hits = np.random.default_rng(0), 0
+    for i in range(200):
+        values = rng.choice([0, 0.5, 1], size=80, p=[0.3, 0.2, 0.5])           # mean 0.6, with ties
+        low, high = bootstrap(values, i, resamples=300)[1]
+        hits += low <= 0.6 <= high
+    assert 0.90 <= hits / 200 <= 0.99
+
+
+def test_the_bootstrap_is_of_its_seed_and_its_error_is_the_textbooks():
+    values = np.random.default_rng(0).normal(size=500)
+    assert bootstrap(values, 1) == bootstrap(values, 1) != bootstrap(values, 2)
+    assert bootstrap(values, 1)[0] == pytest.approx(values.std() / math.sqrt(500), rel=0.05)
+
+
+def test_length_control_recovers_a_planted_effect():
+    rng, planted, preferred, ratio = np.random.default_rng(0), {"a": 0.4, "b": -0.8}, {}, {}
+    for name, constant in planted.items():
+        ratio[name] = rng.normal(0.5 if name == "a" else -0.3, 0.4, 20_000)    # a is long, b short
+        p = 1 / (1 + np.exp(-(constant + 2.0 * ratio[name])))
+        preferred[name] = (rng.random(20_000) < p).astype(float)
+    found = length_controlled(preferred, ratio)
+    assert preferred["a"].mean() > 0.75                                        # length helps a
+    for name, constant in planted.items():
+        assert found[name] == pytest.approx(1 / (1 + math.exp(-constant)), abs=0.015)
+
+
+def test_without_a_length_effect_length_control_changes_nothing():
+    won = {"a": np.array([1, 0.5, 0.5, 1, 0, 1])}
+    assert length_controlled(won, {"a": np.zeros(6)})["a"] == pytest.approx(4 / 6, abs=1e-3)
+
+
+def test_length_control_survives_a_policy_that_never_wins_or_never_loses():
+    won = {"never": np.zeros(50), "always": np.ones(50)}
+    found = length_controlled(won, {name: np.linspace(-1, 1, 50) for name in won})
+    assert found["never"] < 0.01 and found["always"] > 0.99
+
+
+def test_best_of_n_equals_enumeration_of_every_subset():
+    rng = np.random.default_rng(0)
+    scores, values = rng.normal(size=(3, 6)), rng.normal(size=(3, 6))
+    for n in range(1, 7):
+        for row in range(3):
+            picks = [max(some, key=lambda i: scores[row, i])
+                     for some in itertools.combinations(range(6), n)]
+            assert best_of(scores, values, n)[row] == pytest.approx(values[row, picks].mean())
+
+
+def test_copied_counts_word_pairs_in_the_posts_order():
+    assert copied("my dog ate it", "Yesterday my dog ate my shoe") == pytest.approx(2 / 3)
+    assert copied("ate my shoe. my dog", "my dog ate my shoe") == 2 / 4       # not both orders
+    assert copied("a cat", "my dog ate my shoe") == 0
+    assert copied("", "my dog") == copied("dog", "my dog") == 0
+    assert copied("My dog ate", "my dog ate") == 1
+    assert copied("a b a b", "a b") == 1 / 3                             # not one place twice
+
+
+def test_kl_is_the_difference_of_two_models_log_probabilities(world):
+    a, b = (load_model(world / "run" / name) for name in ("ppo", "supervised"))
+    queries, responses = [[5, 6, 7], [8]], [[9, 10], [11, 12, 13]]
+    found = log_ratio(a, b, queries, responses, 0.7, rows_at_once=1)
+    for row, (q, r) in enumerate(zip(queries, responses, strict=True)):
+        tokens, n = torch.tensor([q + r]), len(q)
+        logp = [token_logp(m(tokens)[:, n - 1:-1], torch.tensor([r]), 0.7).sum() for m in (a, b)]
+        assert found[row] == pytest.approx((logp[0] - logp[1]).item(), abs=1e-4)
+    assert log_ratio(a, a, queries, responses, 0.7).tolist() == [0, 0]
+
+
+# ---------------------------------------------------------------------------------------- reports
+
+def test_a_report_has_the_promised_keys(world, tmp_path, capsys):
+    report = report_of(world, "--out", tmp_path)
+    assert set(report["policies"]) == {"pretrained", "supervised", "human_feedback", "reference"}
+    for name, p in report["policies"].items():
+        assert p["n"] == 8 and p["win_rate_95"][0] <= p["win_rate"] <= p["win_rate_95"][1]
+        assert set(p["axes"]) == {"coverage", "accuracy", "coherence", "overall"}
+        assert {"length", "length_controlled_win_rate", "rouge_l", "kl"} <= set(p)
+        assert (p["kl"] is None) == (name in ("pretrained", "reference"))
+    assert report["policies"]["reference"]["win_rate"] == 0.5
+    assert report["policies"]["reference"]["rouge_l"] == 1
+    assert set(report["reward_model"]) == {"accuracy", "accuracy_95", "n", "ceiling"}
+    rows = report["overoptimisation"]
+    assert [(r["method"], r["n"], r["step"]) for r in rows] == [
+        ("ppo", None, 2), ("ppo", None, 4), ("best_of_n", 1, None), ("best_of_n", 2, None),
+        ("best_of_n", 4, None)]
+    assert all(list(r) == ["method", "beta", "n", "kl", "step", "rm", "gold", "win_rate",
+                           "predicted_win_rate"] for r in rows)
+    assert rows[0]["kl"] == 0 < rows[1]["kl"]             # this snapshot is still supervised
+    assert rows[2]["rm"] < rows[3]["rm"] < rows[4]["rm"]       # more to choose from
+    assert list(report["seconds"]) == ["pretrained", "supervised", "labels", "reward", "ppo",
+                                       "evaluate", "total"]
+    assert report["seconds"]["total"] == pytest.approx(sum(list(report["seconds"].values())[:-1]),
+                                                       abs=1e-3)
+    for name in ("report.md", "report.png", "report.svg"):
+        assert (tmp_path / name).stat().st_size > 500
+    assert "human feedback" in capsys.readouterr().out
+
+
+def test_same_seed_same_report(world, tmp_path):
+    one, two = (report_of(world, "--out", tmp_path / name) for name in "ab")
+    del one["seconds"], two["seconds"]
+    assert one == two
+    assert (tmp_path / "a/report.svg").read_bytes() == (tmp_path / "b/report.svg").read_bytes()
+
+
+def test_an_unfinished_run_reports_what_exists(world):
+    report = report_of(world, run="half")
+    assert set(report["policies"]) == {"supervised", "reference"}
+    assert report["reward_model"] is None and report["overoptimisation"] == []
+
+
+def test_against_itself_a_policy_ties(world, tmp_path):
+    report = report_of(world, "--out", tmp_path, "--against", world / "run/ppo")
+    assert report["against"]["win_rate"] == 0.5 and report["against"]["n"] == 8
+
+
+def test_the_difference_is_between_win_rates_on_the_same_posts(world, tmp_path):
+    report = report_of(world, "--out", tmp_path)
+    hf, supervised = (report["policies"][n]["win_rate"] for n in ("human_feedback", "supervised"))
+    assert report["difference"]["mean"] == pytest.approx(hf - supervised, abs=1e-4)
+
+
+def test_real_posts_are_judged_by_rouge(world, tmp_path):
+    """Renamed toy posts are real ones: nobody beats the author, and rouge agrees with itself."""
+    data = make_data(tmp_path / "data", posts=60)
+    for path in data.glob("*.jsonl"):
+        path.write_text(path.read_text().replace('"id": "toy', '"id": "t3'))
+    run = tmp_path / "run"
+    make_checkpoint(run / "supervised", data)
+    make_checkpoint(run / "ppo", data, seed=1, episodes=4, batch=2, kl_coef=0.05, temperature=1.0)
+    make_checkpoint(run / "reward", data, "scalar")
+    sample.main(["--policy", str(run / "supervised"), "--pairs", "60", "--device", "cpu",
+                 "--out", str(run / "pairs.jsonl"), "--with-reference", "1"])
+    label.main(["simulate", "--pairs", str(run / "pairs.jsonl"), "--labeller", "rouge",
+                "--out", str(run / "comparisons.jsonl")])
+    report = report_of(tmp_path)
+    assert report["judge"] == "rouge" and report["reward_model"]["ceiling"] == 1
+    assert report["policies"]["human_feedback"]["win_rate"] == 0
+    assert report["policies"]["human_feedback"]["axes"]["coverage"] is None
+    assert 0 <= report["against_supervised"]["human_feedback"]["win_rate"] <= 1
+    with pytest.raises(Problem, match="--judge rouge"):
+        report_of(tmp_path, "--judge", "gold")
+
+
+def test_kl_of_the_report_is_the_one_that_ppo_logs(world):
+    """The same row's summary, temperature and networks: sum over tokens of log pi - log pi_sft."""
+    policy, reference = (load_model(world / "run" / n) for n in ("ppo", "supervised"))
+    tokenizer = load_tokenizer(world / "run/ppo")
+    post = {"subreddit": "a", "title": "b", "post": "My sister sold my bike."}
+    query = encode_query(tokenizer, post, 300)
+    response = encode_response(tokenizer, "she did", 12)
+    rows = evaluate.lay_out([query], [response], tokenizer.n_vocab)
+    logp = [token_logp(m(rows.tokens, at=rows.columns), rows.targets, 0.9).detach()
+            for m in (policy, reference)]
+    zero = torch.zeros(1)
+    rollout = ppo.Rollout(rows.tokens, rows.columns, rows.is_response, *logp, logp[0], zero)
+    total = ppo.token_rewards(rollout, kl_coef=1.0).sum().item()
+    assert log_ratio(policy, reference, [query], [response], 0.9)[0] == pytest.approx(-total, 1e-4)
+
+
+def test_a_table_is_aligned_and_shows_what_is_missing_as_a_dash():
+    lines = table([["policy", "rate"]], [["a", cell(0.5, ".1%", [0.4, 0.61])], ["b", cell(None)]])
+    assert len({len(line) for line in lines.split("\n")}) == 1
+    assert "50.0% [40, 61]" in lines and lines.split("\n")[-1].endswith(" - |")
+
+
+def test_without_matplotlib_the_numbers_are_kept(world, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(Problem, match="pip install matplotlib"):
+        report_of(world, "--out", tmp_path)
+    assert (tmp_path / "report.json").exists() and (tmp_path / "report.md").exists()
+
+
+def test_stages_of_two_runs_are_not_mixed(world, tmp_path):
+    other = make_data(tmp_path / "data", vocab=280)
+    make_checkpoint(tmp_path / "run/supervised", world / "data")
+    make_checkpoint(tmp_path / "run/ppo", other)
+    with pytest.raises(Problem, match="another tokenizer"):
+        report_of(tmp_path)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--run", ""], "--run is missing"), (["--run", "/nowhere"], "nowhere/supervised"),
+    (["--posts", "0"], "--posts"), (["--judge", "me"], "--judge"), (["--against", "/no"], "/no"),
+])
+def test_a_mistake_is_answered_in_one_line(world, flags, words):
+    with pytest.raises(Problem, match=words):
+        evaluate.main(["--run", str(world / "half"), "--device", "cpu", *flags])
+
+
+def test_a_broken_log_is_named_after_the_numbers_are_kept(world, tmp_path):
+    log = world / "run/ppo/log.jsonl"
+    kept = log.read_text()
+    write_atomically(log, kept + "{broken\n")
+    try:
+        with pytest.raises(Problem, match="log.jsonl, line 5"):
+            report_of(world, "--out", tmp_path)
+    finally:
+        write_atomically(log, kept)
+    assert (tmp_path / "report.json").exists()
+    assert config_of(world / "run/ppo")["seconds"] == 1.5
