@@ -1,0 +1,77 @@
+# make demo            toy posts, from nothing to a report, in some minutes     (make demo SEED=1)
+# make test            the tests
+# make clean           forget the demo's runs and data; .venv stays
+#
+# Every stage is a file that the next one needs: what is finished is not done again, and what was
+# interrupted goes on where it stopped.
+
+SEED ?= 0
+DATA ?= data/toy-$(SEED)
+RUN ?= runs/demo-$(SEED)
+PYTHON ?= python3
+# What the demo trains; a shrunk one types less here.
+PAIRS ?= 5000
+POSTS ?= 1000
+PPO ?=
+
+PY = .venv/bin/python
+READY = .venv/ready
+.DELETE_ON_ERROR:
+.PHONY: demo test clean here
+
+demo: here $(RUN)/report/report.json
+	@echo
+	@echo "The whole report: $(RUN)/report/report.md.  Now try:"
+	@echo "    $(PY) sample.py --policy runs/demo/ppo"
+
+# runs/demo and data/toy always name the seed that was asked for last.
+here:
+	@mkdir -p runs data
+	@ln -sfn demo-$(SEED) runs/demo
+	@ln -sfn toy-$(SEED) data/toy
+
+test: $(READY)
+	$(PY) -m pytest -q
+
+clean:
+	rm -rf runs/demo* data/toy*
+
+$(READY): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: Python 3.10 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv || \
+	  { echo "error: python3 -m venv does not work here: install it (Debian: apt install python3-venv)" >&2; exit 2; }
+	@echo "installing torch, numpy, tiktoken, tqdm, matplotlib, pytest into .venv (once)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt || \
+	  { echo "error: the packages of requirements-dev.txt could not be installed: is there a network?" >&2; exit 2; }
+	@touch $@
+
+$(DATA)/train.jsonl: | $(READY)
+	$(PY) toy.py --out $(DATA) --seed $(SEED)
+
+$(DATA)/tokenizer.tiktoken: $(DATA)/train.jsonl
+	$(PY) data.py tokenizer --data $(DATA) --vocab 1280
+
+$(RUN)/pretrained/model.pt: $(DATA)/tokenizer.tiktoken
+	$(PY) sft.py --preset toy --data $(DATA) --loss-on all --seed $(SEED) --out $(RUN)/pretrained --resume
+
+$(RUN)/supervised/model.pt: $(RUN)/pretrained/model.pt
+	$(PY) sft.py --preset toy --data $(DATA) --loss-on summary --init $(RUN)/pretrained \
+	  --seed $(SEED) --out $(RUN)/supervised --resume
+
+$(RUN)/pairs.jsonl: $(RUN)/supervised/model.pt
+	$(PY) sample.py --policy $(RUN)/supervised --data $(DATA) --pairs $(PAIRS) --seed $(SEED) --out $@
+
+$(RUN)/comparisons.jsonl: $(RUN)/pairs.jsonl
+	$(PY) label.py simulate --pairs $< --seed $(SEED) --out $@
+
+$(RUN)/reward/model.pt: $(RUN)/comparisons.jsonl
+	$(PY) reward.py --preset toy --init $(RUN)/supervised --comparisons $< --seed $(SEED) \
+	  --out $(RUN)/reward --resume
+
+$(RUN)/ppo/model.pt: $(RUN)/reward/model.pt
+	$(PY) ppo.py --preset toy --policy $(RUN)/supervised --reward $(RUN)/reward --data $(DATA) \
+	  --seed $(SEED) --out $(RUN)/ppo --resume $(PPO)
+
+$(RUN)/report/report.json: $(RUN)/ppo/model.pt
+	$(PY) evaluate.py --run $(RUN) --data $(DATA) --posts $(POSTS) --out $(RUN)/report
