@@ -18,7 +18,7 @@ each a share from 0 to 1, and multiplies, so that no axis can be bought with ano
 What authors *usually* write (what happened, an exaggeration, thanks for reading) is not what
 readers want. A model that imitates them is mediocre, and human feedback has something to teach.
 
-    python toy.py --out data/toy          (5 s; data/toy/news is a second world, to transfer to)
+    python toy.py --out data/toy          (10 s; data/toy/news is a second world, to transfer to)
 
 Before: data.py, the formats.    After: model.py.
 """
@@ -57,8 +57,8 @@ OBJECTS = """bike car tent lamp boat ring coat book desk sofa cake drum harp fan
     hat kite bed chair phone watch guitar camera laptop mirror wallet""".split()
 PLACES = """bar gym lake park zoo pool farm mall beach church market station hotel
     office""".split()
-TIMES = ["yesterday", "last week", "last night", "last month", "last year", "on Monday", "on Friday",
-    "on Sunday", "two days ago", "an hour ago", "a month ago", "this morning"]
+TIMES = ["yesterday", "last week", "last night", "last month", "last year", "on Monday",
+    "on Friday", "on Sunday", "two days ago", "an hour ago", "a month ago", "this morning"]
 EXCUSES = ["it was a joke", "it was a dare", "it was a test", "it was a gift", "it was a mistake",
     "the dog did it", "the kids did it", "a ghost did it", "everyone does it",
     "nobody was using it", "it was the law", "there was no other way"]
@@ -238,8 +238,8 @@ def write_post(f, rng):
 def ideal(facts):
     """The summary no reader can improve on: every fact of the post, once, in the plainest words."""
     forms = NEWS_SUMMARY if facts.actor in WORKERS else SUMMARY
-    return " ".join(fill(forms[s][0], facts) for s in ("event", "excuse", "feeling", "ask")
-                    if s == "event" or getattr(facts, s))
+    parts = ["event", *(s for s in ("excuse", "feeling", "ask") if getattr(facts, s))]
+    return " ".join(fill(forms[part][0], facts) for part in parts)
 
 
 def write_summary(f, rng):
@@ -382,8 +382,9 @@ def allowed(facts):
 
 def needed(facts, slots):
     """Words that the ideal summary spends on these facts: "at the gym" 3, "should I move out" 4."""
-    frame = {"actor": 1, "owner": facts.owner != "me", "place": 2, "feeling": 2, "ask": 2,
-             "excuse": 2 if facts.actor in PRONOUN else 3}
+    news = facts.actor in WORKERS                 # "the nurse says", "the town will": a word more
+    frame = {"actor": 1, "owner": facts.owner != "me", "place": 2, "feeling": 2,
+             "excuse": 2 + news, "ask": 2 + news}
     return sum(frame.get(slot, 0) + len(getattr(facts, slot).split()) for slot in slots)
 
 
@@ -560,8 +561,8 @@ def draw(seed, split, row, news=False):
 def pretraining_text(seed, row):
     """A post or an article as found on the web -> record.
 
-    Most come back to some facts at the end, in any order, as an EDIT: from these a network learns to
-    look back and copy. One in ten ends with a careless TL;DR. The events are those of the train
+    Most come back to some facts at the end, in any order, as an EDIT: from these a network learns
+    to look back and copy. One in ten ends with a careless TL;DR. The events are those of the train
     split; the SUBREDDIT: ... template never occurs.
     """
     facts, record = draw(seed, "pretrain", row, news=row % 2 == 1)
@@ -570,7 +571,7 @@ def pretraining_text(seed, row):
     text += source(record)
     if rng.random() < .9:
         forms = NEWS_SUMMARY if facts.actor in WORKERS else SUMMARY
-        parts = [s for s in ("event", "excuse", "feeling", "ask") if s == "event" or getattr(facts, s)]
+        parts = ["event", *(s for s in ("excuse", "feeling", "ask") if getattr(facts, s))]
         text += "\n\nEDIT: " + " ".join(fill(rng.choice(forms[s]), facts)
                                         for s in rng.sample(parts, rng.randint(2, len(parts))))
     text += "\n\nTL;DR: " + fill(rng.choice(CARELESS), facts) if rng.random() < .1 else ""
