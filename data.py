@@ -488,14 +488,16 @@ class Batches:
 
     Every epoch is a permutation of its own. Rows of like length go together, which saves padding,
     but only within a window of 50 batches, and those are shuffled: sorted as a whole, neighbouring
-    steps would all learn from posts of one length. Rows that fill no last batch sit the epoch out.
+    steps would all learn from posts of one length (PPO, with its few large batches, sorts each
+    batch alone: window = 1). Rows that fill no last batch sit the epoch out.
     """
 
-    def __init__(self, lengths, batch, seed):
+    def __init__(self, lengths, batch, seed, window=50):
         if not 0 < batch <= len(lengths):
             raise Problem(f"a batch of {batch} cannot be filled from {len(lengths)} rows: "
                           "choose another batch size, or give more data")
         self.lengths, self.batch, self.seed = np.asarray(lengths), batch, seed
+        self.window = window * batch           # rows
         self.steps_per_epoch = len(lengths) // batch
         self.epoch, self.plan = None, None
 
@@ -506,13 +508,13 @@ class Batches:
             self.epoch, self.plan = epoch, self.plan_of(epoch)
         return self.plan[i]
 
-    def plan_of(self, epoch, window=50):
+    def plan_of(self, epoch):
         """All batches of an epoch: (steps_per_epoch, batch) int64."""
         rng = generator(self.seed, "batches", epoch)
         rows = rng.permutation(len(self.lengths))[:self.steps_per_epoch * self.batch]
-        plan, size = [], window * self.batch
-        for first in range(0, len(rows), size):
-            some = rows[first:first + size]
+        plan = []
+        for first in range(0, len(rows), self.window):
+            some = rows[first:first + self.window]
             by_length = some[np.argsort(self.lengths[some], kind="stable")]
             plan.append(rng.permutation(by_length.reshape(-1, self.batch)))    # moves whole batches
         return np.concatenate(plan).astype(np.int64)

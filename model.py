@@ -139,7 +139,7 @@ class GPT(nn.Module):
         if config.head == "scalar":
             self.head = nn.Linear(config.width, 1)
         self.apply(self._init)
-        for block in self.blocks:                # 2 * layers additions: keep their sum's size, GPT-2
+        for block in self.blocks:               # 2 * layers additions: keep their sum's size, GPT-2
             for last in (block.attention.out, block.down):
                 nn.init.normal_(last.weight, std=(2 * config.layers * last.in_features) ** -0.5)
 
@@ -155,7 +155,7 @@ class GPT(nn.Module):
             nn.init.normal_(module.weight, std=fan_in ** -0.5)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            # DIFFERS: positions whisper, at a tenth of the tokens' size (the paper's code: half), so
+            # DIFFERS: positions whisper, at a tenth of the tokens' size (paper's code: half), so
             # that attention starts out looking at words; copying appears in half the steps.
             quiet = 0.1 if module is self.wpe else 1.0
             nn.init.normal_(module.weight, std=quiet * self.config.width ** -0.5)
@@ -183,7 +183,7 @@ class GPT(nn.Module):
         *blocks, last = self.blocks
         for i, block in enumerate(blocks):
             x = block(x, None, seen, cache and cache.layer(i))
-        if at is not None:       # nobody looks past the last block: it runs on the read columns only
+        if at is not None:      # nobody looks past the last block: it runs on the read columns only
             seen = (columns[:, None] <= at[..., None])[:, None]                      # (B, 1, R, T)
         x = last(x, at, seen, cache and cache.layer(-1))                             # (B, R, C)
         x = self.norm(x)
@@ -192,7 +192,7 @@ class GPT(nn.Module):
             if self.config.head == "scalar":
                 return F.linear(x, self.head.weight.to(x), self.head.bias.to(x))[..., 0]   # (B, R)
             # The one place where padding's rows leave the vocabulary.
-            return F.linear(x, self.wte.weight[:self.config.n_vocab].to(x))                # (B, R, V)
+            return F.linear(x, self.wte.weight[:self.config.n_vocab].to(x))              # (B, R, V)
 
 
 def build(config, seed=0):
@@ -270,7 +270,7 @@ class Cache:
     def __init__(self, model, lengths, total):
         c, like = model.config, model.wte.weight
         shape = (c.layers, 2, len(lengths), total, c.heads, c.width // c.heads)
-        self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)  # (layers, 2, B, S, H, D)
+        self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)  # (L, 2, B, S, H, D)
         self.columns = lengths - 1                       # (B,) long, the newest token of each row
         self.reach = int(lengths.max()) - 1              # the largest of them, known to the host
         self.filled = False
@@ -293,7 +293,7 @@ class _Layer:
     """One layer's part of a Cache."""
 
     def __init__(self, cache, kv):
-        self.cache, self.kv = cache, kv                                              # (2, B, S, H, D)
+        self.cache, self.kv = cache, kv                                            # (2, B, S, H, D)
 
     def extend(self, k, v):
         """Store the new keys and values (B, T, H, D); returns what the queries may attend to."""
@@ -307,7 +307,7 @@ class _Layer:
 
 
 def choose(logits, temperature=1.0, u=None):
-    """One token a row by inverting the cumulative distribution at u, or the likeliest when u is None.
+    """One token a row by inverting the cumulative distribution at u; the likeliest when u is None.
 
     logits: (B, V). u: (B,) in [0, 1). Returns: tokens (B,) long and their log-probs (B,), nats.
     """
@@ -379,8 +379,8 @@ def load_model(folder, device="cpu", head=None, seed=0):
     """
     path, known = Path(folder) / "model.pt", config_of(folder)
     if "model" not in known:
-        raise Problem(f"{folder}/config.json describes no network: is it a run of sft.py, reward.py "
-                      "or ppo.py?")
+        raise Problem(f"{folder}/config.json describes no network: is it a run of sft.py, "
+                      "reward.py or ppo.py?")
     config = ModelConfig(**known["model"])
     model = build(ModelConfig(**{**asdict(config), "head": head or config.head}), seed)
     load_weights(model, path, fresh=("head.",) if head not in (None, config.head) else ())
@@ -399,8 +399,8 @@ def load_weights(model, path, fresh=()):
     for name in sorted(own.keys() | weights.keys()):
         a, b = (tuple(d[name].shape) if name in d else None for d in (own, weights))
         if a != b:
-            raise Problem(f"{path} does not fit: {name} is {b}, the network wants {a}; it comes from "
-                          "another size or another kind of stage")
+            raise Problem(f"{path} does not fit: {name} is {b}, the network wants {a}; it comes "
+                          "from another size or another kind of stage")
     model.load_state_dict(weights, strict=False)
 
 
@@ -411,7 +411,8 @@ def main(argv=None):
         with torch.device("meta"):
             model = GPT(sized(name, 50257))
         count = sum(p.numel() for p in model.parameters())
-        print(f"{name:12} {size.layers:6} {size.width:6} {size.heads:6} {size.context:8} {count:15,}")
+        layers, width, heads, context = size
+        print(f"{name:12} {layers:6} {width:6} {heads:6} {context:8} {count:15,}")
 
 
 if __name__ == "__main__":

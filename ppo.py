@@ -2,9 +2,9 @@
 
     R(post, summary) = r(post, summary) - beta * log[ pi(summary | post) / pi_sft(summary | post) ]
 
-PPO (Schulman et al. 2017) raises the reward R of the policy's own summaries (sections 3.4, B.1). One
-iteration: write a batch of summaries; let the reward model score them; let the critic say what it
-had expected before each token; and make tokens that did better than expected likelier, in small
+PPO (Schulman et al. 2017) raises the reward R of the policy's own summaries (sections 3.4, B.1).
+One iteration: write a batch of summaries; let the reward model score them; let the critic say what
+it had expected before each token; and make tokens that did better than expected likelier, in small
 clipped steps. Four networks of one architecture take part:
 
     policy      trained     starts as the supervised policy
@@ -90,8 +90,8 @@ class Config(Common):
     snapshot_every: int = flag(0, "iterations between copies of the policy in snapshots/; 0: none")
 
 
-PRESETS = {     # the paper's in the last two rows (Table in appendix B.1); silent there: 2019's code
-    "toy": dict(query_length=256, temperature=1.0, episodes=6400, batch=256, minibatches=4,
+PRESETS = {     # the paper's in the last two rows (appendix B.1); silent there: 2019's code
+    "toy": dict(query_length=256, temperature=1.0, episodes=3840, batch=256, minibatches=4,
                 rollout_batch=128, micro_batch=64, lr=3e-4, save_every=5),
     "laptop": dict(query_length=320, response_length=32, temperature=1.0, episodes=12800, batch=256,
                    minibatches=4, rollout_batch=64, micro_batch=64, lr=1e-4, save_every=5),
@@ -131,7 +131,8 @@ def roll_out(policy, reference, critic, reward, queries, ids, step, cfg, world):
             if world.device.type == "cuda":
                 # In bf16 a cached decode differs from a full forward by 1e-2, which the ratio would
                 # take for learning: there the same forward as the update's says what was old.
-                logp = token_logp(policy(rows.tokens, at=rows.columns), rows.targets, cfg.temperature)
+                logp = token_logp(policy(rows.tokens, at=rows.columns), rows.targets,
+                                  cfg.temperature)                               # (b, R)
             ref_logp = token_logp(reference(rows.tokens, at=rows.columns), rows.targets,
                                   cfg.temperature)                               # (b, R)
             value = critic(rows.tokens, at=rows.columns)                         # (b, R)
@@ -176,8 +177,8 @@ def gae(reward, value, gamma, lam):
     reward, value: (B, R), 0 at padding; a summary's end is final, nothing is expected after it.
     Returns: advantage (B, R) and return = advantage + value (B, R), both 0 at padding.
     """
-    advantage, following = torch.zeros_like(reward), torch.zeros_like(reward[:, 0])     # (B, R), (B,)
-    next_value = torch.zeros_like(following)                                            # (B,)
+    advantage = torch.zeros_like(reward)                                                # (B, R)
+    following = next_value = torch.zeros_like(reward[:, 0])                             # (B,)
     for t in reversed(range(reward.shape[1])):
         delta = reward[:, t] + gamma * next_value - value[:, t]                         # (B,)
         following = delta + gamma * lam * following
@@ -248,7 +249,7 @@ def update(agent, optimizer, rollout, lr, step, cfg, world):
     policy, critic = agent["policy"], agent["critic"]
     reward = token_rewards(rollout, cfg.kl_coef)                                        # (B, R)
     value = rollout.value.masked_fill(~rollout.is_response, 0.0)                        # (B, R)
-    raw, returns = gae(reward, value, cfg.gamma, cfg.lam)                               # (B, R) both
+    raw, returns = gae(reward, value, cfg.gamma, cfg.lam)                               # (B, R)
     advantage = whiten(raw, rollout.is_response)                                        # (B, R)
     lengths = (rollout.columns.amax(1) + 1).cpu()                                       # (B,)
     seen, norms = [], []
@@ -261,19 +262,22 @@ def update(agent, optimizer, rollout, lr, step, cfg, world):
             for part in accumulate([policy, critic], world.share(rows), cfg.micro_batch):
                 batch = Rollout(*(x[part] for x in rollout))
                 with mixed(world):
-                    sums = minibatch_loss(policy, critic, batch, advantage[part], returns[part], cfg)
+                    sums = minibatch_loss(policy, critic, batch, advantage[part], returns[part],
+                                          cfg)
                 sums = sums / count
                 # Ranks are *averaged*, hence the factor.
                 ((sums[0] + cfg.vf_coef * sums[1]) * world.size).backward()
                 total += sums.detach()
-            norms.append(optimizer_step([bare(policy), bare(critic)], optimizer, lr, cfg.clip, step))
+            norms.append(optimizer_step([bare(policy), bare(critic)], optimizer, lr, cfg.clip,
+                                        step))
             seen.append(world.sum(total))
     mean = torch.stack(seen).mean(0).tolist()
     keep = rollout.is_response
     unexplained = (returns - value)[keep].var() / returns[keep].var()
     return {"policy_loss": mean[0], "value_loss": mean[1], "clip_fraction": mean[2],
             "approx_kl": 0.5 * mean[3], "rollout_mismatch": seen[0][4].item(),
-            "explained_variance": 1 - unexplained.item(), "return_mean": returns[keep].mean().item(),
+            "explained_variance": 1 - unexplained.item(),
+            "return_mean": returns[keep].mean().item(),
             "grad_norm": sum(n[0] for n in norms) / len(norms),
             "critic_grad_norm": sum(n[1] for n in norms) / len(norms)}
 
@@ -305,11 +309,12 @@ def load_networks(cfg):
     policy, critic = load_model(cfg.policy), load_model(cfg.reward)
     for network, head, folder in ((policy, "lm", cfg.policy), (critic, "scalar", cfg.reward)):
         if network.config.head != head:
-            raise Problem(f"{folder} has a {network.config.head} head, not {head}: are --policy and "
-                          "--reward swapped?")
+            raise Problem(f"{folder} has a {network.config.head} head, not {head}: are --policy "
+                          "and --reward swapped?")
         if cfg.query_length + cfg.response_length > network.config.context:
-            raise Problem(f"rows of up to {cfg.query_length + cfg.response_length} tokens do not fit "
-                          f"the context of {folder}, {network.config.context}: lower --query-length")
+            raise Problem(f"rows of up to {cfg.query_length + cfg.response_length} tokens do not "
+                          f"fit the context of {folder}, {network.config.context}: lower "
+                          "--query-length")
     posts = read_posts(cfg.data, "train", need_summary=False)
     queries = [encode_query(tokenizer, post, cfg.query_length) for post in posts]
     return tokenizer, queries, policy, load_model(cfg.policy), critic, load_model(cfg.reward)
@@ -340,7 +345,7 @@ def train(cfg, world):
     save_tokenizer(tokenizer, cfg.out)
 
     for step in run.steps(iterations):
-        # 1. a batch                        the policy's own summaries, and what everyone thinks of them
+        # 1. a batch                        the policy's own summaries, and everyone's opinion
         began = time.perf_counter()
         mine = world.share(batches.at(step))
         rollout = roll_out(policy, reference, critic, reward, [queries[i] for i in mine], mine,
@@ -359,7 +364,8 @@ def train(cfg, world):
         tokens = int(rollout.is_response.sum())
         run.log(step, **describe(rollout, cfg, tokenizer.eot_token), **learned, lr=lr,
                 episodes=(step + 1) * cfg.batch,
-                rollout_seconds=written - began, rollout_tokens_per_second=tokens / (written - began),
+                rollout_seconds=written - began,
+                rollout_tokens_per_second=tokens / (written - began),
                 update_seconds=done - written,
                 update_tokens_per_second=cfg.epochs * tokens / (done - written))
         if cfg.snapshot_every and (step + 1) % cfg.snapshot_every == 0 and world.rank == 0:

@@ -67,7 +67,8 @@ class Config(Common):
 
 
 PRESETS = {     # the paper's in the last two rows (appendix B.1)
-    "toy": dict(query_length=256, response_length=48, micro_batch=32, lr=1e-3, warmup=10),
+    "toy": dict(query_length=256, response_length=48, batch=32, micro_batch=32, epochs=2.0, lr=1e-3,
+                warmup=10),
     "laptop": dict(query_length=320, response_length=32, micro_batch=32, lr=3e-4, warmup=10),
     "gpt2": dict(lr=1.5e-5),
     "1.3b": dict(lr=1.5e-5, micro_batch=4),

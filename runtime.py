@@ -1,10 +1,10 @@
 """Appendix A. The plumbing: flags, processes, checkpoints, logs, and randomness without a state.
 
-Nothing here comes from the paper, and the chapters can be read without it. Five promises are kept here:
+Nothing here comes from the paper, and the chapters can be read without it. Five promises are kept:
 
     flags         one frozen dataclass a script; defaults < --preset < what was typed
     World         the same script alone, or as one of many processes under torchrun
-    randomness    every draw is a function of (seed, purpose, step, row), so nothing has to be remembered
+    randomness    every draw is a function of (seed, purpose, step, row): nothing to be remembered
     Run           a run's folder: config.json, log.jsonl, state/ while training, model.pt at the end
     Problem       what the user can mend is said in one line, and the exit code is not 0
 
@@ -151,7 +151,7 @@ class World:
         return rows[self.rank::self.size]
 
     def gather(self, x):
-        """The rows of all ranks, back in global order: the inverse of `share`. (b, ...) -> (B, ...)"""
+        """The rows of all ranks, in global order: the inverse of `share`. (b, ...) -> (B, ...)"""
         if self.size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(self.size)]
@@ -184,7 +184,7 @@ def join_world(device="auto"):
 
 
 def parallelize(module, world):
-    """Make `module` average its gradients over the ranks. Compute only through what this returns."""
+    """Make `module` average its gradients over ranks. Compute only through what this returns."""
     if world.size == 1:
         return module
     return DistributedDataParallel(module, device_ids=[world.device] if
@@ -192,7 +192,7 @@ def parallelize(module, world):
 
 
 def bare(module):
-    """The network inside `parallelize`'s wrapper: for reading weights and sampling, not training."""
+    """The network inside `parallelize`'s wrapper: to read weights and to sample, not to train."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
@@ -218,7 +218,8 @@ def adam(modules, beta2=0.999, eps=1e-8, weight_decay=0.0):
     matrices = [p for m in modules for n, p in m.named_parameters() if p.ndim > 1 and "wte" not in n
                 and "wpe" not in n]
     others = [p for m in modules for p in m.parameters() if not any(p is q for q in matrices)]
-    groups = [dict(params=matrices, weight_decay=weight_decay), dict(params=others, weight_decay=0.0)]
+    groups = [dict(params=matrices, weight_decay=weight_decay),
+              dict(params=others, weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), eps=eps, fused=True)
 
 
@@ -252,7 +253,7 @@ def linear(step, steps, peak):
     return peak * (1 - step / steps)
 
 
-# ------------------------------------------------------------------------------------ files of a run
+# ----------------------------------------------------------------------------------- files of a run
 
 def write_atomically(path, content):
     """Write text or bytes so that the path holds either the old file or the whole new one."""
@@ -276,7 +277,7 @@ def save_tensors(path, tensors):
 
 
 def write_config(path, cfg, **more):
-    """How a file or folder came to be: every flag, the code's commit, torch's version, and `more`."""
+    """How a file or folder came to be: all flags, the code's commit, torch's version, `more`."""
     here = pathlib.Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
     known = dict(flags=dataclasses.asdict(cfg), commit=commit.stdout.strip() or None,
@@ -387,7 +388,8 @@ class Run:
             line = {"step": step, **values, "seconds": round(self.seconds, 3)}
             with open(self.out / "log.jsonl", "a") as f:
                 f.write(json.dumps(line) + "\n")
-            self.bar.set_postfix({k: f"{v:.3g}" for k, v in list(values.items())[:6]}, refresh=False)
+            shown = {name: f"{value:.3g}" for name, value in list(values.items())[:6]}
+            self.bar.set_postfix(shown, refresh=False)
 
     def save_if_due(self, step):
         """Save weights, Adam and the step every `save_every` steps, and when asked to stop."""

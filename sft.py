@@ -55,7 +55,7 @@ class Config(Common):
     loss_on: str = flag("summary", "which tokens count", choices=("all", "summary"))
     init: str = flag("", "checkpoint folder to start from; none: random weights of --size")
     size: str = flag("toy", "a row of model.py's table, when there is no --init")
-    tokenizer: str = flag("", "gpt2, or a folder with tokenizer.tiktoken; none: --init's, or --data's")
+    tokenizer: str = flag("", "gpt2, or a folder with tokenizer.tiktoken; none: --init's, --data's")
     query_length: int = flag(512, "longest post in tokens; longer ones lose their last paragraphs")
     response_length: int = flag(48, "longest summary in tokens, <|endoftext|> included")
     block_length: int = flag(512, "tokens in a row of running text, for --loss-on all")
@@ -74,13 +74,12 @@ class Config(Common):
 
 PRESETS = {     # each stage of each; the paper's in the last two rows (Table 3, appendix B.1)
     "toy": dict(
-        all=dict(size="toy", batch=8, micro_batch=8, lr=3e-3, warmup=50, steps=800),
-        summary=dict(size="toy", query_length=256, batch=32, micro_batch=32, lr=1.5e-3, warmup=50,
-                     steps=1000)),
+        all=dict(size="toy", block_length=256, batch=16, lr=1e-3, warmup=50, steps=200),
+        summary=dict(size="toy", query_length=256, batch=16, lr=3e-3, warmup=50, steps=1300)),
     "laptop": dict(
-        all=dict(size="laptop", batch=8, micro_batch=8, lr=2e-3, warmup=100, steps=2400),
+        all=dict(size="laptop", block_length=352, batch=16, lr=2e-3, warmup=100, steps=1300),
         summary=dict(size="laptop", query_length=320, response_length=32, batch=32, micro_batch=32,
-                     lr=6e-4, warmup=50)),
+                     lr=1e-3, warmup=30, steps=300)),
     "gpt2": dict(
         all=dict(size="gpt2", batch=128, lr=6e-4, warmup=500, block_length=1024, weight_decay=0.1),
         summary=dict(size="gpt2", lr=6.35e-5)),
@@ -151,7 +150,8 @@ def start(cfg):
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.init or cfg.data)
     model = (load_model(cfg.init, head="lm") if cfg.init else
              build(sized(cfg.size, tokenizer.n_vocab), cfg.seed))
-    longest = cfg.query_length + cfg.response_length if cfg.loss_on == "summary" else cfg.block_length
+    longest = (cfg.query_length + cfg.response_length if cfg.loss_on == "summary" else
+               cfg.block_length)
     if longest > model.config.context:
         raise Problem(f"rows of up to {longest} tokens do not fit the context of "
                       f"{model.config.context}: lower --query-length or --block-length")

@@ -192,10 +192,11 @@ VALUES = Facts([*PRONOUN, *WORKERS], list(PARTICIPLE), ["me", *PRONOUN, *WORKERS
 # ---------------------------------------------------------------------------------------- writing
 
 def draw_facts(rng, news=False):
-    """What happened -> Facts. One post in eight gives no place, one in eight no excuse."""
+    """What happened -> Facts. One post in eight gives no place, one in eight no excuse; one in five
+    is about somebody else's thing, so that who did it to whom has to be understood."""
     actor, other = rng.sample(WORKERS if news else list(PRONOUN), 2)
     return Facts(actor=actor, verb=rng.choice(list(PARTICIPLE)),
-                 owner="me" if not news and rng.random() < .5 else other,
+                 owner="me" if not news and rng.random() < .8 else other,
                  object=rng.choice(OBJECTS),
                  place=rng.choice(PLACES) if rng.random() < .875 else None,
                  time=rng.choice(TIMES),
