@@ -74,4 +74,4 @@ $(RUN)/ppo/model.pt: $(RUN)/reward/model.pt
 	  --seed $(SEED) --out $(RUN)/ppo --resume $(PPO)
 
 $(RUN)/report/report.json: $(RUN)/ppo/model.pt
-	$(PY) evaluate.py --run $(RUN) --data $(DATA) --posts $(POSTS) --out $(RUN)/report
+	$(PY) evaluate.py --run $(RUN) --data $(DATA) --posts $(POSTS) --seed $(SEED) --out $(RUN)/report

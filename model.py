@@ -345,7 +345,10 @@ def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=
     logits = model(stack(queries, pad).to(device), at=n[:, None] - 1, cache=cache)[:, 0]   # (B, V)
     out = torch.full((len(queries), length), pad, device=device)                     # (B, R)
     logps = logits.new_zeros(out.shape)                                              # (B, R)
-    u = None if uniforms is None else torch.as_tensor(uniforms, device=device)       # (B, R)
+    u = None                                                                         # (B, R)
+    if uniforms is not None:
+        fine = torch.float32 if device.type == "mps" else torch.float64    # MPS has no float64
+        u = torch.as_tensor(uniforms, dtype=fine).to(device)
     row = torch.arange(len(queries), device=device)      # (b,) which row each line of the cache is
     alive = torch.ones_like(row, dtype=torch.bool)       # (b,) has not said <|endoftext|> yet
     for t in range(length):

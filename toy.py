@@ -176,9 +176,9 @@ NEWS_CHAT = ["The police are looking for people who saw it.", "We will have more
 # Share of the authors, then how often each part enters the summary.
 Author = namedtuple("Author", "share event place time exaggeration excuse feeling ask chat")
 RANTER = Author(.44, 1.0, .80, .10, 1.0, .10, .10, .10, .85)    # what a greedy imitator writes
-TELLER = Author(.24, 1.0, .75, .70, .10, .60, .60, .25, .40)
-ASKER = Author(.20, 1.0, .60, .30, .10, .40, .60, .90, .40)
-HASTY = Author(.12, .00, .00, .00, .50, .20, .95, .10, .80)     # forgets even what happened
+TELLER = Author(.21, 1.0, .75, .70, .10, .60, .60, .25, .40)
+ASKER = Author(.18, 1.0, .60, .30, .10, .40, .60, .90, .40)
+HASTY = Author(.17, .00, .00, .00, .50, .20, .95, .10, .80)     # forgets even what happened
 REPORTER = Author(1., 1.0, .85, .85, .00, .85, .85, .85, .60)   # news
 SLIPS = {"wrong value": .10, "swapped roles": .05, "repeated": .04, "broken off": .04}
 

@@ -18,7 +18,8 @@ import sft  # noqa: E402
 from runtime import World  # noqa: E402
 
 SIZE = model.Size(layers=2, width=16, heads=2, context=160)
-WHO, DID, WHAT = ("my mother", "my boss", "my cat"), ("sold", "broke", "hid"), ("bike", "phone", "oven")
+WHO, DID = ("my mother", "my boss", "my cat"), ("sold", "broke", "hid")
+WHAT = ("bike", "phone", "oven")
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def world():
 
 @pytest.fixture
 def tiny():
-    """tiny(n_vocab=40, head="lm", seed=0, **size): a network with weights far from round numbers."""
+    """tiny(n_vocab=40, head="lm", seed=0, ...): a network, none of whose weights is 0 or 1."""
     def build(n_vocab=40, head="lm", seed=0, layers=2, width=16, heads=2, context=48):
         net = model.build(model.ModelConfig(n_vocab, layers, width, heads, context, head), seed)
         draw = torch.Generator().manual_seed(seed + 1)
@@ -110,8 +111,8 @@ def tiny_size():
 def supervised(tmp_path_factory, data_dir):
     """A checkpoint folder of sft.py."""
     out = tmp_path_factory.mktemp("runs") / "supervised"
-    sft.main(f"--data {data_dir} --size tiny --query-length 80 --response-length 16 --batch 8 --steps "
-             f"30 --lr 1e-2 --device cpu --out {out}".split())
+    sft.main(f"--data {data_dir} --size tiny --query-length 80 --response-length 16 --batch 8 "
+             f"--steps 30 --lr 1e-2 --device cpu --out {out}".split())
     return out
 
 
@@ -119,6 +120,7 @@ def supervised(tmp_path_factory, data_dir):
 def reward_model(supervised, comparisons):
     """A checkpoint folder of reward.py, grown from `supervised`."""
     out = supervised.parent / "reward"
-    reward.main(f"--init {supervised} --comparisons {comparisons} --query-length 80 --response-length "
-                f"16 --batch 8 --epochs 2 --lr 3e-3 --device cpu --out {out}".split())
+    reward.main(f"--init {supervised} --comparisons {comparisons} --query-length 80 "
+                "--response-length 16 --batch 8 --epochs 2 --lr 3e-3 --device cpu "
+                f"--out {out}".split())
     return out

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 import model
-from model import SIZES, ModelConfig, choose, generate, lay_out, load_model, score, sized, token_logp
+from model import (
+    SIZES,
+    ModelConfig,
+    choose,
+    generate,
+    lay_out,
+    load_model,
+    score,
+    sized,
+    token_logp,
+)
 from runtime import Problem, generator, save_tensors, uniforms, write_config
 from sft import nll
 
@@ -28,7 +38,8 @@ def numpy_decoder(net, tokens):
 
     def norm(x, name):
         x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * w[name + ".weight"] + w[name + ".bias"]
+        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+        return x * w[name + ".weight"] + w[name + ".bias"]
 
     def linear(x, name):
         return x @ w[name + ".weight"].T + w[name + ".bias"]
@@ -51,7 +62,8 @@ def numpy_decoder(net, tokens):
             u = 0.5 * u * (1 + np.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u ** 3)))
             x = x + linear(u, name + "down")
         x = norm(x, "norm")
-        out.append(linear(x, "head")[:, 0] if c.head == "scalar" else x @ w["wte.weight"][:c.n_vocab].T)
+        out.append(linear(x, "head")[:, 0] if c.head == "scalar" else
+                   x @ w["wte.weight"][:c.n_vocab].T)
     return np.stack(out)
 
 
@@ -66,12 +78,14 @@ def test_the_forward_equals_a_numpy_decoder(tiny, head):
 
 @pytest.mark.skipif(not FIXTURE.exists(), reason="shared fixtures are not here")
 def test_logits_equal_hugging_faces_gpt2():
-    known, expected = json.loads((FIXTURE / "config.json").read_text()), np.load(FIXTURE / "expected.npz")
+    known = json.loads((FIXTURE / "config.json").read_text())
+    expected = np.load(FIXTURE / "expected.npz")
     theirs = torch.load(FIXTURE / "pytorch_model.bin", weights_only=True)
-    net = model.build(ModelConfig(known["vocab_size"], known["n_layer"], known["n_embd"], known["n_head"],
-                                  known["n_positions"]))
-    C, turned = known["n_embd"], lambda w: w.mT if w.ndim == 2 else w                # matrices are (in, out)
-    filled = {"wte.weight": net.wte.weight.data.clone(), "wpe.weight": theirs["transformer.wpe.weight"]}
+    net = model.build(ModelConfig(*(known[key] for key in (
+        "vocab_size", "n_layer", "n_embd", "n_head", "n_positions"))))
+    C, turned = known["n_embd"], lambda w: w.mT if w.ndim == 2 else w   # theirs are (in, out)
+    filled = {"wte.weight": net.wte.weight.data.clone(),
+              "wpe.weight": theirs["transformer.wpe.weight"]}
     filled["wte.weight"][:net.config.n_vocab] = theirs["transformer.wte.weight"]
     names = {"norm_1": "ln_1", "norm_2": "ln_2", "attention.out": "attn.c_proj", "up": "mlp.c_fc",
              "down": "mlp.c_proj"}
@@ -80,8 +94,9 @@ def test_logits_equal_hugging_faces_gpt2():
         for kind in ("weight", "bias"):
             for a, b in names.items():
                 filled[our + a + "." + kind] = turned(theirs[their + b + "." + kind])
-            qkv = turned(theirs[their + "attn.c_attn." + kind])                     # (3 C, C) or (3 C,)
-            filled[our + "attention.q." + kind], filled[our + "attention.kv." + kind] = qkv[:C], qkv[C:]
+            qkv = turned(theirs[their + "attn.c_attn." + kind])         # (3 C, C) or (3 C,)
+            filled[our + "attention.q." + kind] = qkv[:C]
+            filled[our + "attention.kv." + kind] = qkv[C:]
             filled["norm." + kind] = theirs["transformer.ln_f." + kind]
     net.load_state_dict(filled)
     ours = net(torch.from_numpy(expected["tokens"])).detach().numpy()
@@ -143,7 +158,7 @@ def test_reading_some_columns_gives_the_numbers_of_the_full_forward(tiny, head):
 def test_rows_are_laid_out_as_the_drawing_says():
     rows = lay_out([[5, 6, 7], [8]], [[1, 39], [2, 3, 4]], PAD)
     assert rows.tokens.tolist() == [[5, 6, 7, 1, 39], [8, 2, 3, 4, PAD]]
-    assert rows.columns.tolist() == [[2, 3, 4], [0, 1, 2]]     # past its end a row points at its last token
+    assert rows.columns.tolist() == [[2, 3, 4], [0, 1, 2]]     # past its end: the last token
     assert rows.targets.tolist() == [[1, 39, PAD], [2, 3, 4]]
     assert rows.is_response.tolist() == [[True, True, False], [True, True, True]]
     assert rows.last.tolist() == [[4], [3]]
@@ -289,7 +304,8 @@ def test_init_has_the_papers_variances():
     assert abs(heads.var() * 65 - 1) < 0.1         # N(0, 1 / (C + 1)), appendix B.1: 2560 numbers
     net = model.build(config)
     assert net.head.bias.item() == 0
-    for p, var in ((net.wte.weight, 1 / 64), (net.blocks[1].up.weight, 1 / 64),
+    for p, var in ((net.wte.weight, 1 / 64), (net.wpe.weight, 1 / 6400),
+                   (net.blocks[1].up.weight, 1 / 64),
                    (net.blocks[0].attention.kv.weight, 1 / 64),
                    (net.blocks[2].down.weight, 1 / (2 * 3 * 256))):
         assert abs(p.var() / var - 1) < 0.1 and abs(p.mean()) < 4 * (var / p.numel()) ** 0.5
@@ -297,8 +313,9 @@ def test_init_has_the_papers_variances():
     assert not torch.equal(net.wte.weight, model.build(config, 1).wte.weight)
 
 
-@pytest.mark.parametrize("name, billions", [("gpt2", 0.124), ("gpt2-xl", 1.558), ("1.3b", 1.3), ("3b", 2.7),
-                                            ("6.7b", 6.7), ("13b", 13.0), ("toy", None), ("laptop", None)])
+@pytest.mark.parametrize("name, billions", [
+    ("gpt2", 0.124), ("gpt2-xl", 1.558), ("1.3b", 1.3), ("3b", 2.7), ("6.7b", 6.7), ("13b", 13.0),
+    ("toy", None), ("laptop", None)])
 def test_sizes_have_the_parameters_of_their_names(name, billions):
     size, config = SIZES[name], sized(name, 50257)
     with torch.device("meta"):
@@ -325,13 +342,13 @@ def test_a_checkpoint_comes_back_as_it_was(tiny, tmp_path):
     write(tmp_path, net)
     same = load_model(tmp_path)
     assert same.config == net.config
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), same.state_dict().values(),
-                                                 strict=True))
+    assert all(map(torch.equal, net.state_dict().values(), same.state_dict().values()))
     assert not list(tmp_path.glob("*.part"))
     grown = load_model(tmp_path, head="scalar", seed=3)          # the reward model's start
     assert torch.equal(grown.blocks[1].up.weight, net.blocks[1].up.weight)
     assert grown(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4)
-    assert not torch.equal(grown.head.weight, load_model(tmp_path, head="scalar", seed=4).head.weight)
+    other = load_model(tmp_path, head="scalar", seed=4)
+    assert not torch.equal(grown.head.weight, other.head.weight)
 
 
 def test_a_bad_checkpoint_is_a_problem_naming_the_file(tiny, tmp_path):

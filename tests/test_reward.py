@@ -18,8 +18,8 @@ from runtime import Problem, parse
 
 
 def line(supervised, comparisons, out, more=""):
-    return (f"--init {supervised} --comparisons {comparisons} --query-length 80 --response-length 16 "
-            f"--batch 8 --lr 3e-3 --device cpu --out {out} {more}").split()
+    return (f"--init {supervised} --comparisons {comparisons} --query-length 80 --device cpu "
+            f"--response-length 16 --batch 8 --lr 3e-3 --out {out} {more}").split()
 
 
 def config(more=""):
@@ -36,7 +36,8 @@ def test_a_tie_costs_ln_2():
 def test_the_loss_is_the_cross_entropy_of_a_two_way_softmax():
     draw = torch.Generator().manual_seed(0)
     chosen, rejected = 3 * torch.randn(2, 50, generator=draw, dtype=torch.float64)
-    expected = F.cross_entropy(torch.stack([chosen, rejected], 1), torch.zeros(50, dtype=torch.long))
+    first = torch.zeros(50, dtype=torch.long)
+    expected = F.cross_entropy(torch.stack([chosen, rejected], 1), first)
     assert pairwise_loss(chosen, rejected).item() == pytest.approx(expected.item(), rel=1e-12)
     assert pairwise_loss(torch.tensor([-200.0]), torch.tensor([100.0])).item() == 300   # not inf
 
@@ -58,7 +59,7 @@ def test_scores_of_different_shapes_are_refused():
 
 # -------------------------------------------------------------------------------------- the score
 
-def test_a_pairs_scores_are_those_of_each_row_alone_and_unpadded(reward_model, comparisons, tokenizer):
+def test_a_pairs_scores_are_those_of_each_row_alone(reward_model, comparisons, tokenizer):
     net = load_model(reward_model)
     rows = comparison_rows(tokenizer, data.read_comparisons(comparisons, "valid1"), config())
     rows = [(q, a + a, b) for q, a, b in rows[:3]] + rows[3:7]                # of unequal lengths
@@ -119,7 +120,7 @@ def test_micro_batching_changes_no_gradient(supervised, comparisons, tmp_path, m
     monkeypatch.setattr(reward, "optimizer_step", stop)
     for micro in (8, 3, 1):
         with pytest.raises(Killed):
-            reward.main(line(supervised, comparisons, tmp_path / str(micro), f"--micro-batch {micro}"))
+            reward.main(line(supervised, comparisons, tmp_path / f"{micro}", f"--micro-batch {micro}"))
     assert kept[0].norm() > 0.1
     assert all((kept[0] - cut).norm() < 1e-6 * kept[0].norm() for cut in kept[1:])
 
@@ -215,9 +216,10 @@ def test_rows_longer_than_the_context_are_a_problem(supervised, comparisons, tmp
     long = [json.loads(text) for text in comparisons.read_text().splitlines()]
     for record in long:
         record["info"]["post"] = "so it went on and on, and then some, " * 20
-    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)))
+    path = tmp_path / "long.jsonl"
+    path.write_text("\n".join(map(json.dumps, long)))
     with pytest.raises(Problem, match="context of 160"):
-        reward.main(line(supervised, tmp_path / "long.jsonl", tmp_path / "run", "--query-length 300"))
+        reward.main(line(supervised, path, tmp_path / "run", "--query-length 300"))
 
 
 def test_a_score_does_not_depend_on_the_way_it_is_asked(reward_model, tokenizer, posts):

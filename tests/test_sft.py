@@ -58,7 +58,8 @@ def first_step(monkeypatch):
 def test_micro_batching_changes_no_gradient(data_dir, tmp_path, gradients, loss_on):
     for micro in (8, 3, 1):
         with pytest.raises(Killed):
-            sft.main(line(data_dir, tmp_path / str(micro), f"--loss-on {loss_on} --micro-batch {micro}"))
+            sft.main(line(data_dir, tmp_path / f"{micro}",
+                          f"--loss-on {loss_on} --micro-batch {micro}"))
     whole = gradients[0]
     assert whole.norm() > 0.1
     assert all((whole - cut).norm() < 1e-6 * whole.norm() for cut in gradients[1:])
@@ -97,8 +98,8 @@ def test_a_post_with_endoftext_in_it_trains_as_text(tmp_path, posts, tokenizer):
         write_posts(tmp_path / "data", split, odd)
     data.save_tokenizer(tokenizer, tmp_path / "data")
     cfg = parse(sft.Config, {}, line(tmp_path / "data", tmp_path / "run"), "")
-    for loss_on in ("summary", "all --block-length 40 --batch 4"):
-        sft.main(line(tmp_path / "data", tmp_path / loss_on.split()[0], f"--loss-on {loss_on} --steps 2"))
+    for name, more in (("summary", ""), ("all", "--block-length 40 --batch 4")):
+        sft.main(line(tmp_path / "data", tmp_path / name, f"--loss-on {name} --steps 2 {more}"))
     for query, response in sft.summary_rows(tokenizer, odd, cfg):
         assert tokenizer.eot_token not in query + response[:-1]
         assert "so <|endoftext|> they" in tokenizer.decode(query)
@@ -128,7 +129,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(data_dir, tmp_path, monkeypatch,
     with pytest.raises(Killed):
         sft.main(line(data_dir, tmp_path / "broken", more))
     monkeypatch.undo()
-    assert [p.name for p in sorted((tmp_path / "broken" / "state").iterdir())][-1] == "step-00000006"
+    assert max(p.name for p in (tmp_path / "broken" / "state").iterdir()) == "step-00000006"
     sft.main(line(data_dir, tmp_path / "broken", more + " --resume"))
     ours, theirs = (weights_of(tmp_path / name) for name in ("broken", "whole"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -212,7 +213,7 @@ def test_a_reward_model_is_no_start_for_imitation(data_dir, tmp_path, reward_mod
         sft.main(line(data_dir, tmp_path / "run", f"--init {reward_model}"))
 
 
-def test_a_gradient_that_is_not_finite_stops_and_keeps_the_last_state(data_dir, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_stops_and_keeps_the_state(data_dir, tmp_path, monkeypatch):
     def poison(net, rows):
         calls.append(1)
         return sft_nll(net, rows) * (math.nan if len(calls) == 6 else 1)
