@@ -26,6 +26,8 @@ demo: here $(RUN)/report/report.json
 
 # runs/demo and data/toy always name the seed that was asked for last.
 here:
+	@for d in runs/demo data/toy; do [ -L $$d ] || [ ! -e $$d ] || \
+	  { echo "error: $$d is in the way of make's own link: move it elsewhere" >&2; exit 2; }; done
 	@mkdir -p runs data
 	@ln -sfn demo-$(SEED) runs/demo
 	@ln -sfn toy-$(SEED) data/toy
@@ -37,8 +39,8 @@ clean:
 	rm -rf runs/demo* data/toy*
 
 $(READY): requirements.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "error: Python 3.10 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 2; }
 	@$(PYTHON) -m venv .venv || \
 	  { echo "error: python3 -m venv does not work here: install it (Debian: apt install python3-venv)" >&2; exit 2; }
 	@echo "installing torch, numpy, tiktoken, tqdm, matplotlib, pytest into .venv (once)"
@@ -60,10 +62,10 @@ $(RUN)/supervised/model.pt: $(RUN)/pretrained/model.pt
 	  --seed $(SEED) --out $(RUN)/supervised --resume
 
 $(RUN)/pairs.jsonl: $(RUN)/supervised/model.pt
-	$(PY) sample.py --policy $(RUN)/supervised --data $(DATA) --pairs $(PAIRS) --seed $(SEED) --out $@
+	$(PY) sample.py --policy $(RUN)/supervised --data $(DATA) --pairs $(PAIRS) --with-reference 0.5 --seed $(SEED) --out $@
 
 $(RUN)/comparisons.jsonl: $(RUN)/pairs.jsonl
-	$(PY) label.py simulate --pairs $< --seed $(SEED) --out $@
+	$(PY) label.py simulate --pairs $< --labels 3 --seed $(SEED) --out $@
 
 $(RUN)/reward/model.pt: $(RUN)/comparisons.jsonl
 	$(PY) reward.py --preset toy --init $(RUN)/supervised --comparisons $< --seed $(SEED) \

@@ -163,7 +163,7 @@ def read_comparisons(path, split=None):
     """
     if not Path(path).exists():
         raise Problem(f"{path}: no such file of comparisons: make it with `python label.py "
-                      f"simulate --pairs PAIRS --out {path}`, or `serve` and `export`")
+                      f"simulate --pairs PAIRS --out {path}`")
     comparisons, splits = [], set()
     for number, record in read_jsonl(path):
         where = f"{path}, line {number}"

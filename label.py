@@ -34,6 +34,7 @@ class Simulate:
     pairs: str = flag("", "file of pairs, from sample.py --pairs")
     out: str = flag("", "file of comparisons to write")
     labeller: str = flag("toy", "who compares", choices=("toy", "rouge"))
+    labels: int = flag(1, "people asked about each training pair; the paper mostly asked one")
     seed: int = flag(0, "who labels what, and how they waver")
 
 
@@ -105,15 +106,21 @@ def comparison(pair, answer):
 # ----------------------------------------------------------------------------------- the commands
 
 def simulate(cfg):
-    """Have every pair compared by one simulated labeller; measure how far two of them agree."""
+    """Have pairs compared by simulated labellers; measure how far two of them agree.
+
+    A training pair is shown to `--labels` of them, one comparison each, a held-out pair to one.
+    """
     if not (cfg.pairs and cfg.out):
         raise Problem("--pairs (a file of sample.py) and --out (a file to write) are both needed")
     began = time.perf_counter()
     pairs, ask, comparisons = read_pairs(cfg.pairs), LABELLERS[cfg.labeller], []
+    asked = 0
     for row, pair in enumerate(tqdm(pairs, desc="labels", unit="pair")):
-        answer = ask(pair, cfg.seed, row)
-        if answer is not None and answer["confidence"] != 5:      # 5: no preference
-            comparisons.append(comparison(pair, answer))
+        for again in range(cfg.labels if pair["split"] == "train" else 1):
+            answer = ask(pair, cfg.seed, row + again * len(pairs))
+            asked += 1
+            if answer is not None and answer["confidence"] != 5:  # 5: no preference
+                comparisons.append(comparison(pair, answer))
     if not comparisons:
         raise Problem(f"{cfg.pairs}: the labeller prefers neither summary of any pair")
     agreement = None
@@ -124,7 +131,7 @@ def simulate(cfg):
     write_config(Path(cfg.out).with_suffix(".config.json"), cfg, comparisons=len(comparisons),
                  splits=splits, agreement=agreement, seconds=round(time.perf_counter() - began, 1))
     counts = ", ".join(f"{n} {split}" for split, n in splits.items())
-    print(f"{cfg.out}: {len(comparisons)} comparisons ({counts}); {len(pairs) - len(comparisons)} "
+    print(f"{cfg.out}: {len(comparisons)} comparisons ({counts}); {asked - len(comparisons)} "
           "ties left out")
     if agreement is not None:
         print(f"two labellers agree on {agreement:.1%} of these pairs (chance: 50 %)")

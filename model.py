@@ -5,16 +5,19 @@
     logits = norm(x) @ token_embedding.T                         head = "lm": policy, reference
     score  = norm(x) @ w + b                                     head = "scalar": reward, value
 
-The whole project speaks one alphabet of shapes (a lower-case b is a micro-batch of B rows):
+The whole project speaks one alphabet of shapes (B is a whole batch, b one micro-batch of it):
 
-    B rows    T columns    R response columns    C channels    H heads    D = C / H    V vocabulary
+    B rows    T columns    R response columns, those that are read    S cached columns
+    C channels    H heads    D = C / H    V vocabulary    N real response tokens of a batch
 
 and lays every row out alike, padding only ever at its end:
 
     query (n_i tokens) | response, its last token <|endoftext|> (at most R) | padding ...
 
 so the position of a token is its column, and causal attention alone keeps real tokens from seeing
-padding: there is no attention mask to get wrong. What follows is GPT-2 (Radford et al. 2019), the
+padding: there is no padding mask to get wrong (the mask `seen` only says "columns up to my own",
+where not every column asks). DIFFERS: the paper's code fills queries to 512 tokens with spaces that
+are attended to. What follows is GPT-2 (Radford et al. 2019), the
 architecture of the paper's section 3.4 up to details.
 
 Try it:  python model.py                   prints the sizes
@@ -178,7 +181,7 @@ class GPT(nn.Module):
         columns = torch.arange(T, device=tokens.device)[None]                        # (1, T)
         seen = None                                        # None: causal, which needs no mask
         if cache is not None and cache.filled:
-            columns, seen = cache.columns[:, None], cache.seen                       # (B, 1)
+            columns, seen = cache.columns[:, None], cache.seen         # (B, 1), (B, 1, 1, S)
         x = self.wte(tokens) + self.wpe(columns)                                     # (B, T, C)
         *blocks, last = self.blocks
         for i, block in enumerate(blocks):

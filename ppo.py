@@ -22,6 +22,8 @@ What happens to one response, "He quit <|endoftext|>" after a query of n tokens:
     reward[t]                    -b.kl   -b.kl  -b.kl + score
     is_response                     1      1     1     0
 
+Read downwards: "He" stands at column n, but was chosen, and its value read, one column earlier.
+
     python ppo.py --preset toy --policy runs/demo/supervised --reward runs/demo/reward \
                   --data data/toy --out runs/demo/ppo                       # two minutes
 
@@ -93,6 +95,7 @@ class Config(Common):
 PRESETS = {     # the paper's in the last two rows (appendix B.1); silent there: 2019's code
     "toy": dict(query_length=256, temperature=1.0, episodes=3840, batch=256, minibatches=4,
                 rollout_batch=128, micro_batch=64, lr=3e-4, save_every=5),
+    # DIFFERS: toy and laptop sample at temperature 1 and take 4 optimizer steps an epoch.
     "laptop": dict(query_length=320, response_length=32, temperature=1.0, episodes=12800, batch=256,
                    minibatches=4, rollout_batch=64, micro_batch=64, lr=1e-4, save_every=5),
     "gpt2": dict(lr=1.5e-5, save_every=50),
@@ -244,7 +247,8 @@ def update(agent, optimizer, rollout, lr, step, cfg, world):
 
     agent: {"policy": ..., "critic": ...} as `parallelize` returned them. Minibatches are sets of
     rows of the *global* batch, so they are the same whatever the number of processes.
-    Returns: dict of means over the tokens of all passes, for the log.
+    Returns: for the log, losses, clip fraction and approximate KL averaged over all passes;
+    rollout_mismatch before the first optimizer step; the others of the batch as a whole.
     """
     policy, critic = agent["policy"], agent["critic"]
     reward = token_rewards(rollout, cfg.kl_coef)                                        # (B, R)
@@ -287,6 +291,7 @@ def describe(rollout, cfg, eot):
     keep = rollout.is_response
     log_ratio = (rollout.old_logp - rollout.ref_logp).masked_fill(~keep, 0.0)           # (B, R)
     kl = log_ratio.sum(1).mean().item()                              # k1, nats a summary
+    # Schulman's k3 = r - 1 - log r with r = pi_sft / pi.
     k3 = ((-log_ratio).expm1() + log_ratio).sum(1).mean().item()     # never negative, less noisy
     score = rollout.score.mean().item()
     return {"score": score, "kl": kl, "reward": score - cfg.kl_coef * kl,
@@ -322,9 +327,10 @@ def load_networks(cfg):
 
 def train(cfg, world):
     """Write, score, learn; again and again."""
-    if cfg.batch % world.size or cfg.episodes < cfg.batch:
-        raise Problem(f"--batch {cfg.batch} must divide over {world.size} processes and be at most "
-                      f"--episodes {cfg.episodes}")
+    if cfg.batch % world.size or not cfg.minibatches * world.size <= cfg.batch <= cfg.episodes:
+        raise Problem(f"--batch {cfg.batch} must divide over {world.size} processes, hold a row for "
+                      f"each in {cfg.minibatches} --minibatches, and be at most --episodes "
+                      f"{cfg.episodes}")
     tokenizer, queries, *networks = load_networks(cfg)
     policy, reference, critic, reward = (n.to(world.device) for n in networks)
     for frozen in (reference, reward):
@@ -342,7 +348,8 @@ def train(cfg, world):
               model=asdict(policy.config))
     if run.finished:
         return
-    save_tokenizer(tokenizer, cfg.out)
+    if world.rank == 0:
+        save_tokenizer(tokenizer, cfg.out)
 
     for step in run.steps(iterations):
         # 1. a batch                        the policy's own summaries, and everyone's opinion
@@ -351,8 +358,8 @@ def train(cfg, world):
         rollout = roll_out(policy, reference, critic, reward, [queries[i] for i in mine], mine,
                            step, cfg, world)
         if not rollout.score.isfinite().all():
-            raise Problem(f"step {step}: the reward model's score is not finite; the last saved "
-                          f"state in {cfg.out} is good")
+            raise Problem(f"step {step}: the reward model's score is not finite: look at the log "
+                          f"of {cfg.reward}; nothing of this step was kept")
         written = time.perf_counter()
 
         # 2-4. what it weighs, gradients, descent       several times over the same batch

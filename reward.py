@@ -67,8 +67,7 @@ class Config(Common):
 
 
 PRESETS = {     # the paper's in the last two rows (appendix B.1)
-    "toy": dict(query_length=256, response_length=48, batch=32, micro_batch=32, epochs=2.0, lr=1e-3,
-                warmup=10),
+    "toy": dict(query_length=256, response_length=48, micro_batch=32, lr=1e-3, warmup=10),
     "laptop": dict(query_length=320, response_length=32, micro_batch=32, lr=3e-4, warmup=10),
     "gpt2": dict(lr=1.5e-5),
     "1.3b": dict(lr=1.5e-5, micro_batch=4),
@@ -145,12 +144,17 @@ def zero_at_references(model, tokenizer, posts, cfg, world):
 
 
 def train(cfg, world):
-    """One pass over the comparisons, then the zero."""
+    """--epochs passes over the comparisons, then the zero."""
     if not (cfg.init and cfg.comparisons):
         raise Problem("--init (a supervised policy) and --comparisons (a file) are both needed")
     data = cfg.data or config_of(cfg.init)["flags"].get("data")
     tokenizer = load_tokenizer(cfg.init)
     network = load_model(cfg.init, head="scalar", seed=cfg.seed)
+    if cfg.query_length + cfg.response_length > network.config.context:
+        raise Problem(f"rows of up to {cfg.query_length + cfg.response_length} tokens do not fit the "
+                      f"context of {cfg.init}, {network.config.context}: lower --query-length")
+    if cfg.batch < world.size:
+        raise Problem(f"--batch {cfg.batch} is less than {world.size} processes: each needs a row")
     rows = comparison_rows(tokenizer, read_comparisons(cfg.comparisons, "train"), cfg)
     held_out = comparison_rows(tokenizer, read_comparisons(cfg.comparisons, "valid1"), cfg)
     held_out = held_out[:cfg.eval_rows]
@@ -165,7 +169,8 @@ def train(cfg, world):
     run = Run(cfg, world, {"model": network}, optimizer, model=asdict(network.config))
     if run.finished:
         return
-    save_tokenizer(tokenizer, cfg.out)
+    if world.rank == 0:
+        save_tokenizer(tokenizer, cfg.out)
 
     for step in run.steps(steps):
         # 1. a batch                        this rank's share of cfg.batch comparisons
@@ -194,8 +199,8 @@ def train(cfg, world):
             right, nats = accuracy(bare(model), held_out, cfg, world)
             judged = {"valid_accuracy": right, "valid_loss": nats}
         if step % cfg.log_every == 0 or judged:
-            loss, right = world.sum(totals).tolist()
-            run.log(step, loss=loss, accuracy=right, **judged, lr=lr, grad_norm=norm)
+            mean_loss, right = world.sum(totals).tolist()
+            run.log(step, loss=mean_loss, accuracy=right, **judged, lr=lr, grad_norm=norm)
         run.save_if_due(step)
     zero_at_references(network, tokenizer, posts, cfg, world)
     run.finish(model=network)

@@ -72,6 +72,10 @@ class Common:
     save_every: int = flag(200, "steps between saved training states; the last two are kept")
 
 
+COUNTS = {"batch", "micro_batch", "rollout_batch", "minibatches", "save_every", "eval_every",
+          "eval_rows", "log_every", "zero_rows"}         # flags for which 0 means nothing
+
+
 def parse(config_class, presets, argv, doc, by=None):
     """Flags from the command line: defaults < preset < typed.
 
@@ -103,7 +107,11 @@ def parse(config_class, presets, argv, doc, by=None):
     preset = presets.get(typed.pop("preset", None), {})
     if by and preset:
         preset = preset[typed.get(by, getattr(config_class, by))]
-    return config_class(**{**preset, **typed})
+    cfg = config_class(**{**preset, **typed})
+    for name in COUNTS & vars(cfg).keys():
+        if getattr(cfg, name) < 1:
+            raise Problem(f"--{name.replace('_', '-')} is {getattr(cfg, name)}: it counts from 1")
+    return cfg
 
 
 # ------------------------------------------------------------------------------------- randomness
@@ -165,6 +173,8 @@ def join_world(device="auto"):
     if device == "auto":
         device = ("cuda" if torch.cuda.is_available() else
                   "mps" if torch.backends.mps.is_available() else "cpu")
+    if device == "mps" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise Problem("several processes cannot share MPS: add --device cpu")
     if device not in ("cpu", "cuda", "mps"):
         raise Problem(f"--device {device} is unknown: auto, cpu, cuda or mps")
     if device != "cpu" and not getattr(torch, device).is_available():
@@ -227,12 +237,12 @@ def optimizer_step(modules, optimizer, lr, clip, step):
     """Clip each module's gradient to norm `clip` (0: never), then step and clear.
 
     Returns: the list of norms before clipping. Raises: Problem when one is not finite; the
-    weights are then still those of the step before.
+    weights are then still those of the optimizer step before.
     """
     norms = [nn.utils.clip_grad_norm_(m.parameters(), clip or math.inf).item() for m in modules]
     if not all(map(math.isfinite, norms)):
-        raise Problem(f"step {step}: the gradient is {norms}; nothing of this step was kept. "
-                      "Try a lower --lr, then --resume from the last saved state")
+        raise Problem(f"step {step}: the gradient is {norms}; nothing of it was kept. "
+                      "Start again in another --out with a lower --lr (--resume would repeat this)")
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -308,7 +318,7 @@ class Run:
             ...
             run.log(step, loss=loss)
             run.save_if_due(step)
-        run.finish()
+        run.finish(model=model)
     """
 
     def __init__(self, cfg, world, modules, optimizer, **described):
@@ -321,7 +331,7 @@ class Run:
         self.agent = nn.ModuleDict(modules)           # one state for all networks and their Adam
         self.out = pathlib.Path(cfg.out)
         self.first, self.seconds, self.signal = 0, 0.0, 0
-        started = (self.out / "config.json").exists()
+        started = bool(world.max(int((self.out / "config.json").exists())))
         if started and not cfg.resume:
             raise Problem(f"{self.out} already holds a run: add --resume to go on, or choose "
                           "another --out")
@@ -349,7 +359,8 @@ class Run:
         saved = sorted((self.out / "state").glob("step-*[0-9]"))
         if saved:
             state = self._state()
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 dcp.load(state, checkpoint_id=saved[-1], no_dist=self.world.size == 1)
             set_state_dict(self.agent, self.optimizer, model_state_dict=state["weights"],
                            optim_state_dict=state["adam"])
@@ -399,12 +410,15 @@ class Run:
         final = self.out / "state" / f"step-{step + 1:08d}"
         temporary = final.with_name("writing")
         if not final.exists():
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 dcp.save(self._state(), checkpoint_id=temporary, no_dist=self.world.size == 1)
             if self.world.rank == 0:
                 os.replace(temporary, final)
                 for old in sorted((self.out / "state").glob("step-*[0-9]"))[:-2]:
                     shutil.rmtree(old)
+            if self.world.size > 1:
+                dist.barrier()                         # nobody leaves before the state is in place
         if stop:
             self.bar.close()
             if self.world.rank == 0:

@@ -6,7 +6,7 @@
     --loss-on summary    only the summary's tokens count, given the post: supervised fine-tuning,
                          the paper's baseline and the start of its policy (sections 3.1, 3.4, B.1)
 
-The two differ in what is called a query: a whole post, or nothing but a text's first token. The
+The two differ in what is called a query: a whole post, or nothing but one <|endoftext|>. The
 loop is the same, and its beats (batch, weigh, gradients, descend, judge, log, save) come back in
 reward.py and ppo.py.
 
@@ -102,7 +102,8 @@ def summary_rows(tokenizer, posts, cfg):
 
 def running_rows(tokenizer, texts, length):
     """(query, response) token lists of running text: <|endoftext|> is the query that every text
-    answers, and also its last token. Longer texts are cut every `length` tokens.
+    answers, and also its last token. Longer texts are cut every `length` tokens; each further piece
+    takes the last token of the piece before as its query.
 
     DIFFERS: GPT-3 packs many texts into one row. In a row of its own a text has nobody else's facts
     to confuse with its own, and a small network learns to copy in a fifth of the steps.
@@ -145,6 +146,8 @@ def validation_loss(model, rows, cfg, world):
 
 def start(cfg):
     """Tokenizer and network to start from. Raises: Problem when flags contradict each other."""
+    if cfg.init:
+        config_of(cfg.init)              # complains first, and clearly, when it is no checkpoint
     if not cfg.data:
         raise Problem("--data is missing: a folder of posts, such as `python toy.py --out` makes")
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.init or cfg.data)
@@ -163,8 +166,8 @@ def start(cfg):
 
 def train(cfg, world):
     """The loop of every training script in this book, at its simplest."""
-    if cfg.init:
-        config_of(cfg.init)
+    if cfg.batch < world.size:
+        raise Problem(f"--batch {cfg.batch} is less than {world.size} processes: each needs a row")
     tokenizer, network = start(cfg)
     rows, valid_rows = read_rows(tokenizer, cfg)
     batches = Batches([len(q) + len(r) for q, r in rows], cfg.batch, cfg.seed)
@@ -177,7 +180,8 @@ def train(cfg, world):
     run = Run(cfg, world, {"model": network}, optimizer, model=asdict(network.config))
     if run.finished:
         return
-    save_tokenizer(tokenizer, cfg.out)
+    if world.rank == 0:
+        save_tokenizer(tokenizer, cfg.out)
 
     for step in run.steps(steps):
         # 1. a batch                        this rank's share of cfg.batch rows

@@ -39,11 +39,12 @@ def world():
 def tiny():
     """tiny(n_vocab=40, head="lm", seed=0, ...): a network, none of whose weights is 0 or 1."""
     def build(n_vocab=40, head="lm", seed=0, layers=2, width=16, heads=2, context=48):
-        net = model.build(model.ModelConfig(n_vocab, layers, width, heads, context, head), seed)
-        draw = torch.Generator().manual_seed(seed + 1)
+        net = model.GPT(model.ModelConfig(n_vocab, layers, width, heads, context, head))
+        draw = torch.Generator().manual_seed(seed)
         with torch.no_grad():      # biases and gains too: a forgotten one must be seen
-            for p in net.parameters():
-                p += 0.2 * torch.randn(p.shape, generator=draw, dtype=p.dtype)
+            for name, p in net.named_parameters():
+                gain = "norm" in name and name.endswith("weight")
+                p.copy_(gain + 0.3 * torch.randn(p.shape, generator=draw, dtype=torch.float64))
         return net
     return build
 
