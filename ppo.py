@@ -328,8 +328,8 @@ def load_networks(cfg):
 def train(cfg, world):
     """Write, score, learn; again and again."""
     if cfg.batch % world.size or not cfg.minibatches * world.size <= cfg.batch <= cfg.episodes:
-        raise Problem(f"--batch {cfg.batch} must divide over {world.size} processes, hold a row for "
-                      f"each in {cfg.minibatches} --minibatches, and be at most --episodes "
+        raise Problem(f"--batch {cfg.batch} must divide over {world.size} processes, hold a row "
+                      f"for each in {cfg.minibatches} --minibatches, and be at most --episodes "
                       f"{cfg.episodes}")
     tokenizer, queries, *networks = load_networks(cfg)
     policy, reference, critic, reward = (n.to(world.device) for n in networks)

@@ -151,8 +151,8 @@ def train(cfg, world):
     tokenizer = load_tokenizer(cfg.init)
     network = load_model(cfg.init, head="scalar", seed=cfg.seed)
     if cfg.query_length + cfg.response_length > network.config.context:
-        raise Problem(f"rows of up to {cfg.query_length + cfg.response_length} tokens do not fit the "
-                      f"context of {cfg.init}, {network.config.context}: lower --query-length")
+        raise Problem(f"rows of up to {cfg.query_length + cfg.response_length} tokens do not fit "
+                      f"the context of {cfg.init}, {network.config.context}: lower --query-length")
     if cfg.batch < world.size:
         raise Problem(f"--batch {cfg.batch} is less than {world.size} processes: each needs a row")
     rows = comparison_rows(tokenizer, read_comparisons(cfg.comparisons, "train"), cfg)

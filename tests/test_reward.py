@@ -182,6 +182,7 @@ def test_input_that_cannot_work_is_a_problem(supervised, comparisons, tmp_path, 
     fails("some.jsonl, line 6", changed(5, summaries=same))
     fails("some.jsonl, line 1.*title", changed(0, info={"id": "t", "subreddit": "s", "post": "p"}))
     fails("batch of 100", lines, "--batch 100")
+    fails("166 tokens do not fit", lines, "--query-length 150")
     fails("nowhere", lines, "--data nowhere")
     fails("is no checkpoint folder", lines, init=tmp_path / "nowhere")
     with pytest.raises(Problem, match="both needed"):
@@ -211,16 +212,6 @@ def test_the_gold_judge_is_out_of_reach():
         names = [a.name for a in getattr(node, "names", [])] if isinstance(
             node, ast.Import | ast.ImportFrom) else []
         assert "toy" not in names and "gold" not in names and getattr(node, "module", "") != "toy"
-
-
-def test_rows_longer_than_the_context_are_a_problem(supervised, comparisons, tmp_path):
-    long = [json.loads(text) for text in comparisons.read_text().splitlines()]
-    for record in long:
-        record["info"]["post"] = "so it went on and on, and then some, " * 20
-    path = tmp_path / "long.jsonl"
-    path.write_text("\n".join(map(json.dumps, long)))
-    with pytest.raises(Problem, match="context of 160"):
-        reward.main(line(supervised, path, tmp_path / "run", "--query-length 300"))
 
 
 def test_a_score_does_not_depend_on_the_way_it_is_asked(reward_model, tokenizer, posts):
