@@ -10,9 +10,8 @@ DATA ?= data/toy-$(SEED)
 RUN ?= runs/demo-$(SEED)
 PYTHON ?= python3
 # What the demo trains; a shrunk one types less here.
-PAIRS ?= 5000
+PAIRS ?= 4000
 POSTS ?= 1000
-PPO ?=
 
 PY = .venv/bin/python
 READY = .venv/ready
@@ -73,7 +72,7 @@ $(RUN)/reward/model.pt: $(RUN)/comparisons.jsonl
 
 $(RUN)/ppo/model.pt: $(RUN)/reward/model.pt
 	$(PY) ppo.py --preset toy --policy $(RUN)/supervised --reward $(RUN)/reward --data $(DATA) \
-	  --seed $(SEED) --out $(RUN)/ppo --resume $(PPO)
+	  --seed $(SEED) --out $(RUN)/ppo --resume
 
 $(RUN)/report/report.json: $(RUN)/ppo/model.pt
 	$(PY) evaluate.py --run $(RUN) --data $(DATA) --posts $(POSTS) --seed $(SEED) --out $(RUN)/report

@@ -93,7 +93,7 @@ class Config(Common):
 
 
 PRESETS = {     # the paper's in the last two rows (appendix B.1); silent there: 2019's code
-    "toy": dict(query_length=256, temperature=1.0, episodes=3840, batch=256, minibatches=4,
+    "toy": dict(query_length=256, temperature=1.0, episodes=3072, batch=256, minibatches=4,
                 rollout_batch=128, micro_batch=64, lr=3e-4, save_every=5),
     # DIFFERS: toy and laptop sample at temperature 1 and take 4 optimizer steps an epoch.
     "laptop": dict(query_length=320, response_length=32, temperature=1.0, episodes=12800, batch=256,

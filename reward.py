@@ -137,7 +137,7 @@ def zero_at_references(model, tokenizer, posts, cfg, world):
             scores = score(model, [encode_query(tokenizer, p, cfg.query_length) for p in part],
                            [encode_response(tokenizer, p["summary"], cfg.response_length)
                             for p in part])                          # (b,)
-        total += torch.tensor([scores.double().sum().item(), len(part)])
+        total += torch.tensor([scores.cpu().double().sum().item(), len(part)])
     points, summaries = world.sum(total.to(world.device, torch.float32)).tolist()
     model.head.bias -= points / summaries
     return points / summaries

@@ -10,7 +10,7 @@
     python sample.py --policy runs/demo/supervised --post "My sister sold my bike." \
                      --best-of 16 --reward runs/demo/reward
     python sample.py --policy runs/demo/pretrained --examples 2   # has seen language, not the task
-    python sample.py --policy runs/demo/supervised --data data/toy --pairs 5000 \
+    python sample.py --policy runs/demo/supervised --data data/toy --pairs 4000 \
                      --out runs/demo/pairs.jsonl                  # half a minute on two cores
 
 Before:  sft.py (where a policy comes from).    After: label.py (which of two summaries is better?).
