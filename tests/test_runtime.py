@@ -323,12 +323,12 @@ def test_ctrl_c_saves_says_how_to_go_on_and_fails(tmp_path, supervised, data_dir
     child = subprocess.Popen([sys.executable, str(ROOT / "sft.py"), *line], text=True,
                              stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
-        deadline = time.time() + 60
+        deadline = time.time() + 240
         while not ((out / "log.jsonl").exists() and len(log_of(out)) >= 3):
             assert child.poll() is None and time.time() < deadline
             time.sleep(0.05)
         child.send_signal(signal.SIGINT)
-        said = child.communicate(timeout=30)[1]
+        said = child.communicate(timeout=120)[1]
     finally:
         child.kill()
     assert child.returncode == 130
