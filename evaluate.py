@@ -212,7 +212,7 @@ def log_ratio(policy, reference, queries, responses, temperature, rows_at_once=1
         ours, theirs = (token_logp(m(rows.tokens, at=rows.columns), rows.targets, temperature)
                         for m in (policy, reference))                                # (b, R) each
         ratios.append((ours - theirs).masked_fill(~rows.is_response, 0.0).sum(1))    # (b,)
-    return torch.cat(ratios).double().cpu().numpy()
+    return torch.cat(ratios).cpu().double().numpy()
 
 
 def sample_with_kl(model, supervised, posts, temperature, cfg, name):

@@ -387,7 +387,11 @@ def load_model(folder, device="cpu", head=None, seed=0):
     if "model" not in known:
         raise Problem(f"{folder}/config.json describes no network: is it a run of sft.py, "
                       "reward.py or ppo.py?")
-    config = ModelConfig(**known["model"])
+    try:
+        config = ModelConfig(**known["model"])
+    except TypeError as error:
+        raise Problem(f"{folder}/config.json does not describe a network of this code: "
+                      f"{error}") from None
     model = build(ModelConfig(**{**asdict(config), "head": head or config.head}), seed)
     load_weights(model, path, fresh=("head.",) if head not in (None, config.head) else ())
     return model.to(device)
@@ -401,6 +405,9 @@ def load_weights(model, path, fresh=()):
         raise Problem(f"{path} is missing: that stage has not finished (--resume it)") from None
     except Exception as error:           # torch raises many kinds for a damaged file
         raise Problem(f"{path} is damaged ({type(error).__name__}): run that stage again") from None
+    if not isinstance(weights, dict):
+        raise Problem(f"{path} holds a {type(weights).__name__}, not named tensors: is it another "
+                      "program's file?")
     own = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(fresh))}
     for name in sorted(own.keys() | weights.keys()):
         a, b = (tuple(d[name].shape) if name in d else None for d in (own, weights))

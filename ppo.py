@@ -52,6 +52,7 @@ from runtime import (
     accumulate,
     adam,
     bare,
+    config_of,
     entry,
     flag,
     generator,
@@ -307,6 +308,8 @@ def load_networks(cfg):
     """Tokenizer, posts as token lists, and the four networks. Raises: Problem when they differ."""
     if not (cfg.policy and cfg.reward and cfg.data):
         raise Problem("--policy, --reward and --data are all needed")
+    for folder in (cfg.policy, cfg.reward):
+        config_of(folder)                # complains first, and clearly, when it is no checkpoint
     tokenizer = load_tokenizer(cfg.policy)
     if not same_tokenizer(tokenizer, load_tokenizer(cfg.reward)):
         raise Problem(f"{cfg.policy} and {cfg.reward} have different tokenizers: train the reward "

@@ -147,7 +147,8 @@ def train(cfg, world):
     """--epochs passes over the comparisons, then the zero."""
     if not (cfg.init and cfg.comparisons):
         raise Problem("--init (a supervised policy) and --comparisons (a file) are both needed")
-    data = cfg.data or config_of(cfg.init)["flags"].get("data")
+    started_from = config_of(cfg.init)["flags"]
+    data = cfg.data or started_from.get("data")
     tokenizer = load_tokenizer(cfg.init)
     network = load_model(cfg.init, head="scalar", seed=cfg.seed)
     if cfg.query_length + cfg.response_length > network.config.context:

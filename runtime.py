@@ -250,12 +250,12 @@ def optimizer_step(modules, optimizer, lr, clip, step):
     return norms
 
 
-def cosine(step, steps, peak, warmup=0, floor=0.0):
-    """Learning rate: linear from 0 over `warmup` steps, then half a cosine to floor * peak."""
+def cosine(step, steps, peak, warmup=0):
+    """Learning rate: linear from 0 over `warmup` steps, then half a cosine down to 0."""
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+    return peak * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def linear(step, steps, peak):
@@ -379,6 +379,7 @@ class Run:
             if self.signal:                            # a second Ctrl-C means now
                 raise KeyboardInterrupt
             self.signal = number
+            self.bar.write("stopping when this step is done (again: at once)", file=sys.stderr)
         before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
         self.total, self.began = total, time.perf_counter() - self.seconds
         self.bar = tqdm(total=total, initial=self.first, desc=self.out.name, unit="step",

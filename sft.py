@@ -200,7 +200,7 @@ def train(cfg, world):
             (share * world.size).backward()        # ranks are *averaged*, hence the factor
             loss += share.detach()
 
-        # 4. descent
+        # 4. descent                        DIFFERS: pretraining, too, ends at 0, not at a tenth
         lr = cosine(step, steps, cfg.lr, cfg.warmup)
         norm, = optimizer_step([network], optimizer, lr, cfg.clip, step)
 

@@ -393,3 +393,14 @@ def test_generation_draws_nothing_from_a_global_generator(tiny):
     torch.manual_seed(8)
     assert torch.equal(a, generate(net, QUERIES, 6, 1.0, u)[0])
     torch.set_rng_state(state)
+
+
+def test_a_foreign_model_file_or_config_is_a_problem(tmp_path):
+    config = ModelConfig(n_vocab=20, layers=1, width=8, heads=2, context=16)
+    (tmp_path / "config.json").write_text(json.dumps({"model": asdict(config)}))
+    torch.save(torch.zeros(3), tmp_path / "model.pt")
+    with pytest.raises(Problem, match="model.pt holds a Tensor"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"depth": 3}}))
+    with pytest.raises(Problem, match="config.json does not describe"):
+        load_model(tmp_path)

@@ -188,7 +188,6 @@ def test_schedules_start_rise_and_end_where_they_should():
     assert [cosine(s, 10, 1.0, 4) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert cosine(0, 8, 2.0) == 2.0 and cosine(4, 8, 2.0) == pytest.approx(1.0)
     assert cosine(8, 8, 2.0) == pytest.approx(0)
-    assert cosine(8, 8, 2.0, floor=0.1) == pytest.approx(0.2)
     assert 0 < cosine(7, 8, 2.0) < 0.1
     falling = [cosine(s, 50, 1.0, 5) for s in range(5, 51)]
     assert falling == sorted(falling, reverse=True)
