@@ -438,6 +438,22 @@ def encode_query(tokenizer, record, limit):
     return fit(tokenizer, ARTICLE if "article" in record else POST, record, limit)
 
 
+def check_queries(tokenizer, records, limit):
+    """Complain now, not after an hour, about the first post whose title alone takes too much room.
+
+    Cheap: a token is a byte or more, so few titles need to be encoded to know.
+    """
+    for record in records:
+        bare = {**record, "article" if "article" in record else "post": ""}
+        if len(query_text(bare).encode()) > limit:
+            encode_query(tokenizer, record, limit)
+
+
+def size(record):
+    """Characters of a post or article and its summary: rows of like size pad each other little."""
+    return len(query_text(record)) + len(record.get("summary", ""))
+
+
 def encode_response(tokenizer, text, limit):
     """A summary as a response: one space, the text, <|endoftext|>; text beyond `limit` is cut.
 

@@ -38,11 +38,13 @@ from data import (
     rouge,
     same_tokenizer,
 )
-from model import build, lay_out, load_weights, token_logp
+from model import lay_out, load_weights, skeleton, token_logp
 from runtime import (
+    Machine,
     Problem,
     entry,
     flag,
+    gathered,
     generator,
     join_world,
     mixed,
@@ -62,7 +64,7 @@ from sample import (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Machine):
     run: str = flag("", "folder with pretrained/, supervised/, reward/, ppo/; some may be missing")
     data: str = flag("", "folder of posts; none: the one the supervised policy learned from")
     out: str = flag("", "folder of the report; none: report/ in --run")
@@ -75,7 +77,6 @@ class Config:
     examples: int = flag(3, "worked examples shown to the pretrained model, as many as fit")
     rows_at_once: int = flag(128, "summaries written side by side; what fits the device")
     seed: int = flag(0, "which posts and examples, and every random number")
-    device: str = flag("auto", "auto, cpu, cuda or mps")
 
 
 FOLDERS = {"pretrained": "pretrained", "supervised": "supervised", "human_feedback": "ppo"}
@@ -187,32 +188,35 @@ def copied(summary, source):
 
 # ------------------------------------------------------------------------- 3. what policies write
 
-def bar(total, name):
-    return tqdm(total=total, desc=name, unit="summary", leave=False)
+def bar(total, name, world):
+    return tqdm(total=total, desc=name, unit="summary", leave=False, disable=world.rank > 0)
 
 
 def write_greedily(policy, posts, cfg, name, examples=()):
     """The summaries by which a policy is judged."""
     room = policy.model.config.context - policy.response_length
-    with bar(len(posts), name) as progress:
+    with bar(len(posts), name, policy.world) as progress:
         return summarise(policy.model, policy.tokenizer, posts, examples=examples,
                          limit_query=room if examples else policy.query_length,
                          limit_response=policy.response_length, rows_at_once=cfg.rows_at_once,
-                         progress=progress)
+                         progress=progress, world=policy.world)
 
 
 @torch.no_grad()
-def log_ratio(policy, reference, queries, responses, temperature, rows_at_once=128):
+def log_ratio(policy, reference, queries, responses, temperature, world, rows_at_once=128):
     """log pi(summary) - log pi_reference(summary), nats; both GPTs. Returns: (B,) array."""
-    ratios = []
-    for start in range(0, len(queries), rows_at_once):
-        some = slice(start, start + rows_at_once)
-        rows = lay_out(queries[some], responses[some], policy.config.n_vocab)
-        rows = rows.to(policy.wte.weight.device)
-        ours, theirs = (token_logp(m(rows.tokens, at=rows.columns), rows.targets, temperature)
-                        for m in (policy, reference))                                # (b, R) each
-        ratios.append((ours - theirs).masked_fill(~rows.is_response, 0.0).sum(1))    # (b,)
-    return torch.cat(ratios).cpu().double().numpy()
+    mine, ratios = world.share(range(len(queries))), {}
+    with gathered(policy), gathered(reference):
+        for start in range(0, len(mine), rows_at_once):
+            some = mine[start:start + rows_at_once]
+            rows = lay_out([queries[i] for i in some], [responses[i] for i in some],
+                           policy.config.n_vocab).to(world.device)
+            ours, theirs = (token_logp(m(rows.tokens, at=rows.columns), rows.targets, temperature)
+                            for m in (policy, reference))                            # (b, R) each
+            ratio = (ours - theirs).masked_fill(~rows.is_response, 0.0).sum(1)       # (b,)
+            ratios |= zip(some, ratio.tolist(), strict=True)
+    ratios = world.merge(ratios)
+    return np.array([ratios[i] for i in range(len(queries))])
 
 
 def sample_with_kl(model, supervised, posts, temperature, cfg, name):
@@ -222,10 +226,12 @@ def sample_with_kl(model, supervised, posts, temperature, cfg, name):
     divergence from the supervised policy, in nats a summary.
     """
     queries = [encode_query(supervised.tokenizer, p, supervised.query_length) for p in posts]
-    with bar(len(posts), name) as progress:
+    world = supervised.world
+    with bar(len(posts), name, world) as progress:
         responses = respond(model, queries, supervised.response_length, temperature, cfg.seed, "kl",
-                            rows_at_once=cfg.rows_at_once, progress=progress)
-    kl = log_ratio(model, supervised.model, queries, responses, temperature, cfg.rows_at_once)
+                            rows_at_once=cfg.rows_at_once, progress=progress, world=world)
+    kl = log_ratio(model, supervised.model, queries, responses, temperature, world,
+                   cfg.rows_at_once)
     return [decode_response(supervised.tokenizer, r) for r in responses], float(kl.mean())
 
 
@@ -243,7 +249,7 @@ def describe(texts, posts, grades, won, length, seed):
             "axes": {axis: float(grades[axis].mean()) if axis in grades else None for axis in AXES}}
 
 
-def compare(policies, posts, judge, cfg, data, device):
+def compare(policies, posts, judge, cfg, data):
     """Everything that greedy summaries tell.
 
     policies: {name: Checkpoint}. Returns: the report's `policies`, `against_supervised`,
@@ -273,8 +279,8 @@ def compare(policies, posts, judge, cfg, data, device):
         se, interval = bootstrap(gain, cfg.seed)
         found["difference"] = {"mean": float(gain.mean()), "se": float(se), "95": interval}
     if cfg.against:
-        other = write_greedily(load_checkpoint(cfg.against, device), posts, cfg, "against")
-        other = grade(judge, posts, other)["overall"]
+        other = load_checkpoint(cfg.against, policies[best].world)
+        other = grade(judge, posts, write_greedily(other, posts, cfg, "against"))["overall"]
         found["against"] = {"policy": cfg.against, "ours": policies[best].folder,
                             **win_rate(wins(overall[best], other), cfg.seed)}
     return found, texts
@@ -293,7 +299,7 @@ def reward_accuracy(reward, run, judge, data, cfg):
     posts = [c["info"] for c in labels]
     chosen, rejected = ([c["summaries"][c["choice"] ^ side]["text"] for c in labels]
                         for side in (0, 1))
-    with bar(2 * len(labels), "reward model") as progress:
+    with bar(2 * len(labels), "reward model", reward.world) as progress:
         scores = np.array(score_texts(reward, posts * 2, chosen + rejected, cfg.rows_at_once,
                                       progress)).reshape(2, -1)
     right = wins(scores[0], scores[1])                                               # (n,)
@@ -335,20 +341,19 @@ def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature
         at = {"method": "ppo", "beta": ppo.flags["kl_coef"], "n": None}
         runs = {}                                        # step: (texts, kl), in training's order
         for path in sorted(Path(ppo.folder, "snapshots").glob("step-*.pt")):
-            model, step = build(ppo.model.config), int(path.stem[5:])
+            model, step = skeleton(ppo.model.config, ppo.world, frozen=True), int(path.stem[5:])
             load_weights(model, path)
-            model.to(ppo.model.wte.weight.device)
             if step < final:
                 runs[step] = sample_with_kl(model, supervised, posts, temperature, cfg, path.stem)
         rows += [{**at, "kl": kl, "step": step, **please(reward, judge, posts, texts, cfg)[0]}
                  for step, (texts, kl) in (runs | {final: samples}).items()]
     posts, sizes = posts[:POOLS], [2 ** k for k in range(cfg.pool.bit_length())]     # 1, 2, 4, ...
-    with bar(len(posts) * cfg.pool, "best of n") as progress:
+    with bar(len(posts) * cfg.pool, "best of n", supervised.world) as progress:
         texts = summarise(supervised.model, supervised.tokenizer,
                           [p for p in posts for _ in range(cfg.pool)], purpose="pool",
                           limit_query=supervised.query_length, temperature=temperature,
                           limit_response=supervised.response_length, seed=cfg.seed,
-                          rows_at_once=cfg.rows_at_once, progress=progress)
+                          rows_at_once=cfg.rows_at_once, progress=progress, world=supervised.world)
     found = please(reward, judge, posts, texts, cfg, sizes)
     return rows + [{"method": "best_of_n", "beta": None, "n": n, "kl": math.log(n) - (n - 1) / n,
                     "step": None, **row} for n, row in zip(sizes, found, strict=True)]
@@ -356,11 +361,11 @@ def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature
 
 # ----------------------------------------------------------------------------------- 5. the report
 
-def load_policies(cfg, device):
+def load_policies(cfg, world):
     """The finished policies of a run: {name in the report: Checkpoint}, supervised among them."""
     if not cfg.run:
         raise Problem("--run is missing: a folder of stages, such as runs/demo")
-    found = {name: load_checkpoint(Path(cfg.run) / folder, device)
+    found = {name: load_checkpoint(Path(cfg.run) / folder, world)
              for name, folder in FOLDERS.items()
              if name == "supervised" or (Path(cfg.run) / folder / "model.pt").exists()}
     for policy in found.values():
@@ -391,10 +396,10 @@ def seconds_of(run):
             "reward": noted("reward/config.json"), "ppo": noted("ppo/config.json")}
 
 
-def evaluate(cfg, device):
+def evaluate(cfg, world):
     """The report as a dict, and one post with everybody's summary of it."""
     began = time.perf_counter()
-    policies = load_policies(cfg, device)
+    policies = load_policies(cfg, world)
     supervised, ppo = policies["supervised"], policies.get("human_feedback")
     data = cfg.data or supervised.flags["data"]
     posts = held_out(data)
@@ -402,7 +407,7 @@ def evaluate(cfg, device):
     posts = [posts[i] for i in order[:cfg.posts]]
     name, some = choose_judge(cfg, posts), posts[:cfg.samples]
     judge = JUDGES[name]
-    found, texts = compare(policies, posts, judge, cfg, data, device)
+    found, texts = compare(policies, posts, judge, cfg, data)
     report = {"judge": name, "data": str(data), **found, "reward_model": None,
               "overoptimisation": []}
 
@@ -412,7 +417,7 @@ def evaluate(cfg, device):
     if ppo:
         report["policies"]["human_feedback"]["kl"] = samples[1]
     if (Path(cfg.run) / "reward" / "model.pt").exists():
-        reward = load_reward(Path(cfg.run) / "reward", device, supervised.tokenizer)
+        reward = load_reward(Path(cfg.run) / "reward", world, supervised.tokenizer)
         report["reward_model"] = reward_accuracy(reward, cfg.run, judge, data, cfg)
         report["overoptimisation"] = overoptimisation(supervised, ppo, samples, reward, judge, some,
                                                       temperature, cfg)
@@ -555,8 +560,10 @@ def main(argv=None):
     cfg = parse(Config, {}, argv, __doc__)
     if min(cfg.posts, cfg.samples, cfg.pool, cfg.rows_at_once) < 1 or cfg.examples < 0:
         raise Problem("--posts, --samples, --pool, --rows-at-once count from 1, --examples from 0")
-    with join_world(cfg.device) as world, mixed(world):
-        report, example = evaluate(cfg, world.device)
+    with join_world(cfg) as world, mixed(world):
+        report, example = evaluate(cfg, world)
+    if world.rank > 0:
+        return
     out, log = Path(cfg.out or Path(cfg.run) / "report"), Path(cfg.run) / "ppo" / "log.jsonl"
     write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     write_atomically(out / "report.md", markdown(report, example))

@@ -31,9 +31,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from data import stack
-from runtime import Problem, config_of, entry
+from runtime import ALONE, Problem, allocate, config_of, entry, fill, generator
 
 
 class Size(NamedTuple):
@@ -92,14 +93,14 @@ class Attention(nn.Module):
         self.heads, C = config.heads, config.width
         self.q, self.kv, self.out = nn.Linear(C, C), nn.Linear(C, 2 * C), nn.Linear(C, C)
 
-    def forward(self, x, read, seen, cache):
+    def forward(self, x, read, seen, past):
         """x: (B, T, C), what is looked at; read: (B, R, C), who looks; seen: (B, 1, R, S) bool, at
-        which columns, or None when they are the same rows and look causally."""
+        which columns, or None when they are the same rows and look causally; past: a Layer."""
         B, T, C = x.shape
         q = self.q(read).view(B, -1, self.heads, C // self.heads)                    # (B, R, H, D)
         k, v = self.kv(x).view(B, T, 2, self.heads, C // self.heads).unbind(2)       # (B, T, H, D)
-        if cache is not None:
-            k, v = cache.extend(k, v)                                                # (B, S, H, D)
+        if past is not None:
+            k, v = past.extend(k, v)                                                 # (B, S, H, D)
         q, k, v = (a.transpose(1, 2) for a in (q, k, v))                             # (B, H, ., D)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
         return self.out(mixed.transpose(1, 2).flatten(2))                            # (B, R, C)
@@ -108,19 +109,28 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """One layer: tokens exchange what they know, then each thinks about it alone."""
 
+    checkpointing = False       # True: keep only the input for the backward pass, compute the rest
+                                # again there; a third more compute, a tenth of the memory
+
     def __init__(self, config):
         super().__init__()
         C = config.width
         self.norm_1, self.attention = nn.LayerNorm(C), Attention(config)
         self.norm_2, self.up, self.down = nn.LayerNorm(C), nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
 
-    def forward(self, x, at=None, seen=None, cache=None):
+    def forward(self, x, at=None, seen=None, past=None):
         """(B, T, C) -> (B, T, C); or, when only the columns `at` (B, R) are read: (B, R, C)."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self.layer, x, at, seen, past, use_reentrant=False)
+        return self.layer(x, at, seen, past)
+
+    def layer(self, x, at, seen, past):
+        """What `forward` computes."""
         normed = self.norm_1(x)                                                      # (B, T, C)
         read = normed
         if at is not None:
             x, read = columns_of(x, at), columns_of(normed, at)                      # (B, R, C)
-        x = x + self.attention(normed, read, seen, cache)                            # (B, R, C)
+        x = x + self.attention(normed, read, seen, past)                             # (B, R, C)
         return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))    # (B, R, C)
 
 
@@ -141,27 +151,6 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         if config.head == "scalar":
             self.head = nn.Linear(config.width, 1)
-        self.apply(self._init)
-        for block in self.blocks:               # 2 * layers additions: keep their sum's size, GPT-2
-            for last in (block.attention.out, block.down):
-                nn.init.normal_(last.weight, std=(2 * config.layers * last.in_features) ** -0.5)
-
-    def _init(self, module):
-        """N(0, 1/fan_in) for matrices, N(0, 1/C) for tokens, scalar head N(0, 1/(C+1)).
-
-        The last is the paper's, appendix B.1 (a *variance*). At the paper's width of 2048 the
-        first two are N(0, 0.022^2), GPT-2's 0.02; at width 128 they are four times wider, and there
-        0.02 is too small for a network to learn, within minutes, to copy words from the post.
-        """
-        if isinstance(module, nn.Linear):
-            fan_in = module.in_features + (module.out_features == 1)
-            nn.init.normal_(module.weight, std=fan_in ** -0.5)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            # DIFFERS: positions whisper, at a tenth of the tokens' size (paper's code: half), so
-            # that attention starts out looking at words; copying appears in half the steps.
-            quiet = 0.1 if module is self.wpe else 1.0
-            nn.init.normal_(module.weight, std=quiet * self.config.width ** -0.5)
 
     def forward(self, tokens, at=None, cache=None):
         """Run the decoder; run the head only where somebody reads it.
@@ -185,10 +174,10 @@ class GPT(nn.Module):
         x = self.wte(tokens) + self.wpe(columns)                                     # (B, T, C)
         *blocks, last = self.blocks
         for i, block in enumerate(blocks):
-            x = block(x, None, seen, cache and cache.layer(i))
+            x = block(x, None, seen, cache and cache.layers[i])
         if at is not None:      # nobody looks past the last block: it runs on the read columns only
             seen = (columns[:, None] <= at[..., None])[:, None]                      # (B, 1, R, T)
-        x = last(x, at, seen, cache and cache.layer(-1))                             # (B, R, C)
+        x = last(x, at, seen, cache and cache.layers[-1])                            # (B, R, C)
         x = self.norm(x)
         with torch.autocast(x.device.type, enabled=False):         # the head counts in fp32
             x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -198,11 +187,42 @@ class GPT(nn.Module):
             return F.linear(x, self.wte.weight[:self.config.n_vocab].to(x))              # (B, R, V)
 
 
-def build(config, seed=0):
+def initial(name, shape, config, seed):
+    """The first value of a weight, a function of its name and the seed.
+
+    N(0, 1/fan_in) for matrices, N(0, 1/C) for tokens, N(0, 1/(C+1)) for the scalar head. The last
+    is the paper's, appendix B.1 (a *variance*). At the paper's width of 2048 the first two are
+    N(0, 0.022^2), GPT-2's 0.02; at width 128 they are four times wider, and there 0.02 is too small
+    for a network to learn, within minutes, to copy words from the post.
+    """
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if "norm" in name:
+        return torch.ones(shape)
+    C = config.width
+    # DIFFERS: positions whisper, at a tenth of the tokens' size (paper's code: half), so that
+    # attention starts out looking at words; copying appears in half the steps.
+    variance = {"wte.weight": 1 / C, "wpe.weight": 0.01 / C, "head.weight": 1 / (C + 1)}.get(
+        name, 1 / shape[-1])
+    if name.endswith(("out.weight", "down.weight")):
+        variance /= 2 * config.layers       # so many additions to the stream: keep its size, GPT-2
+    draw = torch.Generator().manual_seed(int(generator(seed, name).integers(1 << 62)))
+    return torch.randn(shape, generator=draw) * variance ** 0.5
+
+
+def skeleton(config, world=ALONE, frozen=False):
+    """A GPT with memory for its weights, in `world`'s way, but no values in it yet."""
+    with torch.device("meta"):              # 13b shall never exist whole where it is to be sharded
+        model = GPT(config)
+    return allocate(model, world, frozen)
+
+
+def build(config, seed=0, world=ALONE):
     """A freshly initialised GPT, a function of its config and the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return GPT(config)
+    model = skeleton(config, world)
+    for name, p in model.named_parameters():
+        fill(p, initial(name, p.shape, config, seed))
+    return model
 
 
 # ------------------------------------------------------------------------------------- log-probs
@@ -266,17 +286,15 @@ class Cache:
     """Keys and values of every layer, so that a new token costs one column instead of T.
 
     The queries fill columns 0 .. n_i - 1 in one go; from then on row i's token goes to column
-    n_i + t, over what padding had left there, and sees the columns up to its own. Unused columns
-    hold zeros, not whatever memory held: a NaN would pass through attention's 0 * v.
+    n_i + t, over what padding had left there, and sees the columns up to its own.
     """
 
-    def __init__(self, model, lengths, total):
-        c, like = model.config, model.wte.weight
-        shape = (c.layers, 2, len(lengths), total, c.heads, c.width // c.heads)
-        self.kv = torch.zeros(shape, dtype=like.dtype, device=like.device)  # (L, 2, B, S, H, D)
+    def __init__(self, layers, lengths, total):
+        self.total = total                               # S, columns that there is room for
         self.columns = lengths - 1                       # (B,) long, the newest token of each row
         self.reach = int(lengths.max()) - 1              # the largest of them, known to the host
         self.filled = False
+        self.layers = [Layer(self) for _ in range(layers)]
 
     def advance(self):
         """Make room for one more token a row."""
@@ -286,27 +304,30 @@ class Cache:
 
     def keep(self, rows):
         """Let the other rows go: they have ended."""
-        self.kv, self.columns = self.kv[:, :, rows], self.columns[rows]
+        self.columns = self.columns[rows]
+        for layer in self.layers:
+            layer.kv = layer.kv[:, rows]
 
-    def layer(self, i):
-        return _Layer(self, self.kv[i])
 
-
-class _Layer:
+class Layer:
     """One layer's part of a Cache."""
 
-    def __init__(self, cache, kv):
-        self.cache, self.kv = cache, kv                                            # (2, B, S, H, D)
+    def __init__(self, cache):
+        self.cache, self.kv = cache, None                                          # (2, B, S, H, D)
 
     def extend(self, k, v):
         """Store the new keys and values (B, T, H, D); returns what the queries may attend to."""
-        if not self.cache.filled:
-            self.kv[0, :, :k.shape[1]], self.kv[1, :, :v.shape[1]] = k, v
+        cache = self.cache
+        if not cache.filled:
+            # Unused columns hold zeros, not whatever memory held: a NaN would pass through
+            # attention's 0 * v. The dtype is that of k, bf16 where that is the arithmetic.
+            B, T, *HD = k.shape
+            self.kv = k.new_zeros(2, B, cache.total, *HD)
+            self.kv[0, :, :T], self.kv[1, :, :T] = k, v
             return k, v
         rows = torch.arange(len(k), device=k.device)                                 # (B,)
-        self.kv[0, rows, self.cache.columns] = k[:, 0].to(self.kv.dtype)
-        self.kv[1, rows, self.cache.columns] = v[:, 0].to(self.kv.dtype)
-        return self.kv[:, :, :self.cache.reach + 1].to(k.dtype).unbind(0)            # (B, S, H, D)
+        self.kv[0, rows, cache.columns], self.kv[1, rows, cache.columns] = k[:, 0], v[:, 0]
+        return self.kv[:, :, :cache.reach + 1].unbind(0)                             # (B, S, H, D)
 
 
 def choose(logits, temperature=1.0, u=None):
@@ -344,7 +365,7 @@ def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=
     if total > model.config.context:
         raise Problem(f"a query of {int(n.max())} tokens and a response of {length} do not fit the "
                       f"context of {model.config.context}: lower --query-length")
-    cache = Cache(model, n, total)
+    cache = Cache(model.config.layers, n, total)
     logits = model(stack(queries, pad).to(device), at=n[:, None] - 1, cache=cache)[:, 0]   # (B, V)
     out = torch.full((len(queries), length), pad, device=device)                     # (B, R)
     logps = logits.new_zeros(out.shape)                                              # (B, R)
@@ -376,11 +397,12 @@ def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=
 
 # ------------------------------------------------------------------------------------- checkpoints
 
-def load_model(folder, device="cpu", head=None, seed=0):
-    """The network in a checkpoint folder.
+def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
+    """The network in a checkpoint folder, in the memory of `world`.
 
     head: None keeps the folder's; "scalar" puts a fresh scalar head on a language model's trunk,
         as the reward model starts out (section 3.4). seed: of that fresh head.
+    frozen: it will not be trained, so bf16 is enough where that is the arithmetic.
     Raises: Problem when model.pt is missing, damaged or of another shape than config.json says.
     """
     path, known = Path(folder) / "model.pt", config_of(folder)
@@ -392,9 +414,14 @@ def load_model(folder, device="cpu", head=None, seed=0):
     except TypeError as error:
         raise Problem(f"{folder}/config.json does not describe a network of this code: "
                       f"{error}") from None
-    model = build(ModelConfig(**{**asdict(config), "head": head or config.head}), seed)
-    load_weights(model, path, fresh=("head.",) if head not in (None, config.head) else ())
-    return model.to(device)
+    fresh = ("head.",) if head not in (None, config.head) else ()
+    config = ModelConfig(**{**asdict(config), "head": head or config.head})
+    model = skeleton(config, world, frozen)
+    load_weights(model, path, fresh)
+    for name, p in model.named_parameters():
+        if name.startswith(fresh):
+            fill(p, initial(name, p.shape, config, seed))
+    return model
 
 
 def load_weights(model, path, fresh=()):
@@ -414,7 +441,8 @@ def load_weights(model, path, fresh=()):
         if a != b:
             raise Problem(f"{path} does not fit: {name} is {b}, the network wants {a}; it comes "
                           "from another size or another kind of stage")
-    model.load_state_dict(weights, strict=False)
+    for name, p in own.items():
+        fill(p, weights[name])           # from disk, one weight at a time
 
 
 def main(argv=None):

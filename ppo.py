@@ -38,11 +38,13 @@ from torch import Tensor
 
 from data import (
     Batches,
+    check_queries,
     encode_query,
     load_tokenizer,
     read_posts,
     same_tokenizer,
     save_tokenizer,
+    size,
 )
 from model import generate, lay_out, load_model, token_logp
 from runtime import (
@@ -55,6 +57,7 @@ from runtime import (
     config_of,
     entry,
     flag,
+    gathered,
     generator,
     join_world,
     linear,
@@ -62,7 +65,6 @@ from runtime import (
     optimizer_step,
     parallelize,
     parse,
-    save_tensors,
     uniforms,
 )
 
@@ -127,24 +129,25 @@ def roll_out(policy, reference, critic, reward, queries, ids, step, cfg, world):
     pad, R = policy.config.n_vocab, cfg.response_length
     u = uniforms(cfg.seed, "rollout", step, ids, R)                              # (b, R)
     parts = []
-    for start in range(0, len(queries), cfg.rollout_batch):
-        some = slice(start, start + cfg.rollout_batch)
-        with mixed(world):             # one context: a new one would cast every weight anew
+    # One context: a new autocast would cast, and a new gathering fetch, every weight anew.
+    with mixed(world), gathered(policy):
+        for start in range(0, len(queries), cfg.rollout_batch):
+            some = slice(start, start + cfg.rollout_batch)
             response, logp = generate(policy, queries[some], R, cfg.temperature, u[some])
             rows = lay_out(queries[some], unpad(response, pad), pad, R).to(world.device)
-            if world.device.type == "cuda":
-                # In bf16 a cached decode differs from a full forward by 1e-2, which the ratio would
-                # take for learning: there the same forward as the update's says what was old.
+            if world.bf16:
+                # A cached decode differs there from a full forward by 1e-2, which the ratio would
+                # take for learning: the same forward as the update's says what was old.
                 logp = token_logp(policy(rows.tokens, at=rows.columns), rows.targets,
                                   cfg.temperature)                               # (b, R)
             ref_logp = token_logp(reference(rows.tokens, at=rows.columns), rows.targets,
                                   cfg.temperature)                               # (b, R)
             value = critic(rows.tokens, at=rows.columns)                         # (b, R)
             score = reward(rows.tokens, at=rows.last)[:, 0]                      # (b,)
-        ended = (response == pad - 1).any(1)                                     # (b,) bool
-        score = score.masked_fill(~ended, cfg.missing_eot)
-        parts.append(Rollout(rows.tokens, rows.columns, rows.is_response, logp, ref_logp, value,
-                             score))
+            ended = (response == pad - 1).any(1)                                 # (b,) bool
+            score = score.masked_fill(~ended, cfg.missing_eot)
+            parts.append(Rollout(rows.tokens, rows.columns, rows.is_response, logp, ref_logp,
+                                 value, score))
     longest = world.max(max(p.tokens.shape[1] for p in parts))
     parts = [p._replace(tokens=torch.nn.functional.pad(
         p.tokens, (0, longest - p.tokens.shape[1]), value=pad)) for p in parts]  # (b, T)
@@ -304,8 +307,8 @@ def describe(rollout, cfg, eot):
 
 # ----------------------------------------------------------------------------------------- 4. loop
 
-def load_networks(cfg):
-    """Tokenizer, posts as token lists, and the four networks. Raises: Problem when they differ."""
+def load_networks(cfg, world):
+    """Tokenizer, posts, and the four networks. Raises: Problem when they differ."""
     if not (cfg.policy and cfg.reward and cfg.data):
         raise Problem("--policy, --reward and --data are all needed")
     for folder in (cfg.policy, cfg.reward):
@@ -314,7 +317,7 @@ def load_networks(cfg):
     if not same_tokenizer(tokenizer, load_tokenizer(cfg.reward)):
         raise Problem(f"{cfg.policy} and {cfg.reward} have different tokenizers: train the reward "
                       "model from this policy (reward.py --init)")
-    policy, critic = load_model(cfg.policy), load_model(cfg.reward)
+    policy, critic = load_model(cfg.policy, world), load_model(cfg.reward, world)
     for network, head, folder in ((policy, "lm", cfg.policy), (critic, "scalar", cfg.reward)):
         if network.config.head != head:
             raise Problem(f"{folder} has a {network.config.head} head, not {head}: are --policy "
@@ -324,28 +327,23 @@ def load_networks(cfg):
                           f"fit the context of {folder}, {network.config.context}: lower "
                           "--query-length")
     posts = read_posts(cfg.data, "train", need_summary=False)
-    queries = [encode_query(tokenizer, post, cfg.query_length) for post in posts]
-    return tokenizer, queries, policy, load_model(cfg.policy), critic, load_model(cfg.reward)
+    check_queries(tokenizer, posts, cfg.query_length)
+    reference, reward = (load_model(folder, world, frozen=True)
+                         for folder in (cfg.policy, cfg.reward))
+    return tokenizer, posts, policy, reference, critic, reward
 
 
 def train(cfg, world):
     """Write, score, learn; again and again."""
-    if cfg.batch % world.size or not cfg.minibatches * world.size <= cfg.batch <= cfg.episodes:
-        raise Problem(f"--batch {cfg.batch} must divide over {world.size} processes, hold a row "
-                      f"for each in {cfg.minibatches} --minibatches, and be at most --episodes "
-                      f"{cfg.episodes}")
-    tokenizer, queries, *networks = load_networks(cfg)
-    policy, reference, critic, reward = (n.to(world.device) for n in networks)
-    for frozen in (reference, reward):
-        frozen.requires_grad_(False)
-        if world.device.type == "cuda":
-            frozen.bfloat16()
-    if cfg.compile:
-        for network in (policy, reference, critic, reward):
-            network.compile(dynamic=True)
-    agent = {"policy": parallelize(policy, world), "critic": parallelize(critic, world)}
+    if cfg.batch % (cfg.minibatches * world.size) or cfg.batch > cfg.episodes:
+        raise Problem(f"--batch {cfg.batch} must divide over {world.size} processes times "
+                      f"{cfg.minibatches} --minibatches, and be at most --episodes {cfg.episodes}")
+    tokenizer, posts, *networks = load_networks(cfg, world)
+    policy, reference, critic, reward = networks
+    trained, _, valued, _ = (parallelize(network, world, cfg) for network in networks)
+    agent = {"policy": trained, "critic": valued}
     optimizer = adam([policy, critic], eps=1e-5)          # weight decay 0, as 2019's plain Adam
-    batches = Batches([len(q) for q in queries], cfg.batch, cfg.seed, window=1)
+    batches = Batches([size(post) for post in posts], cfg.batch, cfg.seed, window=1)
     iterations = cfg.episodes // cfg.batch
     run = Run(cfg, world, {"policy": policy, "critic": critic}, optimizer,
               model=asdict(policy.config))
@@ -358,8 +356,8 @@ def train(cfg, world):
         # 1. a batch                        the policy's own summaries, and everyone's opinion
         began = time.perf_counter()
         mine = world.share(batches.at(step))
-        rollout = roll_out(policy, reference, critic, reward, [queries[i] for i in mine], mine,
-                           step, cfg, world)
+        queries = [encode_query(tokenizer, posts[i], cfg.query_length) for i in mine]
+        rollout = roll_out(policy, reference, critic, reward, queries, mine, step, cfg, world)
         if not rollout.score.isfinite().all():
             raise Problem(f"step {step}: the reward model's score is not finite: look at the log "
                           f"of {cfg.reward}; nothing of this step was kept")
@@ -378,15 +376,15 @@ def train(cfg, world):
                 rollout_tokens_per_second=tokens / (written - began),
                 update_seconds=done - written,
                 update_tokens_per_second=cfg.epochs * tokens / (done - written))
-        if cfg.snapshot_every and (step + 1) % cfg.snapshot_every == 0 and world.rank == 0:
-            save_tensors(run.out / "snapshots" / f"step-{step + 1:06d}.pt", policy.state_dict())
+        if cfg.snapshot_every and (step + 1) % cfg.snapshot_every == 0:
+            run.save(f"snapshots/step-{step + 1:06d}", policy)
         run.save_if_due(step)
     run.finish(model=policy, critic=critic)
 
 
 def main(argv=None):
     cfg = parse(Config, PRESETS, argv, __doc__)
-    with join_world(cfg.device) as world:
+    with join_world(cfg) as world:
         train(cfg, world)
 
 

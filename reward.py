@@ -19,12 +19,14 @@ import torch.nn.functional as F
 
 from data import (
     Batches,
+    check_queries,
     encode_query,
     encode_response,
     load_tokenizer,
     read_comparisons,
     read_posts,
     save_tokenizer,
+    size,
 )
 from model import lay_out, load_model, score
 from runtime import (
@@ -33,11 +35,11 @@ from runtime import (
     Run,
     accumulate,
     adam,
-    bare,
     config_of,
     cosine,
     entry,
     flag,
+    gathered,
     join_world,
     mixed,
     optimizer_step,
@@ -67,7 +69,7 @@ class Config(Common):
 
 
 PRESETS = {     # the paper's in the last two rows (appendix B.1)
-    "toy": dict(query_length=256, response_length=48, micro_batch=32, lr=1e-3, warmup=10),
+    "toy": dict(query_length=256, response_length=48, batch=16, lr=1e-3, warmup=10),
     "laptop": dict(query_length=320, response_length=32, micro_batch=32, lr=3e-4, warmup=10),
     "gpt2": dict(lr=1.5e-5),
     "1.3b": dict(lr=1.5e-5, micro_batch=4),
@@ -113,9 +115,12 @@ def score_pairs(model, part, pad, device):
 
 @torch.no_grad()
 def accuracy(model, rows, cfg, world):
-    """Share of comparisons in which the chosen summary scores higher, and the mean loss, nats."""
+    """Share of comparisons in which the chosen summary scores higher, and the mean loss, nats.
+
+    rows: this rank's share of the held-out (query, chosen, rejected).
+    """
     totals = torch.zeros(3, device=world.device)                     # right, nats, pairs
-    for part in accumulate([], world.share(rows), cfg.micro_batch):
+    for part in accumulate([], rows, cfg.micro_batch):
         with mixed(world):
             chosen, rejected = score_pairs(model, part, model.config.n_vocab, world.device)
         right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()
@@ -126,11 +131,8 @@ def accuracy(model, rows, cfg, world):
 
 
 @torch.no_grad()
-def zero_at_references(model, tokenizer, posts, cfg, world):
-    """Move the head's bias so that the posts' own summaries score 0 on average (section 3.4).
-
-    Only the mean moves, not the scale, as in the paper. Returns: the mean that was taken away.
-    """
+def reference_mean(model, tokenizer, posts, cfg, world):
+    """The mean score of posts' own summaries, which is to become 0."""
     total = torch.zeros(2, dtype=torch.float64)                      # score, summaries
     for part in accumulate([], world.share(posts), 2 * cfg.micro_batch):
         with mixed(world):
@@ -139,7 +141,6 @@ def zero_at_references(model, tokenizer, posts, cfg, world):
                             for p in part])                          # (b,)
         total += torch.tensor([scores.cpu().double().sum().item(), len(part)])
     points, summaries = world.sum(total.to(world.device, torch.float32)).tolist()
-    model.head.bias -= points / summaries
     return points / summaries
 
 
@@ -150,22 +151,20 @@ def train(cfg, world):
     started_from = config_of(cfg.init)["flags"]
     data = cfg.data or started_from.get("data")
     tokenizer = load_tokenizer(cfg.init)
-    network = load_model(cfg.init, head="scalar", seed=cfg.seed)
+    network = load_model(cfg.init, world, head="scalar", seed=cfg.seed)
     if cfg.query_length + cfg.response_length > network.config.context:
         raise Problem(f"rows of up to {cfg.query_length + cfg.response_length} tokens do not fit "
                       f"the context of {cfg.init}, {network.config.context}: lower --query-length")
-    if cfg.batch < world.size:
-        raise Problem(f"--batch {cfg.batch} is less than {world.size} processes: each needs a row")
-    rows = comparison_rows(tokenizer, read_comparisons(cfg.comparisons, "train"), cfg)
-    held_out = comparison_rows(tokenizer, read_comparisons(cfg.comparisons, "valid1"), cfg)
-    held_out = held_out[:cfg.eval_rows]
+    if cfg.batch % world.size:
+        raise Problem(f"--batch {cfg.batch} does not divide over {world.size} processes")
+    comparisons = read_comparisons(cfg.comparisons, "train")
+    held_out = read_comparisons(cfg.comparisons, "valid1")[:cfg.eval_rows]
     posts = read_posts(data, "train")[:cfg.zero_rows]
-    batches = Batches([len(q) + max(len(a), len(b)) for q, a, b in rows], cfg.batch, cfg.seed)
+    check_queries(tokenizer, [c["info"] for c in comparisons + held_out] + posts, cfg.query_length)
+    held_out = comparison_rows(tokenizer, world.share(held_out), cfg)
+    batches = Batches([size(c["info"]) for c in comparisons], cfg.batch, cfg.seed)
     steps = max(1, round(cfg.epochs * batches.steps_per_epoch))
-    network.to(world.device)
-    if cfg.compile:
-        network.compile(dynamic=True)
-    model, pad = parallelize(network, world), tokenizer.n_vocab
+    model, pad = parallelize(network, world, cfg), tokenizer.n_vocab
     optimizer = adam([network], weight_decay=cfg.weight_decay)
     run = Run(cfg, world, {"model": network}, optimizer, model=asdict(network.config))
     if run.finished:
@@ -175,7 +174,8 @@ def train(cfg, world):
 
     for step in run.steps(steps):
         # 1. a batch                        this rank's share of cfg.batch comparisons
-        mine = [rows[i] for i in world.share(batches.at(step))]
+        mine = [comparisons[i] for i in world.share(batches.at(step))]
+        mine = comparison_rows(tokenizer, mine, cfg)
 
         # 2. what it weighs                 every comparison the same
         count = cfg.batch
@@ -197,19 +197,23 @@ def train(cfg, world):
         last = step + 1 == steps
         judged = {}
         if (step + 1) % cfg.eval_every == 0 or last:
-            right, nats = accuracy(bare(model), held_out, cfg, world)
+            with gathered(network):
+                right, nats = accuracy(network, held_out, cfg, world)
             judged = {"valid_accuracy": right, "valid_loss": nats}
         if step % cfg.log_every == 0 or judged:
             mean_loss, right = world.sum(totals).tolist()
             run.log(step, loss=mean_loss, accuracy=right, **judged, lr=lr, grad_norm=norm)
         run.save_if_due(step)
-    zero_at_references(network, tokenizer, posts, cfg, world)
+    with gathered(network):
+        mean = reference_mean(network, tokenizer, posts, cfg, world)
+    with torch.no_grad():                 # only the mean moves, not the scale (section 3.4)
+        network.head.bias -= mean
     run.finish(model=network)
 
 
 def main(argv=None):
     cfg = parse(Config, PRESETS, argv, __doc__)
-    with join_world(cfg.device) as world:
+    with join_world(cfg) as world:
         train(cfg, world)
 
 

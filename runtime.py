@@ -13,6 +13,7 @@ Read before: nothing. Read after: data.py, Chapter 1.
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import json
 import math
 import os
@@ -31,6 +32,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -41,10 +45,11 @@ class Problem(Exception):
 
 def entry(main):
     """Run a script's `main`; a Problem becomes one line on stderr and exit code 2."""
+    who = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     try:
         main()
     except Problem as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"{who}error: {problem}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -62,13 +67,24 @@ def flag(default, help, choices=None):
 
 
 @dataclasses.dataclass(frozen=True)
-class Common:
+class Machine:
+    """The flags that say on what a script computes."""
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+    precision: str = flag("auto", "arithmetic; auto: bf16 on CUDA, fp32 elsewhere",
+                          choices=("auto", "bf16", "fp32"))
+    parallel: str = flag("ddp", "under torchrun: ddp, every process holds whole networks; fsdp, "
+                                "each holds its share of every weight", choices=("ddp", "fsdp"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Common(Machine):
     """The flags that every training script has."""
     out: str = flag("", "folder of this run: config.json, model.pt, log.jsonl, state/")
     resume: bool = flag(False, "go on where --out stopped (or start, when there is nothing yet)")
     seed: int = flag(0, "every random choice is a function of this number")
-    device: str = flag("auto", "auto, cpu, cuda or mps")
     compile: bool = flag(False, "torch.compile the networks (slow first steps, faster later)")
+    checkpointing: bool = flag(False, "compute each layer's inside twice rather than remember it: "
+                                      "a third slower, far less memory")
     save_every: int = flag(200, "steps between saved training states; the last two are kept")
 
 
@@ -139,6 +155,13 @@ class World:
     rank: int
     size: int
     device: torch.device
+    bf16: bool = False           # arithmetic; what is trained is stored in fp32 all the same
+    parallel: str = "ddp"
+
+    @property
+    def sharded(self):
+        """Whether each rank holds only its share of every weight."""
+        return self.size > 1 and self.parallel == "fsdp"
 
     def sum(self, x):
         """The sum of a tensor over all ranks, on every rank. Same shape."""
@@ -166,38 +189,102 @@ class World:
         dist.all_gather(parts, x.contiguous())
         return torch.stack(parts, 1).flatten(0, 1)      # row i of rank r is global row i * size + r
 
+    def merge(self, found):
+        """The union of all ranks' dicts, on every rank."""
+        if self.size == 1:
+            return found
+        parts = [None] * self.size
+        dist.all_gather_object(parts, found)
+        return {key: value for part in parts for key, value in part.items()}
+
+    def wait(self):
+        """Until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+PATIENCE = datetime.timedelta(minutes=20)    # with a silent rank; writing 100 GB takes a few
+
 
 @contextlib.contextmanager
-def join_world(device="auto"):
-    """The World of this process: alone, or one of torchrun's (gloo on CPU, nccl on CUDA)."""
+def join_world(cfg):
+    """The World of this process: alone, or one of torchrun's (gloo on CPU, nccl on CUDA).
+
+    cfg: a Machine. Raises: Problem for a device that is not here, and when another rank is gone.
+    """
+    device, size = cfg.device, int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
         device = ("cuda" if torch.cuda.is_available() else
                   "mps" if torch.backends.mps.is_available() else "cpu")
-    if device == "mps" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if device == "mps" and size > 1:
         raise Problem("several processes cannot share MPS: add --device cpu")
     if device not in ("cpu", "cuda", "mps"):
         raise Problem(f"--device {device} is unknown: auto, cpu, cuda or mps")
     if device != "cpu" and not getattr(torch, device).is_available():
         raise Problem(f"--device {device} is not available here: use --device auto")
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and device == "cuda")
+    torch.set_float32_matmul_precision("high")          # TF32, where fp32 is left on CUDA
     if size == 1:
-        yield World(0, 1, torch.device(device))
+        yield World(0, 1, torch.device(device), bf16)
         return
+    backend, own = "gloo", None
     if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        backend, own = "nccl", torch.device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(own)
+    dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
+    rank = dist.get_rank()
     try:
-        yield World(dist.get_rank(), size, torch.device(device))
-    finally:
+        with contextlib.redirect_stdout(sys.stdout if rank == 0 else None):      # one voice
+            yield World(rank, size, own or torch.device(device), bf16, cfg.parallel)
         dist.destroy_process_group()
+    except RuntimeError as error:
+        # One rank's end breaks the others' conversation with it: its message matters, not theirs.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise Problem("another process is gone; its message, above or in its log, says why "
+                      f"({str(error).splitlines()[0][:100]})") from None
 
 
-def parallelize(module, world):
-    """Make `module` average its gradients over ranks. Compute only through what this returns."""
-    if world.size == 1:
-        return module
-    return DistributedDataParallel(module, device_ids=[world.device] if
+# A network's life here: `skeleton` on the meta device -> `allocate` -> `fill` -> `parallelize`.
+
+def allocate(network, world, frozen=False):
+    """Memory for a network built on the meta device: whole or, sharded, this rank's part (FSDP2).
+
+    What is trained is stored in fp32, what is frozen in bf16 where that is the arithmetic.
+    """
+    if frozen:
+        network.requires_grad_(False)
+        if world.bf16:
+            network.bfloat16()
+    if world.sharded:
+        mesh = init_device_mesh(world.device.type, (world.size,))
+        policy = MixedPrecisionPolicy(*(torch.bfloat16, torch.float32) if world.bf16 else ())
+        for part in (*network.blocks, network):
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+    return network.to_empty(device=world.device)
+
+
+@torch.no_grad()
+def fill(weight, values):
+    """Set a weight; a sharded one takes this rank's part of the values, without communication."""
+    if isinstance(weight, DTensor):
+        values = distribute_tensor(values.to(weight.device, weight.dtype), weight.device_mesh,
+                                   weight.placements, src_data_rank=None)
+    weight.copy_(values)
+
+
+def parallelize(network, world, cfg):
+    """Make `network` average its gradients over ranks. Compute only through what this returns."""
+    for block in network.blocks:
+        block.checkpointing = cfg.checkpointing
+    if cfg.compile:                       # FSDP gathers weights between the blocks: compile those
+        for part in network.blocks if world.sharded else [network]:
+            part.compile(dynamic=True)
+    trained = any(p.requires_grad for p in network.parameters())
+    if world.size == 1 or world.sharded or not trained:
+        return network
+    return DistributedDataParallel(network, device_ids=[world.device] if
                                    world.device.type == "cuda" else None)
 
 
@@ -206,16 +293,48 @@ def bare(module):
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
+@contextlib.contextmanager
+def gathered(network):
+    """Within, a sharded network holds its weights whole: a forward needs no other rank, and each
+    rank may do as many as it likes, as in generating. Elsewhere this does nothing."""
+    parts = [m for m in network.modules() if isinstance(m, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield network
+    finally:
+        for part in parts:                # kept any longer, they would miss the next optimizer step
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+def whole(network, world):
+    """Name -> weight, whole and on the CPU, of rank 0; an empty dict on the others.
+
+    Sharded weights are gathered one by one, so no rank but the first ever holds them all.
+    """
+    found = {}
+    for name, weight in network.state_dict().items():
+        weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if world.rank == 0:
+            found[name] = weight.detach().cpu()
+    return found
+
+
 def mixed(world):
-    """bf16 arithmetic on CUDA, where it is the fast type; fp32 on CPU and MPS."""
-    on_cuda = world.device.type == "cuda"
-    return torch.autocast("cuda", torch.bfloat16) if on_cuda else contextlib.nullcontext()
+    """bf16 arithmetic where that is the fast type; fp32 elsewhere."""
+    return (torch.autocast(world.device.type, torch.bfloat16) if world.bf16 else
+            contextlib.nullcontext())
 
 
 # ------------------------------------------------------------------------------------- descending
 
 def accumulate(modules, rows, micro_batch):
-    """Cut a rank's rows into micro-batches; gradients travel between ranks on the last one only."""
+    """Cut a rank's rows into micro-batches; under DDP gradients travel on the last one only.
+
+    (Sharded, they travel on each: kept, they would be whole networks' gradients on every rank.)
+    """
     for start in range(0, len(rows), micro_batch):
         for module in modules:
             if isinstance(module, DistributedDataParallel):
@@ -239,7 +358,8 @@ def optimizer_step(modules, optimizer, lr, clip, step):
     Returns: the list of norms before clipping. Raises: Problem when one is not finite; the
     weights are then still those of the optimizer step before.
     """
-    norms = [nn.utils.clip_grad_norm_(m.parameters(), clip or math.inf).item() for m in modules]
+    norms = [nn.utils.clip_grad_norm_(m.parameters(), clip or math.inf) for m in modules]
+    norms = [(n.full_tensor() if isinstance(n, DTensor) else n).item() for n in norms]
     if not all(map(math.isfinite, norms)):
         raise Problem(f"step {step}: the gradient is {norms}; nothing of it was kept. "
                       "Start again in another --out with a lower --lr (--resume would repeat this)")
@@ -307,7 +427,8 @@ def config_of(folder):
 
 
 # Flags that change how fast a run goes or where it lives, but not what it computes.
-FREE = {"out", "resume", "device", "compile", "save_every", "micro_batch", "rollout_batch"}
+FREE = {"out", "resume", "device", "precision", "parallel", "compile", "checkpointing",
+        "save_every", "micro_batch", "rollout_batch"}
 
 
 class Run:
@@ -376,10 +497,11 @@ class Run:
         """Yields the step numbers still to do, under a progress bar; Ctrl-C is noted, not obeyed
         yet: `save_if_due` obeys it, when the step is whole."""
         def note(number, frame):
-            if self.signal:                            # a second Ctrl-C means now
-                raise KeyboardInterrupt
-            self.signal = number
-            self.bar.write("stopping when this step is done (again: at once)", file=sys.stderr)
+            if self.signal and self.world.size == 1:   # a second Ctrl-C means now; but torchrun
+                raise KeyboardInterrupt                # passes on what the terminal sent us already
+            self.signal = self.signal or number
+            if self.world.size == 1:
+                self.bar.write("stopping when this step is done (again: at once)", file=sys.stderr)
         before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
         self.total, self.began = total, time.perf_counter() - self.seconds
         self.bar = tqdm(total=total, initial=self.first, desc=self.out.name, unit="step",
@@ -418,8 +540,7 @@ class Run:
                 os.replace(temporary, final)
                 for old in sorted((self.out / "state").glob("step-*[0-9]"))[:-2]:
                     shutil.rmtree(old)
-            if self.world.size > 1:
-                dist.barrier()                         # nobody leaves before the state is in place
+            self.world.wait()                          # nobody leaves before the state is in place
         if stop:
             self.bar.close()
             if self.world.rank == 0:
@@ -427,13 +548,19 @@ class Run:
                       "--resume goes on from there", file=sys.stderr)
             raise SystemExit(128 + (self.signal or signal.SIGINT))
 
+    def save(self, name, network):
+        """Write a network's weights, gathered from all ranks, to `name`.pt in the run's folder."""
+        weights = whole(network, self.world)
+        if self.world.rank == 0:
+            save_tensors(self.out / f"{name}.pt", weights)
+
     def finish(self, **weights):
         """Write the final weights (name -> module; model.pt last: it marks the run as finished)."""
         if self.world.rank == 0:
             write_config(self.out / "config.json", self.cfg, **self.described,
                          seconds=round(self.seconds, 1))
-            for name, module in sorted(weights.items(), key=lambda item: item[0] == "model"):
-                save_tensors(self.out / f"{name}.pt", bare(module).state_dict())
+        for name, network in sorted(weights.items(), key=lambda item: item[0] == "model"):
+            self.save(name, network)
+        if self.world.rank == 0:
             shutil.rmtree(self.out / "state", ignore_errors=True)
-        if self.world.size > 1:
-            dist.barrier()
+        self.world.wait()

@@ -41,10 +41,14 @@ from data import (
 )
 from model import GPT, generate, load_model, score
 from runtime import (
+    ALONE,
+    Machine,
     Problem,
+    World,
     config_of,
     entry,
     flag,
+    gathered,
     generator,
     join_world,
     mixed,
@@ -55,7 +59,7 @@ from runtime import (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Machine):
     policy: str = flag("", "checkpoint folder of the model that writes")
     post: str = flag(None, "the post to summarise; no post at all: a random held-out one")
     post_file: str = flag(None, "a text file holding the post; - reads it from standard input")
@@ -75,7 +79,6 @@ class Config:
     response_length: int = flag(0, "longest summary in tokens; 0: as the policy was trained")
     rows_at_once: int = flag(128, "summaries written side by side; what fits the device")
     seed: int = flag(0, "which post is shown, and every random number")
-    device: str = flag("auto", "auto, cpu, cuda or mps")
 
 
 # -------------------------------------------------------------------------------------- checkpoints
@@ -88,14 +91,15 @@ class Checkpoint(NamedTuple):
     query_length: int            # tokens of a post, at most
     response_length: int         # tokens of a summary, at most, <|endoftext|> included
     flags: dict                  # how it was trained
+    world: World                 # the processes that share its work
 
 
-def load_checkpoint(folder, device, head="lm", query_length=0, response_length=0):
+def load_checkpoint(folder, world=ALONE, head="lm", query_length=0, response_length=0):
     """A Checkpoint, its lengths those of its training unless given.
 
     head: "lm" for a policy, "scalar" for a reward model. Raises: Problem when it has the other one.
     """
-    known, model = config_of(folder), load_model(folder, device)
+    known, model = config_of(folder), load_model(folder, world, frozen=True)
     if model.config.head != head:
         kinds = {"lm": "policy", "scalar": "reward model"}
         raise Problem(f"{folder} holds a {kinds[model.config.head]}, not a {kinds[head]}: are the "
@@ -106,13 +110,13 @@ def load_checkpoint(folder, device, head="lm", query_length=0, response_length=0
     if query_length < 1:
         raise Problem(f"--response-length {response_length} leaves no room for a post in the "
                       f"context of {folder}, {model.config.context}")
-    return Checkpoint(str(folder), model.eval(), load_tokenizer(folder), query_length,
-                      response_length, known["flags"])
+    return Checkpoint(str(folder), model, load_tokenizer(folder), query_length, response_length,
+                      known["flags"], world)
 
 
-def load_reward(folder, device, tokenizer):
+def load_reward(folder, world, tokenizer):
     """A reward model that reads this tokenizer. Raises: Problem when it reads another one."""
-    reward = load_checkpoint(folder, device, "scalar")
+    reward = load_checkpoint(folder, world, "scalar")
     if not same_tokenizer(tokenizer, reward.tokenizer):
         raise Problem(f"{folder} has another tokenizer than the policy: train the reward model "
                       "from this policy (reward.py --init)")
@@ -133,26 +137,30 @@ def worked_examples(folder, count, seed=0):
 # ------------------------------------------------------------------------------------------ writing
 
 def respond(model, queries, length, temperature=0.0, seed=0, purpose="summary", step=0, rows=None,
-            rows_at_once=128, progress=None):
-    """Let a model continue queries of any lengths, some at once.
+            rows_at_once=128, progress=None, world=ALONE):
+    """Let a model continue queries of any lengths, some at once, on every rank of the world.
 
     queries: B token lists. rows: B numbers; row i's random numbers follow from (seed, purpose,
         step, rows[i]), whoever its batch mates are. None: its place in the list.
     progress: a tqdm bar, moved on by one a row.
+    world: whose ranks share the queries.
     Returns: B token lists in the queries' order, each with its <|endoftext|> if it said one.
     """
     rows = range(len(queries)) if rows is None else rows
     order = sorted(range(len(queries)), key=lambda i: len(queries[i]))   # neighbours pad little
-    responses = [[] for _ in queries]
-    for start in range(0, len(order), rows_at_once):
-        part = order[start:start + rows_at_once]
-        u = uniforms(seed, purpose, step, [rows[i] for i in part], length) if temperature else None
-        tokens, _ = generate(model, [queries[i] for i in part], length, temperature or 1.0, u)
-        for i, row in zip(part, tokens.tolist(), strict=True):           # (b, R)
-            responses[i] = [t for t in row if t < model.config.n_vocab]  # no padding
-        if progress is not None:
-            progress.update(len(part))
-    return responses
+    mine, said = world.share(order), {}
+    with gathered(model):
+        for start in range(0, len(mine), rows_at_once):
+            part = mine[start:start + rows_at_once]
+            u = uniforms(seed, purpose, step, [rows[i] for i in part], length)
+            tokens, _ = generate(model, [queries[i] for i in part], length, temperature or 1.0,
+                                 u if temperature else None)
+            for i, row in zip(part, tokens.tolist(), strict=True):           # (b, R)
+                said[i] = [t for t in row if t < model.config.n_vocab]       # no padding
+            if progress is not None:
+                progress.update(len(part) * world.size)
+    said = world.merge(said)
+    return [said[i] for i in range(len(queries))]
 
 
 def summarise(policy, tokenizer, records, *, limit_query, limit_response, examples=(), **how):
@@ -160,7 +168,7 @@ def summarise(policy, tokenizer, records, *, limit_query, limit_response, exampl
 
     examples: solved posts put before each query, as many as fit; the answer then ends with its
         line, for after it a pretrained model goes on to invent the next post.
-    how: temperature, seed, purpose, step, rows, rows_at_once, progress; see `respond`.
+    how: temperature, seed, purpose, step, rows, rows_at_once, progress, world; see `respond`.
     Returns: the texts, stripped, in the records' order.
     """
     if examples:                 # DIFFERS: the paper shows 13; a context of 512 has room for two
@@ -181,15 +189,16 @@ def score_texts(reward, records, texts, rows_at_once=128, progress=None):
     queries = [encode_query(reward.tokenizer, r, reward.query_length) for r in records]
     responses = [encode_response(reward.tokenizer, t, reward.response_length) for t in texts]
     order = sorted(range(len(texts)), key=lambda i: len(queries[i]) + len(responses[i]))
-    scores = [0.0] * len(texts)
-    for start in range(0, len(order), rows_at_once):
-        part = order[start:start + rows_at_once]
-        found = score(reward.model, [queries[i] for i in part], [responses[i] for i in part])
-        for i, value in zip(part, found.tolist(), strict=True):          # (b,)
-            scores[i] = value
-        if progress is not None:
-            progress.update(len(part))
-    return scores
+    mine, scores = reward.world.share(order), {}
+    with gathered(reward.model):
+        for start in range(0, len(mine), rows_at_once):
+            part = mine[start:start + rows_at_once]
+            found = score(reward.model, [queries[i] for i in part], [responses[i] for i in part])
+            scores |= zip(part, found.tolist(), strict=True)                 # (b,)
+            if progress is not None:
+                progress.update(len(part) * reward.world.size)
+    scores = reward.world.merge(scores)
+    return [scores[i] for i in range(len(texts))]
 
 
 # --------------------------------------------------------------------------- one post on the screen
@@ -247,7 +256,7 @@ def show(cfg, policy, reward, data, record=None):
     texts = summarise(policy.model, policy.tokenizer, [record] * cfg.best_of, limit_query=limit,
                       limit_response=policy.response_length, temperature=temperature,
                       examples=worked_examples(data, cfg.examples, cfg.seed), seed=cfg.seed,
-                      rows_at_once=cfg.rows_at_once)
+                      rows_at_once=cfg.rows_at_once, world=policy.world)
     scores = score_texts(reward, [record] * len(texts), texts) if reward else [0.0] * len(texts)
     best = max(range(len(texts)), key=scores.__getitem__)
     grade = f"  (score {scores[best]:+.2f})" if reward else ""
@@ -287,9 +296,10 @@ def draw_pairs(cfg, policy, posts, temperature, tries=4):
         return summarise(policy.model, policy.tokenizer, [posts[i] for i in rows], rows=rows,
                          limit_query=policy.query_length, limit_response=policy.response_length,
                          temperature=temperature, seed=cfg.seed, purpose="pairs", step=step,
-                         rows_at_once=cfg.rows_at_once, progress=bar)
+                         rows_at_once=cfg.rows_at_once, progress=bar, world=policy.world)
 
-    with tqdm(total=2 * cfg.pairs, desc="pairs", unit="summary") as bar:
+    quiet = policy.world.rank > 0
+    with tqdm(total=2 * cfg.pairs, desc="pairs", unit="summary", disable=quiet) as bar:
         while len(pairs) < cfg.pairs:
             rows = order[at:at + cfg.pairs - len(pairs)]
             at += len(rows)
@@ -332,9 +342,10 @@ def write_pairs(cfg, policy, data):
         records.append({"info": {field: post[field] for field in fields_of(post)},
                         "summaries": summaries, "batch": Path(cfg.out).stem,
                         "split": split_of(post), "reference": reference})
-    write_jsonl(cfg.out, records)
-    write_config(Path(cfg.out).with_suffix(".config.json"), cfg, temperature=temperature,
-                 pairs=len(records), seconds=round(time.perf_counter() - began, 1))
+    if policy.world.rank == 0:
+        write_jsonl(cfg.out, records)
+        write_config(Path(cfg.out).with_suffix(".config.json"), cfg, temperature=temperature,
+                     pairs=len(records), seconds=round(time.perf_counter() - began, 1))
     print(f"{cfg.out}: {len(records)} pairs by {name} at temperature {temperature:g}")
 
 
@@ -349,11 +360,10 @@ def main(argv=None):
     if min(cfg.pairs, cfg.examples) < 0 or cfg.rows_at_once < 1:
         raise Problem("--pairs and --examples count from 0, --rows-at-once from 1")
     record = None if cfg.pairs else typed_post(cfg)     # complain before anything is loaded
-    with join_world(cfg.device) as world, mixed(world):
-        policy = load_checkpoint(cfg.policy, world.device, "lm", cfg.query_length,
-                                 cfg.response_length)
+    with join_world(cfg) as world, mixed(world):
+        policy = load_checkpoint(cfg.policy, world, "lm", cfg.query_length, cfg.response_length)
         data = cfg.data or policy.flags.get("data")
-        reward = load_reward(cfg.reward, world.device, policy.tokenizer) if cfg.reward else None
+        reward = load_reward(cfg.reward, world, policy.tokenizer) if cfg.reward else None
         if cfg.pairs:
             write_pairs(cfg, policy, data)
         else:

@@ -22,12 +22,14 @@ import torch
 
 from data import (
     Batches,
+    check_queries,
     encode_query,
     encode_response,
     load_tokenizer,
     pretraining_texts,
     read_posts,
     save_tokenizer,
+    size,
 )
 from model import build, lay_out, load_model, sized, token_logp
 from runtime import (
@@ -36,11 +38,11 @@ from runtime import (
     Run,
     accumulate,
     adam,
-    bare,
     config_of,
     cosine,
     entry,
     flag,
+    gathered,
     join_world,
     mixed,
     optimizer_step,
@@ -115,15 +117,23 @@ def running_rows(tokenizer, texts, length):
     return [(row[:1], row[1:]) for row in rows]
 
 
-def read_rows(tokenizer, cfg):
-    """Training and validation rows, as --loss-on says. One text in fifty is held out for `all`."""
+def read_examples(tokenizer, cfg):
+    """Training and validation examples, as --loss-on says: posts, to be encoded when their turn
+    comes, each in one process only; or rows of running text, of which one in fifty is held out."""
     if cfg.loss_on == "summary":
-        return tuple(summary_rows(tokenizer, read_posts(cfg.data, split), cfg)
-                     for split in ("train", "valid"))
+        splits = tuple(read_posts(cfg.data, split) for split in ("train", "valid"))
+        for posts in splits:
+            check_queries(tokenizer, posts, cfg.query_length)
+        return splits
     texts = pretraining_texts(cfg.data)
     held_out = max(1, len(texts) // 50)
     return tuple(running_rows(tokenizer, part, cfg.block_length)
                  for part in (texts[:-held_out], texts[-held_out:]))
+
+
+def encode(tokenizer, examples, cfg):
+    """(query, response) token lists of examples."""
+    return summary_rows(tokenizer, examples, cfg) if cfg.loss_on == "summary" else examples
 
 
 def nll(model, rows):
@@ -134,9 +144,9 @@ def nll(model, rows):
 
 @torch.no_grad()
 def validation_loss(model, rows, cfg, world):
-    """Mean negative log-likelihood of a token in the first --eval-rows validation rows, nats."""
+    """Mean negative log-likelihood of a token in nats; rows: this rank's validation rows."""
     total = torch.zeros(2, device=world.device)                      # nats, tokens
-    for part in accumulate([], world.share(rows[:cfg.eval_rows]), cfg.micro_batch):
+    for part in accumulate([], rows, cfg.micro_batch):
         batch = lay_out(*zip(*part, strict=True), model.config.n_vocab).to(world.device)
         with mixed(world):
             total += torch.stack([nll(model, batch), batch.is_response.sum()])
@@ -144,15 +154,15 @@ def validation_loss(model, rows, cfg, world):
     return nats / tokens
 
 
-def start(cfg):
+def start(cfg, world):
     """Tokenizer and network to start from. Raises: Problem when flags contradict each other."""
     if cfg.init:
         config_of(cfg.init)              # complains first, and clearly, when it is no checkpoint
     if not cfg.data:
         raise Problem("--data is missing: a folder of posts, such as `python toy.py --out` makes")
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.init or cfg.data)
-    model = (load_model(cfg.init, head="lm") if cfg.init else
-             build(sized(cfg.size, tokenizer.n_vocab), cfg.seed))
+    model = (load_model(cfg.init, world, head="lm") if cfg.init else
+             build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world))
     longest = (cfg.query_length + cfg.response_length if cfg.loss_on == "summary" else
                cfg.block_length)
     if longest > model.config.context:
@@ -166,16 +176,16 @@ def start(cfg):
 
 def train(cfg, world):
     """The loop of every training script in this book, at its simplest."""
-    if cfg.batch < world.size:
-        raise Problem(f"--batch {cfg.batch} is less than {world.size} processes: each needs a row")
-    tokenizer, network = start(cfg)
-    rows, valid_rows = read_rows(tokenizer, cfg)
-    batches = Batches([len(q) + len(r) for q, r in rows], cfg.batch, cfg.seed)
+    if cfg.batch % world.size:
+        raise Problem(f"--batch {cfg.batch} does not divide over {world.size} processes")
+    tokenizer, network = start(cfg, world)
+    examples, held_out = read_examples(tokenizer, cfg)
+    held_out = encode(tokenizer, world.share(held_out[:cfg.eval_rows]), cfg)
+    lengths = ([size(post) for post in examples] if cfg.loss_on == "summary" else
+               [len(q) + len(r) for q, r in examples])
+    batches = Batches(lengths, cfg.batch, cfg.seed)
     steps = cfg.steps or batches.steps_per_epoch
-    network.to(world.device)
-    if cfg.compile:
-        network.compile(dynamic=True)
-    model, pad = parallelize(network, world), tokenizer.n_vocab
+    model, pad = parallelize(network, world, cfg), tokenizer.n_vocab
     optimizer = adam([network], cfg.beta2, weight_decay=cfg.weight_decay)
     run = Run(cfg, world, {"model": network}, optimizer, model=asdict(network.config))
     if run.finished:
@@ -185,7 +195,8 @@ def train(cfg, world):
 
     for step in run.steps(steps):
         # 1. a batch                        this rank's share of cfg.batch rows
-        mine = [rows[i] for i in world.share(batches.at(step))]
+        mine = [examples[i] for i in world.share(batches.at(step))]
+        mine = encode(tokenizer, mine, cfg)
 
         # 2. what it weighs                 one mean over every rank and micro-batch
         count = torch.tensor(float(sum(len(r) for _, r in mine)), device=world.device)
@@ -208,7 +219,8 @@ def train(cfg, world):
         last = step + 1 == steps
         judged = {}
         if (step + 1) % cfg.eval_every == 0 or last:
-            judged = {"valid_loss": validation_loss(bare(model), valid_rows, cfg, world)}
+            with gathered(network):
+                judged = {"valid_loss": validation_loss(network, held_out, cfg, world)}
         if step % cfg.log_every == 0 or judged:
             run.log(step, loss=world.sum(loss).item(), **judged, lr=lr, grad_norm=norm,
                     tokens=int(count))
@@ -218,7 +230,7 @@ def train(cfg, world):
 
 def main(argv=None):
     cfg = parse(Config, PRESETS, argv, __doc__, by="loss_on")
-    with join_world(cfg.device) as world:
+    with join_world(cfg) as world:
         train(cfg, world)
 
 

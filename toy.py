@@ -340,7 +340,7 @@ def source(record):
 
 WEIGHT = {"actor": .4, "verb": .4, "owner": .4, "object": .4, "place": 1, "time": 1, "excuse": 1,
           "feeling": 1, "ask": 3}          # readers are asked for advice: the question weighs most
-WRONG, EXAGGERATED = .45, .85                # what is left of accuracy after each
+WRONG, EXAGGERATED = .75, .85                # what is left of accuracy after each
 CLAIM = re.compile(r"\bbasically\b|life is over|hates me|is against me|ever had it")
 
 
@@ -356,7 +356,7 @@ def shares(record, summary):
     """The four axes as shares of the best, and whether the question is there -> 4 floats, bool.
 
         coverage   weight of the post's facts that are stated / weight of all
-        accuracy   .45 ^ (values the post does not give) * .85 ^ exaggerations; 0 without any fact
+        accuracy   .75 ^ (values the post does not give) * .85 ^ exaggerations; 0 without any fact
         coherence  .8 ^ defects, see `defects`
         length     words the ideal summary spends on the same facts / words; at most 1
     """

@@ -15,7 +15,7 @@ import sample
 from data import encode_query, encode_response, load_tokenizer, write_jsonl
 from evaluate import best_of, bootstrap, cell, copied, length_controlled, log_ratio, table, wins
 from model import load_model, token_logp
-from runtime import Problem, config_of, save_tensors, write_atomically
+from runtime import ALONE, Problem, config_of, save_tensors, write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +110,12 @@ def test_copied_counts_word_pairs_in_the_posts_order():
 def test_kl_is_the_difference_of_two_models_log_probabilities(world):
     a, b = (load_model(world / "run" / name) for name in ("ppo", "supervised"))
     queries, responses = [[5, 6, 7], [8]], [[9, 10], [11, 12, 13]]
-    found = log_ratio(a, b, queries, responses, 0.7, rows_at_once=1)
+    found = log_ratio(a, b, queries, responses, 0.7, ALONE, rows_at_once=1)
     for row, (q, r) in enumerate(zip(queries, responses, strict=True)):
         tokens, n = torch.tensor([q + r]), len(q)
         logp = [token_logp(m(tokens)[:, n - 1:-1], torch.tensor([r]), 0.7).sum() for m in (a, b)]
         assert found[row] == pytest.approx((logp[0] - logp[1]).item(), abs=1e-4)
-    assert log_ratio(a, a, queries, responses, 0.7).tolist() == [0, 0]
+    assert log_ratio(a, a, queries, responses, 0.7, ALONE).tolist() == [0, 0]
 
 
 # ---------------------------------------------------------------------------------------- reports
@@ -207,7 +207,8 @@ def test_kl_of_the_report_is_the_one_that_ppo_logs(world):
     zero = torch.zeros(1)
     rollout = ppo.Rollout(rows.tokens, rows.columns, rows.is_response, *logp, logp[0], zero)
     total = ppo.token_rewards(rollout, kl_coef=1.0).sum().item()
-    assert log_ratio(policy, reference, [query], [response], 0.9)[0] == pytest.approx(-total, 1e-4)
+    found = log_ratio(policy, reference, [query], [response], 0.9, ALONE)
+    assert found[0] == pytest.approx(-total, 1e-4)
 
 
 def test_a_table_is_aligned_and_shows_what_is_missing_as_a_dash():

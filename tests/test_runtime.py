@@ -17,6 +17,7 @@ from torch import nn
 import runtime
 from runtime import (
     Common,
+    Machine,
     Problem,
     Run,
     accumulate,
@@ -101,7 +102,7 @@ def test_problems_leave_one_line_and_exit_code_2(capsys):
 def test_a_device_that_is_not_here_is_a_problem(device):
     if device == "mps" and torch.backends.mps.is_available():
         pytest.skip("it is here")
-    with pytest.raises(Problem, match="--device"), join_world(device):
+    with pytest.raises(Problem, match="--device"), join_world(Machine(device)):
         pass
 
 

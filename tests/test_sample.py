@@ -64,7 +64,7 @@ def pairs(world, out, *flags):
 
 
 def test_what_a_row_says_depends_on_no_other_row(world):
-    policy = load_checkpoint(world / "policy", "cpu")
+    policy = load_checkpoint(world / "policy")
     model, posts = policy.model.double(), read_posts(world / "data", "train")[:9]
     how = dict(limit_query=300, limit_response=12, temperature=1.0, seed=3)
     together = summarise(model, policy.tokenizer, posts, **how)
@@ -75,7 +75,7 @@ def test_what_a_row_says_depends_on_no_other_row(world):
 
 
 def test_greedy_needs_no_seed_and_samples_do(world):
-    policy = load_checkpoint(world / "policy", "cpu")
+    policy = load_checkpoint(world / "policy")
     queries = [[1, 2, 3], [4, 5]]
     assert respond(policy.model, queries, 8, seed=0) == respond(policy.model, queries, 8, seed=1)
     assert respond(policy.model, queries, 8, 1.0, seed=0) != respond(policy.model, queries, 8, 1.0,
@@ -83,7 +83,7 @@ def test_greedy_needs_no_seed_and_samples_do(world):
 
 
 def test_after_worked_examples_the_answer_is_one_line(world, monkeypatch):
-    policy = load_checkpoint(world / "policy", "cpu")
+    policy = load_checkpoint(world / "policy")
     posts = read_posts(world / "data", "train")
     asked = []
 

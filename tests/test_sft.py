@@ -168,7 +168,7 @@ def test_the_validation_loss_is_a_mean_over_tokens(data_dir, tmp_path, tokenizer
     net = model.build(model.sized("tiny", tokenizer.n_vocab))
     nats = [sft.nll(net, model.lay_out([q], [r], tokenizer.n_vocab)).item() for q, r in rows[:7]]
     expected = sum(nats) / sum(len(r) for _, r in rows[:7])
-    assert sft.validation_loss(net, rows, cfg, world) == pytest.approx(expected, rel=1e-5)
+    assert sft.validation_loss(net, rows[:7], cfg, world) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("more, match", [
