@@ -1,0 +1,375 @@
+"""Two processes on this machine's CPU (gloo) compute what one computes."""
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT
+from torch import nn
+
+import model
+import ppo
+import reward
+import runtime
+import sft
+from runtime import Machine, World, join_world
+
+SCRIPTS = {"sft": sft, "reward": reward, "ppo": ppo}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def ranks(n, act, *args):
+    """Run act(*args) in n forked processes that torchrun might have started; their exit codes."""
+    port, children = free_port(), []
+    for rank in range(n):
+        pid = os.fork()
+        if pid == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n),
+                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            code = 1
+            try:
+                runtime.entry(lambda: act(*args))
+                code = 0
+            except SystemExit as left:
+                code = left.code
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(pid)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+
+
+@pytest.fixture
+def line(data_dir, supervised, reward_model, comparisons):
+    """line(script, out, more): a short run's command line."""
+    def words(script, out, more=""):
+        return (f"--device cpu --query-length 80 --response-length 16 --out {out} " + {
+            "sft": f"--data {data_dir} --size tiny --batch 8 --steps 5 --lr 1e-3 --eval-every 2 "
+                   "--eval-rows 7 --log-every 1 --weight-decay 0.1 ",
+            "reward": f"--init {supervised} --comparisons {comparisons} --batch 8 --lr 1e-3 "
+                      "--eval-every 2 --eval-rows 11 --log-every 1 --zero-rows 13 ",
+            "ppo": f"--policy {supervised} --reward {reward_model} --data {data_dir} --batch 8 "
+                   "--episodes 40 --minibatches 2 --lr 1e-3 ",
+        }[script] + more).split()
+    return words
+
+
+def log_of(out):
+    """The log's numbers, but for what a clock said and what rounding alone decides."""
+    unlike = ("second", "rollout_mismatch", "kl_k3")
+    return [{k: v for k, v in json.loads(text).items() if not any(u in k for u in unlike)}
+            for text in (out / "log.jsonl").read_text().splitlines()]
+
+
+def assert_alike(a, b, rel, names):
+    """Two runs' logs and final weights agree to `rel`."""
+    for ours, theirs in zip(log_of(a), log_of(b), strict=True):
+        assert ours == pytest.approx(theirs, rel=rel, abs=rel)
+    for name in names:
+        ours, theirs = (torch.load(out / name, weights_only=True) for out in (a, b))
+        for key in theirs:
+            assert ours[key].dtype == theirs[key].dtype
+            gap = (ours[key] - theirs[key]).abs().max() / (theirs[key].abs().max() + 1e-30)
+            assert gap < rel or theirs[key].abs().max() < rel, key
+
+
+# ----------------------------------------------------------------------------- the same numbers
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_one_process_two_under_ddp_and_two_under_fsdp_end_alike(script, line, tmp_path, float64):
+    main = SCRIPTS[script].main
+    main(line(script, tmp_path / "alone"))
+    names = ["model.pt", "critic.pt"] if script == "ppo" else ["model.pt"]
+    for how in ("ddp", "fsdp --micro-batch 3 --checkpointing"):
+        out = tmp_path / how.split()[0]
+        assert ranks(2, main, line(script, out, f"--parallel {how}")) == [0, 0]
+        assert_alike(out, tmp_path / "alone", 1e-9, names)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_in_fp32_the_first_loss_and_gradient_agree(script, line, tmp_path):
+    main, more = SCRIPTS[script].main, "--episodes 8" if script == "ppo" else ""
+    main(line(script, tmp_path / "alone", more))
+    first = log_of(tmp_path / "alone")[0]
+    for how in ("ddp", "fsdp"):
+        assert ranks(2, main, line(script, tmp_path / how, f"--parallel {how} {more}")) == [0, 0]
+        found = log_of(tmp_path / how)[0]
+        for key in first.keys() & {"loss", "grad_norm", "value_loss", "critic_grad_norm"}:
+            assert found[key] == pytest.approx(first[key], rel=1e-5 if script != "ppo" else 1e-3)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_checkpointing_changes_no_number(script, line, tmp_path, float64):
+    main = SCRIPTS[script].main
+    main(line(script, tmp_path / "kept"))
+    main(line(script, tmp_path / "again", "--checkpointing"))
+    assert_alike(tmp_path / "again", tmp_path / "kept", 1e-12, ["model.pt"])
+
+
+def test_checkpointing_remembers_less(tiny):
+    held = {}
+    for on in (False, True):
+        net, kept = tiny(), []
+        for block in net.blocks:
+            block.checkpointing = on
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, to=kept: to.append(t) or t,
+                                                      lambda t: t):
+            net(torch.randint(40, (4, 30)))
+        held[on] = sum({t.data_ptr(): t.numel() for t in kept}.values())
+    assert held[True] < 0.5 * held[False]
+
+
+@pytest.mark.parametrize("script, how", [("sft", "ddp"), *((name, "fsdp") for name in SCRIPTS)])
+def test_a_run_goes_on_in_another_number_of_processes(script, how, line, tmp_path, float64,
+                                                      monkeypatch):
+    main = SCRIPTS[script].main
+    main(line(script, tmp_path / "whole"))
+    yields = runtime.Run.steps
+    for n, until in ((2, 2), (1, 4), (2, 9)):          # processes, step before which it is stopped
+
+        def steps(run, total, until=until):
+            for step in yields(run, total):
+                if step == until:
+                    raise SystemExit(9)
+                yield step
+        monkeypatch.setattr(runtime.Run, "steps", steps)
+        argv = line(script, tmp_path / "moved", f"--parallel {how} --resume --save-every 1")
+        if n > 1:
+            assert set(ranks(n, main, argv)) == {0 if until == 9 else 9}
+        else:
+            with pytest.raises(SystemExit):
+                main(argv)
+    monkeypatch.undo()
+    assert_alike(tmp_path / "moved", tmp_path / "whole", 1e-9, ["model.pt"])
+
+
+def test_twenty_iterations_of_ppo_leave_all_ranks_with_the_same_weights(line, tmp_path):
+    """The trap: a forward through `.module` skips the averaging, and every rank goes its own way."""
+    def act(argv):
+        finish = runtime.Run.finish
+
+        def spy(run, **weights):
+            for name, net in weights.items():
+                torch.save(net.state_dict(), tmp_path / f"{name}-{run.world.rank}")
+            finish(run, **weights)
+        runtime.Run.finish = spy
+        ppo.main(argv)
+    argv = line("ppo", tmp_path / "run", "--episodes 160")
+    assert ranks(2, act, argv) == [0, 0]
+    start = {"model": "--policy", "critic": "--reward"}
+    for name in ("model", "critic"):
+        zero, one = (torch.load(tmp_path / f"{name}-{rank}") for rank in (0, 1))
+        assert all(torch.equal(zero[key], one[key]) for key in zero)
+        before = torch.load(argv[argv.index(start[name]) + 1] + "/model.pt")
+        moved = sum((zero[k] - before[k]).norm() ** 2 for k in zero) ** 0.5
+        assert moved / sum(before[k].norm() ** 2 for k in zero) ** 0.5 > 1e-3
+
+
+def test_bf16_stays_near_fp32(line, tmp_path):
+    for script, keys in (("sft", ("loss", "valid_loss")), ("reward", ("loss",)),
+                         ("ppo", ("score", "value_loss"))):
+        full, half = tmp_path / script, tmp_path / f"{script}-bf16"
+        SCRIPTS[script].main(line(script, full))
+        SCRIPTS[script].main(line(script, half, "--precision bf16"))
+        for key in keys:
+            assert log_of(half)[0].get(key) == pytest.approx(log_of(full)[0].get(key), abs=0.05)
+        weights = torch.load(half / "model.pt")
+        assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values())
+
+
+def test_bf16_also_works_sharded(line, tmp_path):
+    argv = line("ppo", tmp_path / "run", "--precision bf16 --parallel fsdp --checkpointing")
+    assert ranks(2, ppo.main, argv) == [0, 0]
+    assert torch.load(tmp_path / "run/model.pt")["wte.weight"].dtype == torch.float32
+
+
+# -------------------------------------------------------------------------------- the parts of it
+
+def test_a_sharded_network_starts_out_like_a_whole_one(tmp_path):
+    config = model.ModelConfig(40, 2, 16, 2, 48)
+
+    def act():
+        with join_world(Machine("cpu", parallel="fsdp")) as world:
+            net = model.build(config, 3, world)
+            local = sum(p.to_local().numel() for p in net.parameters())
+            assert local < 0.6 * sum(p.numel() for p in net.parameters())
+            whole = runtime.whole(net, world)
+            assert bool(whole) == (world.rank == 0)
+            twin = model.build(config, 3).state_dict()
+            assert all(torch.equal(w, twin[name]) for name, w in whole.items())
+    assert ranks(2, act) == [0, 0]
+
+
+def test_gathered_networks_need_nobody_and_are_sharded_again_after(tmp_path):
+    def act():
+        with join_world(Machine("cpu", parallel="fsdp")) as world:
+            net = model.build(model.ModelConfig(40, 2, 16, 2, 48), 3, world)
+            tokens = torch.arange(12)[None]
+            with torch.no_grad(), runtime.gathered(net):
+                for _ in range(1 + 3 * world.rank):           # one rank does more than the other
+                    net(tokens)
+            before = net(tokens).detach()
+            sft.nll(net, model.lay_out([[1, 2]], [[3, 4]], 40)).backward()
+            runtime.optimizer_step([net], runtime.adam([net]), 0.1, 1.0, 0)
+            with torch.no_grad(), runtime.gathered(net):      # not what it was before the step
+                assert (net(tokens) - before).abs().max() > 1e-3
+            assert all(p.to_local().numel() < p.numel() for p in net.parameters() if p.numel() > 1)
+    assert ranks(2, act) == [0, 0]
+
+
+def test_share_and_gather_and_merge_are_inverses():
+    def act():
+        with join_world(Machine("cpu")) as world:
+            rows = torch.arange(12).view(6, 2)
+            assert torch.equal(world.gather(world.share(rows)), rows)
+            assert world.merge({i: i * i for i in world.share(range(7))}) == {
+                i: i * i for i in range(7)}
+            assert world.max(world.rank) == 2 and world.sum(torch.ones(2)).tolist() == [3, 3]
+    assert ranks(3, act) == [0, 0, 0]
+
+
+def test_sample_and_evaluate_say_the_same_in_two_processes(world, supervised, data_dir, tmp_path,
+                                                           tokenizer):
+    import data
+    from sample import load_checkpoint, respond
+    posts = data.read_posts(data_dir, "train")[:11]
+    queries = [data.encode_query(tokenizer, p, 80) for p in posts]
+    alone = respond(load_checkpoint(supervised).model, queries, 12, 1.0, rows_at_once=4)
+
+    def act(parallel):
+        with join_world(Machine("cpu", parallel=parallel)) as both:
+            policy = load_checkpoint(supervised, both)
+            said = respond(policy.model, queries, 12, 1.0, rows_at_once=4, world=both)
+            assert said == alone
+    assert ranks(2, act, "ddp") == ranks(2, act, "fsdp") == [0, 0]
+
+
+@pytest.mark.parametrize("script, more", [("sft", "--batch 9"), ("reward", "--batch 9"),
+                                          ("ppo", "--batch 10")])
+def test_a_batch_that_cannot_be_shared_is_a_problem(script, more, line, tmp_path, monkeypatch):
+    with pytest.raises(runtime.Problem, match="divide over 2 processes"):
+        SCRIPTS[script].train(runtime.parse(SCRIPTS[script].Config, SCRIPTS[script].PRESETS,
+                                            line(script, tmp_path / "run", more), ""),
+                              World(0, 2, torch.device("cpu")))
+
+
+# -------------------------------------------------------------------------------- nobody hangs
+
+def torchrun(tmp_path, argv, sabotage=""):
+    """torchrun with 2 ranks on sft.py, after `sabotage` was run in each; a Popen."""
+    (tmp_path / "start.py").write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n"
+        "import os, time, signal, torch, model, sft, runtime\ntorch.set_num_threads(1)\n"
+        "model.SIZES['tiny'] = model.Size(2, 16, 2, 160)\n"
+        f"rank = int(os.environ['RANK'])\n{sabotage}\nruntime.entry(sft.main)\n")
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+         f"--master_port={free_port()}", str(tmp_path / "start.py"), *argv], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("what, says", [
+    (runtime.Problem("the disk is full"), "rank 1: error: the disk is full"),
+    (ValueError("a bug"), "ValueError: a bug"),
+    (float("nan"), "the gradient is"),
+], ids=["problem", "bug", "nan"])
+def test_one_rank_in_trouble_ends_both(what, says, how, line, tmp_path, capfd, monkeypatch):
+    real, calls = sft.nll, []
+
+    def nll(*args):
+        calls.append(1)
+        if os.environ.get("RANK") == "1" and len(calls) == 2:
+            if isinstance(what, Exception):
+                raise what
+            return real(*args) * what
+        return real(*args)
+    monkeypatch.setattr(sft, "nll", nll)
+    began = time.monotonic()
+    codes = ranks(2, sft.main, line("sft", tmp_path / "run", f"--steps 500 --parallel {how}"))
+    assert 0 not in codes and time.monotonic() - began < 30
+    said = capfd.readouterr().err
+    assert says in said
+    if "another process is gone" in said:                              # the cause comes first
+        assert said.index(says) < said.index("another process is gone")
+    assert not (tmp_path / "run/model.pt").exists()
+
+
+def test_under_torchrun_too_the_one_in_trouble_is_named(line, tmp_path):
+    sabotage = "if rank == 1: sft.nll = lambda *args: 1 / 0"
+    run = torchrun(tmp_path, line("sft", tmp_path / "run", "--steps 500"), sabotage)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode != 0 and "ZeroDivisionError" in said
+    assert "another process is gone" not in said[:said.index("ZeroDivisionError")]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_torchrun_saves_and_never_ends_in_0(number, code, line, tmp_path):
+    leave = f"""
+def note(argv=None, main=sft.main):
+    try:
+        main(argv)
+    except SystemExit as left:
+        open({str(tmp_path)!r} + f"/code-{{rank}}", "w").write(str(left.code))
+        raise
+sft.main = note
+"""
+    argv = line("sft", tmp_path / "run", "--steps 4000 --eval-every 4000 --parallel fsdp")
+    run = torchrun(tmp_path, argv, leave)
+    log = tmp_path / "run/log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and len(log.read_text().splitlines()) > 5):
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    run.send_signal(number)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert "--resume goes on from there" in said
+    assert [(tmp_path / f"code-{rank}").read_text() for rank in (0, 1)] == [str(code)] * 2
+    saved, = (tmp_path / "run/state").iterdir()
+    assert int(saved.name[5:]) >= 5 and not (tmp_path / "run/model.pt").exists()
+
+
+# ------------------------------------------------------------------------------------ the presets
+
+def test_presets_carry_the_papers_hyper_parameters():
+    """Appendix B.1 and Table 3 of the paper, by hand."""
+    def of(script, preset, *flags, **by):
+        cfg = runtime.parse(SCRIPTS[script].Config, SCRIPTS[script].PRESETS,
+                            ["--preset", preset], "", **by)
+        return tuple(getattr(cfg, flag) for flag in flags)
+    for preset, sft_lr, reward_lr, ppo_lr, batch in (("1.3b", 6.35e-5, 1.5e-5, 1.5e-5, 512),
+                                                     ("6.7b", 2.83e-5, 5e-6, 7e-6, 256)):
+        assert of("sft", preset, "batch", "lr", "query_length", "response_length", "steps",
+                  by="loss_on") == (128, sft_lr, 512, 48, 0)
+        assert of("reward", preset, "batch", "lr", "epochs", "query_length") == (
+            64, reward_lr, 1.0, 512)
+        assert of("ppo", preset, "batch", "lr", "episodes", "epochs", "minibatches", "kl_coef",
+                  "gamma", "lam", "temperature", "response_length") == (
+            batch, ppo_lr, 1_000_000, 4, 1, 0.05, 1.0, 0.95, 0.7, 48)
+    assert model.SIZES["1.3b"][:3] == (24, 2048, 16) and model.SIZES["6.7b"][:3] == (32, 4096, 32)
+
+
+def test_ddp_wraps_only_what_is_trained(tiny):
+    def act():
+        with join_world(Machine("cpu")) as world:
+            cfg = runtime.Common()
+            assert isinstance(runtime.parallelize(tiny(), world, cfg),
+                              nn.parallel.DistributedDataParallel)
+            frozen = tiny().requires_grad_(False)
+            assert runtime.parallelize(frozen, world, cfg) is frozen
+            assert dist.get_world_size() == 2
+    assert ranks(2, act) == [0, 0]
