@@ -1,5 +1,6 @@
 # make demo            toy posts, from nothing to a report, in some minutes     (make demo SEED=1)
 # make test            the tests
+# make check-gpu       two minutes before paying for a night: GPUS=8 SIZE=1.3b PARALLEL=fsdp
 # make clean           forget the demo's runs and data; .venv stays
 #
 # Every stage is a file that the next one needs: what is finished is not done again, and what was
@@ -16,7 +17,7 @@ POSTS ?= 1000
 PY = .venv/bin/python
 READY = .venv/ready
 .DELETE_ON_ERROR:
-.PHONY: demo test clean here
+.PHONY: demo test check-gpu clean here
 
 demo: here $(RUN)/report/report.json
 	@echo
@@ -33,6 +34,13 @@ here:
 
 test: $(READY)
 	$(PY) -m pytest -q
+
+GPUS ?= 1
+SIZE ?= gpt2
+PARALLEL ?= ddp
+check-gpu: $(READY)
+	$(PY) -m torch.distributed.run --standalone --nproc_per_node=$(GPUS) tests/check_gpu.py \
+	  --size $(SIZE) --twin $(if $(filter toy laptop,$(SIZE)),$(SIZE),gpt2) --parallel $(PARALLEL)
 
 clean:
 	rm -rf runs/demo* data/toy*

@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -478,14 +479,23 @@ class Run:
 
     def _load(self):
         saved = sorted((self.out / "state").glob("step-*[0-9]"))
-        if saved:
+        while saved and not self.first:
+            newest = saved.pop()
             state = self._state()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                dcp.load(state, checkpoint_id=saved[-1], no_dist=self.world.size == 1)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    dcp.load(state, checkpoint_id=newest, no_dist=self.world.size == 1)
+            except (Exception, CheckpointException) as error:   # many kinds, for a damaged state
+                if not saved:
+                    raise Problem(f"{newest} is damaged ({type(error).__name__}), and there is no "
+                                  "older one: start again in another --out") from None
+                print(f"warning: {newest} is damaged; going on from the state before it",
+                      file=sys.stderr)
+                continue
             set_state_dict(self.agent, self.optimizer, model_state_dict=state["weights"],
                            optim_state_dict=state["adam"])
-            self.first = int(saved[-1].name[5:])
+            self.first = int(newest.name[5:])
         log = self.out / "log.jsonl"
         if log.exists() and self.world.rank == 0 and not self.finished:
             kept = [line for line in log.read_text().splitlines()
@@ -519,10 +529,11 @@ class Run:
         """One JSON line in log.jsonl, and the first few values beside the progress bar."""
         self.seconds = time.perf_counter() - self.began
         if self.world.rank == 0:
+            values = {k: v if math.isfinite(v) else None for k, v in values.items()}
             line = {"step": step, **values, "seconds": round(self.seconds, 3)}
             with open(self.out / "log.jsonl", "a") as f:
                 f.write(json.dumps(line) + "\n")
-            shown = {name: f"{value:.3g}" for name, value in list(values.items())[:6]}
+            shown = {k: f"{v:.3g}" for k, v in list(values.items())[:6] if v is not None}
             self.bar.set_postfix(shown, refresh=False)
 
     def save_if_due(self, step):

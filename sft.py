@@ -81,7 +81,7 @@ PRESETS = {     # each stage of each; the paper's in the last two rows (Table 3,
     "laptop": dict(
         all=dict(size="laptop", block_length=352, batch=16, lr=2e-3, warmup=100, steps=1300),
         summary=dict(size="laptop", query_length=320, response_length=32, batch=32, micro_batch=32,
-                     lr=1e-3, warmup=30, steps=300)),
+                     lr=1.5e-3, warmup=30, steps=800)),
     "gpt2": dict(
         all=dict(size="gpt2", batch=128, lr=6e-4, warmup=500, block_length=1024, weight_decay=0.1),
         summary=dict(size="gpt2", lr=6.35e-5)),

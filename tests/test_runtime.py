@@ -299,6 +299,36 @@ def test_the_last_two_states_are_kept(tmp_path, world):
     assert kept == ["step-00000004", "step-00000006"]
 
 
+def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, world, capsys):
+    expected, out = little_run(tmp_path / "whole", world), tmp_path / "broken"
+    with pytest.raises(Killed):
+        little_run(out, world, die_at=7)
+    newest, older = (out / "state" / f"step-0000000{n}" for n in (6, 4))
+    piece, = newest.glob("*.distcp")
+    piece.write_bytes(piece.read_bytes()[:100])
+    assert torch.equal(little_run(out, world, "--resume"), expected)
+    assert f"{newest} is damaged; going on from the state before" in capsys.readouterr().err
+    assert [line["step"] for line in log_of(out)] == list(range(8))
+
+
+def test_damaged_states_alone_are_a_problem(tmp_path, world):
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        little_run(out, world, die_at=7)
+    for piece in out.glob("state/*/*"):
+        piece.write_bytes(b"")
+    with pytest.raises(Problem, match="is damaged .*no older one"):
+        little_run(out, world, "--resume")
+
+
+def test_what_is_no_number_is_null_in_the_log(tmp_path, world):
+    run = Run(flags(f"--out {tmp_path}/run"), world, {}, None)
+    for step in run.steps(1):
+        run.log(step, fine=1.5, odd=math.nan)
+    assert log_of(tmp_path / "run")[0] | {"seconds": 0} == {
+        "step": 0, "fine": 1.5, "odd": None, "seconds": 0}
+
+
 def test_a_state_half_written_is_not_taken_up(tmp_path, world, monkeypatch):
     out, save = tmp_path / "run", runtime.dcp.save
 
