@@ -21,9 +21,11 @@ are attended to. What follows is GPT-2 (Radford et al. 2019), the
 architecture of the paper's section 3.4 up to details.
 
 Try it:  python model.py                   prints the sizes
+         python model.py plan --size 6.7b --stage ppo --gpus 8 --parallel fsdp     what that needs
 Before:  data.py, toy.py (what the tokens are).    After: sft.py (how it learns).
 """
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -446,7 +448,14 @@ def load_weights(model, path, fresh=()):
 
 
 def main(argv=None):
-    """Print the table of sizes."""
+    """Print the table of sizes, or plan a run (see plan.py)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["plan"]:
+        import plan  # imports this file in turn
+        plan.main(argv[1:])
+        return
+    if argv:
+        raise Problem(f"{argv[0]!r} is unknown: python model.py, or python model.py plan --help")
     print(f"{'size':12} {'layers':>6} {'width':>6} {'heads':>6} {'context':>8} {'parameters':>15}")
     for name, size in SIZES.items():
         with torch.device("meta"):

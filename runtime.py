@@ -126,7 +126,7 @@ def parse(config_class, presets, argv, doc, by=None):
         preset = preset[typed.get(by, getattr(config_class, by))]
     cfg = config_class(**{**preset, **typed})
     for name in COUNTS & vars(cfg).keys():
-        if getattr(cfg, name) < 1:
+        if getattr(cfg, name) is not None and getattr(cfg, name) < 1:
             raise Problem(f"--{name.replace('_', '-')} is {getattr(cfg, name)}: it counts from 1")
     return cfg
 
@@ -285,8 +285,8 @@ def parallelize(network, world, cfg):
     trained = any(p.requires_grad for p in network.parameters())
     if world.size == 1 or world.sharded or not trained:
         return network
-    return DistributedDataParallel(network, device_ids=[world.device] if
-                                   world.device.type == "cuda" else None)
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, device_ids=[world.device]
+                                   if world.device.type == "cuda" else None)
 
 
 def bare(module):

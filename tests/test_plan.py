@@ -1,0 +1,137 @@
+"""What plan.py predicts, against what torch's own trackers of memory count."""
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_distributed import ranks
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import model
+import plan
+import runtime
+from runtime import Problem, World
+
+
+def of(tracker, kind):
+    """{category: bytes} on the CPU, now or at the peak."""
+    snapshot, = tracker.get_tracker_snapshot(kind).values()
+    return {str(key).split(".")[-1]: value for key, value in snapshot.items()}
+
+
+def steps(net, optimizer, rows, tracker, world):
+    """A step that brings Adam's moments to life, then, tracked, two micro-batches."""
+    with tracker:
+        for micro in range(3):
+            with runtime.mixed(world):
+                logits = net(rows.tokens, at=rows.columns)      # every row is as long as the others
+                loss = -model.token_logp(logits, rows.targets).sum()
+            loss.backward()
+            if micro == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+            if micro < 2:
+                tracker.reset_mod_stats()
+
+
+def rows_of(query, response, n, vocabulary):
+    return model.lay_out([[1] * query] * n, [[2] * response] * n, vocabulary)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("size, vocabulary, n", [("toy", 1024, 16), ("laptop", 4096, 8)])
+def test_the_peak_of_a_real_step_is_foretold(size, vocabulary, n, checkpointing, world,
+                                             monkeypatch):
+    net = model.build(model.sized(size, vocabulary))
+    for block in net.blocks:
+        block.checkpointing = checkpointing
+    optimizer = torch.optim.AdamW(net.parameters(), foreach=False)
+    tracker = MemTracker()
+    tracker.track_external(net, optimizer)
+    steps(net, optimizer, rows_of(200, 40, n, vocabulary), tracker, world)
+    cfg = plan.Config(size=size, stage="sft", checkpointing=checkpointing, precision="fp32",
+                      vocabulary=vocabulary)
+    job = plan.work(cfg)._replace(query=200, response=40)
+    monkeypatch.setattr(plan, "work", lambda _: job)
+    expected = sum(plan.needs(cfg, n, 1)[0].values())
+    assert expected == pytest.approx(of(tracker, "peak")["Total"], rel=0.15)
+
+
+@pytest.mark.parametrize("size", ["1.3b", pytest.param("6.7b", marks=pytest.mark.skipif(
+    "SLOW" not in os.environ, reason="half a minute: set SLOW=1"))])
+def test_eight_imaginary_gpus_hold_what_the_plan_says(size, monkeypatch):
+    """FSDP2 on fake ranks and fake tensors: weights, gradients, Adam, activations, each by itself."""
+    def act():
+        dist.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+        world = World(0, 8, torch.device("cpu"), bf16=True, parallel="fsdp")
+        with monkeypatch.context() as patch:           # memory only later, and then a fake one
+            patch.setattr(torch.nn.Module, "to_empty", lambda self, **_: self)
+            net = model.skeleton(model.sized(size, plan.VOCABULARY), world)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            net.to_empty(device="cpu")
+            optimizer = torch.optim.AdamW(net.parameters(), foreach=False)
+            tracker = FSDPMemTracker(net, optimizer)
+            steps(net, optimizer, rows_of(512, 48, 4, plan.VOCABULARY), tracker, world)
+        expected, _ = plan.needs(plan.Config(size=size, stage="sft", gpus=8, parallel="fsdp"), 4, 1)
+        now, peak = of(tracker, "current"), of(tracker, "peak")
+        assert now["SHARDED_PARAM"] == pytest.approx(expected["weights"], rel=0.01)
+        assert now["SHARDED_GRAD"] == pytest.approx(expected["gradients"], rel=0.01)
+        assert now["OPT"] == pytest.approx(expected["Adam"], rel=0.01)
+        assert peak["ACT"] == pytest.approx(expected["activations"], rel=0.15)
+        assert peak["Total"] == pytest.approx(sum(expected.values()), rel=0.15)
+    assert ranks(1, act) == [0]
+
+
+@pytest.mark.parametrize("flags, says", [
+    ("--size 1.3b --stage ppo --gpus 1", "fits with micro-batch"),
+    ("--size 6.7b --stage ppo --gpus 8 --parallel fsdp --checkpointing", "--parallel fsdp"),
+    ("--size 13b --stage ppo --gpus 64 --parallel fsdp --checkpointing", "--nnodes=8"),
+    ("--size 6.7b --stage ppo --gpus 8", "does not fit; try --parallel fsdp"),
+    ("--size 6.7b --stage reward --gpus 1", "does not fit; try --gpus"),
+    ("--size 13b --stage sft --gpus 8 --parallel fsdp", "fits with micro-batch"),
+])
+def test_plans_are_believable(flags, says, capsys):
+    model.main(["plan", *flags.split()])
+    said = capsys.readouterr().out
+    assert says in said
+    if "does not fit" not in said:
+        columns = [line.split()[-1] for line in said.splitlines() if line.startswith("sum")]
+        assert all(float(column) <= 72 for column in columns) and "torchrun" in said
+
+
+def test_the_command_of_a_plan_parses():
+    import ppo
+    cfg = plan.Config(size="6.7b", gpus=8, parallel="fsdp", checkpointing=True)
+    line = plan.command(cfg, 4, 32).split("ppo.py ")[1]
+    assert runtime.parse(ppo.Config, ppo.PRESETS, line.split(), "").micro_batch == 4
+
+
+@pytest.mark.parametrize("flags, match", [("--size 5b", "unknown"), ("--gpus 7", "divide"),
+                                          ("--memory 0", "--memory"), ("--stage x", "--stage")])
+def test_plans_of_nothing_are_problems(flags, match):
+    with pytest.raises(Problem, match=match):
+        model.main(["plan", *flags.split()])
+
+
+def test_sharding_in_two_holds_little_more_than_half():
+    """--preset laptop: weights, gradients and Adam of one of two ranks against one process."""
+    whole, half = (sum(plan.needs(plan.Config(size="laptop", stage="sft", gpus=n, parallel="fsdp",
+                                              vocabulary=4096), 1, 1)[0][key]
+                       for key in ("weights", "gradients", "Adam")) for n in (1, 2))
+    assert half == pytest.approx(whole / 2)
+
+    def act():
+        dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+        world = World(0, 2, torch.device("cpu"), parallel="fsdp")
+        net = model.build(model.sized("laptop", 4096), 0, world)
+        optimizer = torch.optim.AdamW(net.parameters(), foreach=False)
+        tracker = FSDPMemTracker(net, optimizer)
+        steps(net, optimizer, rows_of(60, 8, 2, 4096), tracker, world)
+        now = of(tracker, "current")
+        held = now["SHARDED_PARAM"] + now["SHARDED_GRAD"] + now["OPT"]
+        print(f"held {held / whole:.4f} of {whole / 1e6:.1f} MB", flush=True)
+        assert held <= 0.6 * whole
+    assert ranks(1, act) == [0]
