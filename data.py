@@ -13,6 +13,8 @@ says which rows make up the batch of a step, and measures ROUGE, the overlap of 
 optimised before this paper showed how little of a summary's quality it sees (section 4.4).
 
     python data.py tokenizer --data data/toy --vocab 1024      (seconds; 20 MB and 4,096 take 15 s)
+    python data.py download tldr                               (the paper's own posts; download.py)
+    python data.py describe data/tldr                          (what is in a folder)
 
 Before: nothing (runtime.py is plumbing; look in when curious).    After: toy.py, a world of posts.
 """
@@ -38,7 +40,10 @@ from runtime import Problem, entry, generator, write_atomically
 
 # No space after "TL;DR:", for the response brings its own: " He quit", where " He" is one token.
 POST = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
-ARTICLE = "{article}\n\nTL;DR:"
+ARTICLE = "{article}\n\nTL;DR:"                        # how a policy of posts is tried on news, 4.2
+# The format of policies that learn from news (records with "format": "supervised").
+# DIFFERS: after this newline the paper's responses begin without a space; ours have one everywhere.
+SUPERVISED = "Article:\n{article}\n\nTL;DR:\n"
 EXAMPLE = "Subreddit: r/{subreddit}\n\nTitle: {title}\n\n{post}\n\nTL;DR:"     # before fine-tuning
 BETWEEN = "\n\n=====\n\n"
 
@@ -51,6 +56,7 @@ ARTICLE_FIELDS = ("id", "site", "title", "article")
 def read_jsonl(path):
     """Yield (line number, object) for each line of a .jsonl or .jsonl.gz file, one at a time.
 
+    A file that is one JSON array of objects, as some mirrors have it, is read alike (and whole).
     Raises: Problem naming the file and the line that is not a JSON object.
     """
     number = 0
@@ -59,14 +65,17 @@ def read_jsonl(path):
             for number, line in enumerate(lines, 1):
                 if line.isspace():
                     continue
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise Problem(f"{path}, line {number}: not an object but {record!r:.40}: "
-                                  'write {"field": value, ...} on each line')
-                if b"\\ud" in line.lower():        # half an emoji, which UTF-8 cannot hold: "?"
-                    text = json.dumps(record, ensure_ascii=False)
-                    record = json.loads(text.encode("utf-8", "replace"))
-                yield number, record
+                array = number == 1 and line.lstrip().startswith(b"[")
+                records = json.loads(line + lines.read()) if array else [json.loads(line)]
+                for i, record in enumerate(records):
+                    number += i > 0
+                    if not isinstance(record, dict):
+                        raise Problem(f"{path}, line {number}: not an object but {record!r:.40}: "
+                                      'write {"field": value, ...} on each line')
+                    if array or b"\\ud" in line.lower():      # half an emoji? UTF-8 cannot hold it
+                        text = json.dumps(record, ensure_ascii=False)
+                        record = json.loads(text.encode("utf-8", "replace"))
+                    yield number, record
     except (ValueError, RecursionError) as error:                  # not JSON, or not even UTF-8
         reason = getattr(error, "msg", error)
         raise Problem(f"{path}, line {number}: broken JSON ({reason}): "
@@ -97,8 +106,9 @@ def fields_of(record):
 
 
 def find(folder, split):
-    """folder/split.jsonl, else folder/split.jsonl.gz, else None."""
-    paths = [Path(folder) / f"{split}{ending}" for ending in (".jsonl", ".jsonl.gz")]
+    """folder/split.jsonl, else .jsonl.gz, .json or .json.gz, else None."""
+    endings = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+    paths = [Path(folder) / f"{split}{ending}" for ending in endings]
     return next((path for path in paths if path.exists()), None)
 
 
@@ -108,10 +118,11 @@ def read_posts(folder, split, need_summary=True):
     split: "train", "valid" or "test". need_summary=False: the posts serve as prompts only.
     Raises: Problem naming file, line and field.
     """
-    path = find(folder, split)
+    path = find(folder, split) if folder else None
     if path is None:
-        raise Problem(f"{folder}: holds neither {split}.jsonl nor {split}.jsonl.gz: point --data "
-                      "at a folder that does; `python toy.py --out data/toy` makes one")
+        raise Problem(f"{folder or '--data'}: holds neither {split}.jsonl nor {split}.jsonl.gz: "
+                      "point --data at a folder with posts; `python toy.py --out data/toy` makes "
+                      "one")
     posts = []
     for number, record in read_jsonl(path):
         where = f"{path}, line {number}"
@@ -158,7 +169,8 @@ def read_comparisons(path, split=None):
         {"info": post or article, "summaries": [{"text", "policy", "note"}, {...}], "choice": 0 | 1,
          "worker", "batch", "split", "extra": {"confidence": 1..9}}
 
-    Each text begins with a space; note may be null and confidence absent.
+    Each text begins with a space; note may be null and confidence absent. (Mirrors also say what a
+    post is not: "article": null. That is left out.)
     Raises: Problem naming file, line and field.
     """
     if not Path(path).exists():
@@ -167,6 +179,8 @@ def read_comparisons(path, split=None):
     comparisons, splits = [], set()
     for number, record in read_jsonl(path):
         where = f"{path}, line {number}"
+        if isinstance(record.get("info"), dict):
+            record["info"] = {k: v for k, v in record["info"].items() if v is not None}
         check_comparison(where, record)
         if split is not None:
             check_texts(where, record, ("split",))
@@ -179,6 +193,16 @@ def read_comparisons(path, split=None):
     if not comparisons:
         raise Problem(f"{path}: is empty: collect comparisons with `python label.py`")
     return comparisons
+
+
+def lead_3(article):
+    """The first three sentences of an article: the baseline that references lose to (section 4.2).
+
+    DIFFERS: sentences are told by a mark that white space follows, not by a parser, so that "Mr. X"
+    counts as two.
+    """
+    ends = [m.end() for m in re.finditer(r"[.!?][\"')\u2019\u201d]*(?=\s)", article.strip())]
+    return article.strip()[:ends[2] if len(ends) > 2 else None]
 
 
 def full_texts(folder):
@@ -326,6 +350,9 @@ def load_tokenizer(where):
                           "python -c 'import tiktoken; tiktoken.get_encoding(\"gpt2\")'") from None
     path = Path(where) / TOKENIZER_FILE if Path(where).is_dir() else Path(where)
     if not path.is_file():
+        from convert import VOCABULARIES, read_vocabulary  # a Hugging Face folder: see the appendix
+        if any((path.parent / name).is_file() for name in VOCABULARIES):
+            return read_vocabulary(path.parent)
         raise Problem(f"{path}: no such tokenizer: train one with "
                       "`python data.py tokenizer --data DIR`, or say gpt2")
     ranks = {}
@@ -358,9 +385,16 @@ def same_tokenizer(a, b):
 # Always encode_ordinary: "<|endoftext|>" typed into a post stays text, and ends nothing.
 
 
+def template_of(record):
+    """How the prompt of a post or article is written."""
+    if "article" not in record:
+        return POST
+    return SUPERVISED if record.get("format") == "supervised" else ARTICLE
+
+
 def query_text(record):
     """The prompt of a post or article, uncut."""
-    return (ARTICLE if "article" in record else POST).format_map(record)
+    return template_of(record).format_map(record)
 
 
 @cache
@@ -427,15 +461,17 @@ def fit(tokenizer, template, record, limit):
                   f"left of its {name}: allow longer queries, or shorten its title")
 
 
-def encode_query(tokenizer, record, limit):
+def encode_query(tokenizer, record, limit, fill=False):
     """The tokens of a post's or article's query, cut the paper's way: at a newline if there is one.
 
         while there are more than `limit` tokens:
             cut the post at its last newline, or drop its last character when no newline is left
 
+    fill: put spaces before it, `limit` tokens in all, as the paper's released models expect.
     Returns: list of at most `limit` ids. Raises: Problem when the title alone is too long.
     """
-    return fit(tokenizer, ARTICLE if "article" in record else POST, record, limit)
+    tokens = fit(tokenizer, template_of(record), record, limit)
+    return tokenizer.encode_ordinary(" ") * (limit - len(tokens) if fill else 0) + tokens
 
 
 def check_queries(tokenizer, records, limit):
@@ -477,7 +513,7 @@ def encode_examples(tokenizer, record, examples, limit):
     examples: posts with summaries, taken in order as long as everything fits into `limit` tokens.
     """
     def template(post):
-        return ARTICLE if "article" in post else EXAMPLE
+        return template_of(post) if "article" in post else EXAMPLE
 
     tokens = fit(tokenizer, template(record), record, limit)
     query, solved = tokenizer.decode(tokens), ""
@@ -583,6 +619,18 @@ def tokenizer_command(args):
     print(f"{Path(args.data) / TOKENIZER_FILE}: {tokenizer.n_vocab} tokens, {held:.2f} bytes each")
 
 
+def download_command(args):
+    """Hand over to the appendix that fetches files."""
+    from download import download
+    download(args.what, args.out, args.base_url)
+
+
+def describe_command(args):
+    """Hand over to the appendix that knows what the paper's files hold."""
+    from download import describe
+    describe(args.data)
+
+
 def main(argv=None):
     """python data.py COMMAND ..."""
     parser = argparse.ArgumentParser(description=__doc__,
@@ -593,6 +641,15 @@ def main(argv=None):
                        help="folder with train.jsonl and perhaps pretrain.jsonl")
     train.add_argument("--vocab", type=int, default=1024, help="tokens in all, 257 or more (1024)")
     train.set_defaults(run=tokenizer_command)
+    fetch = commands.add_parser("download", help="fetch the paper's data and models, or GPT-2")
+    fetch.add_argument("what", help="tldr, queries, comparisons, axis, cnndm, gpt2, gpt2-medium, "
+                       "gpt2-large, gpt2-xl, openai-models, sup4, rm4 or sup4_ppo_rm4")
+    fetch.add_argument("--base-url", help="a mirror, which has the same paths below it")
+    fetch.add_argument("--out", metavar="DIR", help="where to put it (data/WHAT)")
+    fetch.set_defaults(run=download_command)
+    look = commands.add_parser("describe", help="count and measure what is in a folder")
+    look.add_argument("data", metavar="DIR", help="folder of posts, articles or comparisons")
+    look.set_defaults(run=describe_command)
     args = parser.parse_args(argv)
     args.run(args)
 

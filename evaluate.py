@@ -32,6 +32,7 @@ import toy
 from data import (
     decode_response,
     encode_query,
+    lead_3,
     read_comparisons,
     read_jsonl,
     read_posts,
@@ -198,8 +199,8 @@ def write_greedily(policy, posts, cfg, name, examples=()):
     with bar(len(posts), name, policy.world) as progress:
         return summarise(policy.model, policy.tokenizer, posts, examples=examples,
                          limit_query=room if examples else policy.query_length,
-                         limit_response=policy.response_length, rows_at_once=cfg.rows_at_once,
-                         progress=progress, world=policy.world)
+                         limit_response=policy.response_length, fill=policy.fill,
+                         rows_at_once=cfg.rows_at_once, progress=progress, world=policy.world)
 
 
 @torch.no_grad()
@@ -225,7 +226,8 @@ def sample_with_kl(model, supervised, posts, temperature, cfg, name):
     Returns: texts; the mean over posts of log pi(text) - log pi_sft(text), which is the KL
     divergence from the supervised policy, in nats a summary.
     """
-    queries = [encode_query(supervised.tokenizer, p, supervised.query_length) for p in posts]
+    queries = [encode_query(supervised.tokenizer, p, supervised.query_length, supervised.fill)
+               for p in posts]
     world = supervised.world
     with bar(len(posts), name, world) as progress:
         responses = respond(model, queries, supervised.response_length, temperature, cfg.seed, "kl",
@@ -259,6 +261,8 @@ def compare(policies, posts, judge, cfg, data):
     texts = {name: write_greedily(p, posts, cfg, name, examples if name == "pretrained" else ())
              for name, p in policies.items()}
     texts["reference"] = [p["summary"].strip() for p in posts]
+    if "article" in posts[0]:
+        texts["lead_3"] = [lead_3(p["article"]) for p in posts]
     encode = policies["supervised"].tokenizer.encode_ordinary
     length = {name: np.array([len(encode(" " + t)) for t in some]) for name, some in texts.items()}
     grades = {name: grade(judge, posts, some) for name, some in texts.items()}
@@ -266,9 +270,10 @@ def compare(policies, posts, judge, cfg, data):
     won = {name: wins(o, overall["reference"]) for name, o in overall.items()}       # (n,) each
     rows = {name: describe(texts[name], posts, grades[name], won[name], length[name], cfg.seed)
             for name in texts}
+    rivals = [name for name in texts if name != "reference"]
     for name, rate in length_controlled(
-            {n: won[n] for n in policies},
-            {n: np.log(length[n] / length["reference"]) for n in policies}).items():
+            {n: won[n] for n in rivals},
+            {n: np.log(length[n] / length["reference"]) for n in rivals}).items():
         rows[name]["length_controlled_win_rate"] = rate
     found = {"policies": rows, "against_supervised": {
         name: win_rate(wins(o, overall["supervised"]), cfg.seed)
@@ -292,7 +297,7 @@ def reward_accuracy(reward, run, judge, data, cfg):
     """How often the reward model agrees with labels it has not seen, and how often the judge does:
     labels are noisy, so nobody can agree with all. None when there is no file of comparisons."""
     path = Path(run) / "comparisons.jsonl"
-    path = path if path.exists() else Path(reward.flags["comparisons"])
+    path = path if path.exists() else Path(reward.flags.get("comparisons") or path)
     if not path.exists():
         return None
     labels = read_comparisons(path, "valid2")
@@ -352,8 +357,9 @@ def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature
         texts = summarise(supervised.model, supervised.tokenizer,
                           [p for p in posts for _ in range(cfg.pool)], purpose="pool",
                           limit_query=supervised.query_length, temperature=temperature,
-                          limit_response=supervised.response_length, seed=cfg.seed,
-                          rows_at_once=cfg.rows_at_once, progress=progress, world=supervised.world)
+                          limit_response=supervised.response_length, fill=supervised.fill,
+                          seed=cfg.seed, rows_at_once=cfg.rows_at_once, progress=progress,
+                          world=supervised.world)
     found = please(reward, judge, posts, texts, cfg, sizes)
     return rows + [{"method": "best_of_n", "beta": None, "n": n, "kl": math.log(n) - (n - 1) / n,
                     "step": None, **row} for n, row in zip(sizes, found, strict=True)]
@@ -401,7 +407,9 @@ def evaluate(cfg, world):
     began = time.perf_counter()
     policies = load_policies(cfg, world)
     supervised, ppo = policies["supervised"], policies.get("human_feedback")
-    data = cfg.data or supervised.flags["data"]
+    data = cfg.data or supervised.flags.get("data")
+    if not data:
+        raise Problem(f"{supervised.folder} does not say which posts it learned from: give --data")
     posts = held_out(data)
     order = generator(cfg.seed, "evaluate").permutation(len(posts))
     posts = [posts[i] for i in order[:cfg.posts]]

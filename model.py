@@ -27,6 +27,7 @@ Before:  data.py, toy.py (what the tokens are).    After: sft.py (how it learns)
 import math
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,9 @@ SIZES = {
     "13b": Size(40, 5120, 40, 2048),
 }
 
+ACTIVATIONS = {"gelu": partial(F.gelu, approximate="tanh"),            # GPT-2's, and ours
+               "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}   # the paper's own models'
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -71,6 +75,8 @@ class ModelConfig:
     heads: int
     context: int
     head: str = "lm"
+    tied: bool = True              # the lm head is the table of tokens; else it has its own
+    activation: str = "gelu"       # a key of ACTIVATIONS
 
     @property
     def rows(self):
@@ -119,6 +125,7 @@ class Block(nn.Module):
         C = config.width
         self.norm_1, self.attention = nn.LayerNorm(C), Attention(config)
         self.norm_2, self.up, self.down = nn.LayerNorm(C), nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x, at=None, seen=None, past=None):
         """(B, T, C) -> (B, T, C); or, when only the columns `at` (B, R) are read: (B, R, C)."""
@@ -133,7 +140,7 @@ class Block(nn.Module):
         if at is not None:
             x, read = columns_of(x, at), columns_of(normed, at)                      # (B, R, C)
         x = x + self.attention(normed, read, seen, past)                             # (B, R, C)
-        return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))    # (B, R, C)
+        return x + self.down(self.activation(self.up(self.norm_2(x))))               # (B, R, C)
 
 
 def columns_of(x, at):
@@ -153,6 +160,8 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         if config.head == "scalar":
             self.head = nn.Linear(config.width, 1)
+        elif not config.tied:
+            self.head = nn.Embedding(config.rows, config.width)
 
     def forward(self, tokens, at=None, cache=None):
         """Run the decoder; run the head only where somebody reads it.
@@ -185,8 +194,9 @@ class GPT(nn.Module):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             if self.config.head == "scalar":
                 return F.linear(x, self.head.weight.to(x), self.head.bias.to(x))[..., 0]   # (B, R)
+            table = self.wte if self.config.tied else self.head
             # The one place where padding's rows leave the vocabulary.
-            return F.linear(x, self.wte.weight[:self.config.n_vocab].to(x))              # (B, R, V)
+            return F.linear(x, table.weight[:self.config.n_vocab].to(x))                 # (B, R, V)
 
 
 def initial(name, shape, config, seed):
@@ -400,44 +410,44 @@ def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=
 # ------------------------------------------------------------------------------------- checkpoints
 
 def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
-    """The network in a checkpoint folder, in the memory of `world`.
+    """The network in a checkpoint folder, ours or Hugging Face's, in the memory of `world`.
 
     head: None keeps the folder's; "scalar" puts a fresh scalar head on a language model's trunk,
         as the reward model starts out (section 3.4). seed: of that fresh head.
     frozen: it will not be trained, so bf16 is enough where that is the arithmetic.
     Raises: Problem when model.pt is missing, damaged or of another shape than config.json says.
     """
-    path, known = Path(folder) / "model.pt", config_of(folder)
-    if "model" not in known:
+    path, known, weights = Path(folder) / "model.pt", config_of(folder), None
+    if "model_type" in known:
+        from convert import read_hugging_face  # an appendix, opened when it is needed
+        path, (config, weights) = folder, read_hugging_face(folder, known)
+    elif "model" not in known:
         raise Problem(f"{folder}/config.json describes no network: is it a run of sft.py, "
                       "reward.py or ppo.py?")
-    try:
-        config = ModelConfig(**known["model"])
-    except TypeError as error:
-        raise Problem(f"{folder}/config.json does not describe a network of this code: "
-                      f"{error}") from None
-    fresh = ("head.",) if head not in (None, config.head) else ()
+    else:
+        try:
+            config = ModelConfig(**known["model"])
+        except TypeError as error:
+            raise Problem(f"{folder}/config.json does not describe a network of this code: "
+                          f"{error}") from None
+    fresh = ("head.",) if head == "scalar" != config.head else ()
     config = ModelConfig(**{**asdict(config), "head": head or config.head})
     model = skeleton(config, world, frozen)
-    load_weights(model, path, fresh)
+    load_weights(model, path, fresh, weights)
     for name, p in model.named_parameters():
         if name.startswith(fresh):
             fill(p, initial(name, p.shape, config, seed))
     return model
 
 
-def load_weights(model, path, fresh=()):
-    """Fill a network from a file of plain tensors; names starting with `fresh` keep their init."""
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise Problem(f"{path} is missing: that stage has not finished (--resume it)") from None
-    except Exception as error:           # torch raises many kinds for a damaged file
-        raise Problem(f"{path} is damaged ({type(error).__name__}): run that stage again") from None
-    if not isinstance(weights, dict):
-        raise Problem(f"{path} holds a {type(weights).__name__}, not named tensors: is it another "
-                      "program's file?")
-    own = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(fresh))}
+def load_weights(model, path, fresh=(), weights=None):
+    """Fill a network from a file of plain tensors, or from `weights`, which came from that path.
+
+    fresh: names that start so are left alone. Raises: Problem when the tensors do not fit.
+    """
+    weights = read_weights(path) if weights is None else weights
+    own, weights = ({k: v for k, v in d.items() if not k.startswith(tuple(fresh))}
+                    for d in (model.state_dict(), weights))
     for name in sorted(own.keys() | weights.keys()):
         a, b = (tuple(d[name].shape) if name in d else None for d in (own, weights))
         if a != b:
@@ -447,15 +457,42 @@ def load_weights(model, path, fresh=()):
         fill(p, weights[name])           # from disk, one weight at a time
 
 
+def read_weights(path):
+    """The named tensors of a model.pt. Raises: Problem when it is missing, damaged or foreign."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing: that stage has not finished (--resume it)") from None
+    except Exception as error:           # torch raises many kinds for a damaged file
+        raise Problem(f"{path} is damaged ({type(error).__name__}): run that stage again") from None
+    if not isinstance(weights, dict):
+        raise Problem(f"{path} holds a {type(weights).__name__}, not named tensors: is it another "
+                      "program's file?")
+    return weights
+
+
+def published(name):
+    """The folder that a published model's name stands for: gpt2 -> data/gpt2; others stay.
+
+    Raises: Problem, with the command that fetches it, when the model is not there yet.
+    """
+    if not name.startswith("gpt2") or name not in SIZES or Path(name).exists():
+        return name
+    if not Path("data", name, "config.json").exists():
+        raise Problem(f"data/{name} is missing: fetch it with `python data.py download {name}`, or "
+                      "give a folder that holds it")
+    return f"data/{name}"
+
+
 def main(argv=None):
-    """Print the table of sizes, or plan a run (see plan.py)."""
+    """Print the table of sizes; with arguments, be an appendix: plan.py or convert.py."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["plan"]:
         import plan  # imports this file in turn
-        plan.main(argv[1:])
-        return
+        return plan.main(argv[1:])
     if argv:
-        raise Problem(f"{argv[0]!r} is unknown: python model.py, or python model.py plan --help")
+        import convert
+        return convert.main(argv)
     print(f"{'size':12} {'layers':>6} {'width':>6} {'heads':>6} {'context':>8} {'parameters':>15}")
     for name, size in SIZES.items():
         with torch.device("meta"):

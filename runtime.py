@@ -417,13 +417,13 @@ def write_config(path, cfg, **more):
 
 
 def config_of(folder):
-    """The config.json of a finished or running stage, as a dict."""
+    """The config.json of a finished or running stage, as a dict; {} for flags it does not have."""
     path = pathlib.Path(folder) / "config.json"
     try:
-        return json.loads(path.read_text())
+        return {"flags": {}, **json.loads(path.read_text())}
     except FileNotFoundError:
         raise Problem(f"{folder} is no checkpoint folder: {path} is missing") from None
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise Problem(f"{path} is damaged ({error}): run that stage again") from None
 
 

@@ -90,6 +90,7 @@ class Checkpoint(NamedTuple):
     tokenizer: tiktoken.Encoding
     query_length: int            # tokens of a post, at most
     response_length: int         # tokens of a summary, at most, <|endoftext|> included
+    fill: bool                   # shorter posts are filled up with spaces, as OpenAI's models want
     flags: dict                  # how it was trained
     world: World                 # the processes that share its work
 
@@ -111,7 +112,7 @@ def load_checkpoint(folder, world=ALONE, head="lm", query_length=0, response_len
         raise Problem(f"--response-length {response_length} leaves no room for a post in the "
                       f"context of {folder}, {model.config.context}")
     return Checkpoint(str(folder), model, load_tokenizer(folder), query_length, response_length,
-                      known["flags"], world)
+                      known["flags"].get("fill", False), known["flags"], world)
 
 
 def load_reward(folder, world, tokenizer):
@@ -163,7 +164,8 @@ def respond(model, queries, length, temperature=0.0, seed=0, purpose="summary", 
     return [said[i] for i in range(len(queries))]
 
 
-def summarise(policy, tokenizer, records, *, limit_query, limit_response, examples=(), **how):
+def summarise(policy, tokenizer, records, *, limit_query, limit_response, fill=False, examples=(),
+              **how):
     """One summary for each post or article.
 
     examples: solved posts put before each query, as many as fit; the answer then ends with its
@@ -174,7 +176,7 @@ def summarise(policy, tokenizer, records, *, limit_query, limit_response, exampl
     if examples:                 # DIFFERS: the paper shows 13; a context of 512 has room for two
         queries = [encode_examples(tokenizer, r, examples, limit_query) for r in records]
     else:
-        queries = [encode_query(tokenizer, r, limit_query) for r in records]
+        queries = [encode_query(tokenizer, r, limit_query, fill) for r in records]
     texts = [decode_response(tokenizer, tokens)
              for tokens in respond(policy, queries, limit_response, **how)]
     return [text.split("\n")[0].strip() for text in texts] if examples else texts
@@ -186,7 +188,7 @@ def score_texts(reward, records, texts, rows_at_once=128, progress=None):
     Texts are encoded as those of comparisons are, so a summary that ran out of room gets an
     <|endoftext|> here; PPO, which sees tokens, gives such a one a fixed low score instead.
     """
-    queries = [encode_query(reward.tokenizer, r, reward.query_length) for r in records]
+    queries = [encode_query(reward.tokenizer, r, reward.query_length, reward.fill) for r in records]
     responses = [encode_response(reward.tokenizer, t, reward.response_length) for t in texts]
     order = sorted(range(len(texts)), key=lambda i: len(queries[i]) + len(responses[i]))
     mine, scores = reward.world.share(order), {}
@@ -254,9 +256,9 @@ def show(cfg, policy, reward, data, record=None):
     limit = (policy.model.config.context - policy.response_length if cfg.examples else
              policy.query_length)
     texts = summarise(policy.model, policy.tokenizer, [record] * cfg.best_of, limit_query=limit,
-                      limit_response=policy.response_length, temperature=temperature,
-                      examples=worked_examples(data, cfg.examples, cfg.seed), seed=cfg.seed,
-                      rows_at_once=cfg.rows_at_once, world=policy.world)
+                      limit_response=policy.response_length, fill=policy.fill,
+                      temperature=temperature, rows_at_once=cfg.rows_at_once, seed=cfg.seed,
+                      examples=worked_examples(data, cfg.examples, cfg.seed), world=policy.world)
     scores = score_texts(reward, [record] * len(texts), texts) if reward else [0.0] * len(texts)
     best = max(range(len(texts)), key=scores.__getitem__)
     grade = f"  (score {scores[best]:+.2f})" if reward else ""
@@ -295,8 +297,8 @@ def draw_pairs(cfg, policy, posts, temperature, tries=4):
     def draw(rows, step, bar=None):
         return summarise(policy.model, policy.tokenizer, [posts[i] for i in rows], rows=rows,
                          limit_query=policy.query_length, limit_response=policy.response_length,
-                         temperature=temperature, seed=cfg.seed, purpose="pairs", step=step,
-                         rows_at_once=cfg.rows_at_once, progress=bar, world=policy.world)
+                         fill=policy.fill, temperature=temperature, seed=cfg.seed, purpose="pairs",
+                         step=step, rows_at_once=cfg.rows_at_once, progress=bar, world=policy.world)
 
     quiet = policy.world.rank > 0
     with tqdm(total=2 * cfg.pairs, desc="pairs", unit="summary", disable=quiet) as bar:
@@ -363,6 +365,9 @@ def main(argv=None):
     with join_world(cfg) as world, mixed(world):
         policy = load_checkpoint(cfg.policy, world, "lm", cfg.query_length, cfg.response_length)
         data = cfg.data or policy.flags.get("data")
+        if not data and (cfg.pairs or cfg.examples or record is None):
+            raise Problem(f"{cfg.policy} does not say which posts it learned from: give --data, or "
+                          "a --post to summarise")
         reward = load_reward(cfg.reward, world, policy.tokenizer) if cfg.reward else None
         if cfg.pairs:
             write_pairs(cfg, policy, data)

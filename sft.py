@@ -16,7 +16,7 @@ reward.py and ppo.py.
 
 Before:  model.py.    After: sample.py (what it says), reward.py (what people think of it).
 """
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -31,7 +31,7 @@ from data import (
     save_tokenizer,
     size,
 )
-from model import build, lay_out, load_model, sized, token_logp
+from model import build, lay_out, load_model, published, sized, token_logp
 from runtime import (
     Common,
     Problem,
@@ -55,7 +55,7 @@ from runtime import (
 class Config(Common):
     data: str = flag("", "folder of posts: train.jsonl, valid.jsonl, tokenizer.tiktoken")
     loss_on: str = flag("summary", "which tokens count", choices=("all", "summary"))
-    init: str = flag("", "checkpoint folder to start from; none: random weights of --size")
+    init: str = flag("", "checkpoint folder, Hugging Face's too, or gpt2 ... gpt2-xl; none: --size")
     size: str = flag("toy", "a row of model.py's table, when there is no --init")
     tokenizer: str = flag("", "gpt2, or a folder with tokenizer.tiktoken; none: --init's, --data's")
     query_length: int = flag(512, "longest post in tokens; longer ones lose their last paragraphs")
@@ -156,6 +156,7 @@ def validation_loss(model, rows, cfg, world):
 
 def start(cfg, world):
     """Tokenizer and network to start from. Raises: Problem when flags contradict each other."""
+    cfg = replace(cfg, init=published(cfg.init))          # gpt2 is the folder data/gpt2
     if cfg.init:
         config_of(cfg.init)              # complains first, and clearly, when it is no checkpoint
     if not cfg.data:

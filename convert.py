@@ -1,0 +1,438 @@
+"""Appendix. Weights in and out: Hugging Face's GPT-2 folders, and the paper's own released models.
+
+    theirs    y = x @ W + b, W (in, out); query, key and value in one matrix, or in three
+    ours      y = x @ W.T + b, as torch.nn.Linear; q apart, k and v together; the tables have more
+              rows than there are tokens, one of them padding's
+
+A square matrix that nobody turned raises no error, and what it writes is fluent nonsense: so the
+tests compare numbers with those that Hugging Face's code and OpenAI's compute. Nothing here runs
+what a file contains: pickles are read with weights_only, safetensors by the few lines below.
+
+    python convert.py import-openai data/openai-models/sup4 --out runs/openai/supervised
+    python convert.py export runs/demo/ppo --out exported/ppo       # seconds
+
+A Hugging Face folder needs no import: sft.py --init and sample.py --policy take it as it is. What
+`export` writes, transformers and vLLM load as a GPT2LMHeadModel, tokenizer included.
+
+Before: model.py (the network that is filled).    The files come from download.py.
+"""
+import argparse
+import json
+import math
+import os
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from data import ENDOFTEXT, build_tokenizer, load_tokenizer, save_tokenizer
+from model import GPT, ModelConfig, load_model, load_weights
+from runtime import Problem, config_of, entry, save_tensors, write_atomically, write_config
+
+# --------------------------------------------------------------------------------- files of tensors
+
+TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+         "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+         "U8": torch.uint8, "BOOL": torch.bool}
+
+
+def read_safetensors(path):
+    """The named tensors of a .safetensors file.
+
+        8 bytes       length of the header, little-endian
+        the header    JSON: {name: {"dtype", "shape", "data_offsets": [first byte, after the last]}}
+        the rest      the tensors' bytes, to which the offsets refer
+
+    Raises: Problem when the file is missing, cut short, or contradicts itself.
+    """
+    tensors = {}
+    try:
+        with open(path, "rb") as f:
+            size = os.fstat(f.fileno()).st_size
+            start = 8 + int.from_bytes(f.read(8), "little")
+            if start > size:
+                raise ValueError("its header does not fit into it")
+            header = json.loads(f.read(start - 8))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                kind, (first, last) = TYPES[entry["dtype"]], entry["data_offsets"]
+                if not 0 <= first <= last <= size - start:
+                    raise ValueError(f"{name} does not lie inside it")
+                if last - first != math.prod(entry["shape"]) * kind.itemsize:
+                    raise ValueError(f"{name} has {last - first} bytes, its shape wants others")
+                tensors[name] = torch.empty(entry["shape"], dtype=kind)
+                f.seek(start + first)
+                if last > first:
+                    f.readinto(tensors[name].view(-1).view(torch.uint8).numpy())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise Problem(f"{path} cannot be read as safetensors ({error}): fetch it again") from None
+    return tensors
+
+
+def write_safetensors(path, tensors):
+    """The reverse: one tensor's bytes after the other's; the file is whole or not there at all."""
+    names, header, end = {kind: name for name, kind in TYPES.items()}, {}, 0
+    for name, t in tensors.items():
+        header[name] = {"dtype": names[t.dtype], "shape": list(t.shape),
+                        "data_offsets": [end, end + t.numel() * t.element_size()]}
+        end = header[name]["data_offsets"][1]
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % 8)                      # tensors begin at a multiple of 8 bytes
+    temporary = Path(path).with_name(Path(path).name + ".part")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for t in tensors.values():
+            if t.numel():
+                f.write(t.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    os.replace(temporary, path)
+
+
+def read_pickle(path):
+    """The named tensors of a torch.save file, which is a pickle, which may hold code: none is run.
+
+    Raises: Problem when the file is missing, damaged, or holds anything but tensors.
+    """
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing: fetch it with `python data.py download`") from None
+    except pickle.UnpicklingError:
+        raise Problem(f"{path} is refused: it holds code, or is damaged; tensors alone are "
+                      "read. Fetch it again from a place you trust") from None
+    except Exception as error:           # torch raises many kinds for a damaged file
+        raise Problem(f"{path} is damaged ({type(error).__name__}): fetch it again") from None
+    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+        raise Problem(f"{path} is refused: it holds more than named tensors")
+    return tensors
+
+
+def turned(w):
+    """Theirs to ours and back: a matrix (in, out) <-> (out, in); a vector stays."""
+    return w.mT.contiguous() if w.ndim == 2 else w
+
+
+def padded(table, n_vocab, rows):
+    """The first n_vocab rows of a table of tokens, and zeros up to `rows`: padding's among them."""
+    whole = torch.zeros(rows, table.shape[1])
+    whole[:n_vocab] = table[:n_vocab]
+    return whole
+
+
+def whole_number(known, names, where):
+    """The numbers that a config must give. Raises: Problem naming the first that is missing."""
+    for name in names:
+        if type(known.get(name)) is not int or known[name] < 1:
+            raise Problem(f"{where}: {name!r} is {known.get(name)!r}, not a number that counts")
+    return [known[name] for name in names]
+
+
+# ------------------------------------------------------------------------- Hugging Face's folders
+
+BLOCK = {"norm_1": "ln_1", "attention.out": "attn.c_proj", "norm_2": "ln_2", "up": "mlp.c_fc",
+         "down": "mlp.c_proj"}                              # ours: theirs, OpenAI's of 2020 too
+GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "quick_gelu": "quick_gelu"}
+SHAPE = ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")       # in ModelConfig's order
+
+
+def read_hugging_face(folder, known):
+    """A GPT2LMHeadModel's folder: config.json (`known`) and model.safetensors or pytorch_model.bin.
+
+    Returns: ModelConfig, our named tensors in float32. Raises: Problem for what we cannot compute.
+    """
+    where = f"{folder}/config.json"
+    if known["model_type"] != "gpt2":
+        raise Problem(f"{where} describes a {known['model_type']!r}: only gpt2 is read here")
+    sizes = whole_number(known, SHAPE, where)
+    able = {"activation_function": (*GELU,), "n_inner": (None, 4 * known["n_embd"]),
+            "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)}
+    given = {name: known.get(name, can[0]) for name, can in able.items()}
+    for name, can in able.items():
+        if given[name] not in can:
+            raise Problem(f"{where}: {name} is {given[name]!r}; this code computes "
+                          f"{' or '.join(map(repr, can))} only")
+    config = ModelConfig(*sizes, tied=known.get("tie_word_embeddings", True),
+                         activation=GELU[given["activation_function"]])
+    paths = next((found for pattern in ("model.safetensors", "model-*.safetensors",
+                                        "pytorch_model.bin", "pytorch_model-*.bin")
+                  if (found := sorted(Path(folder).glob(pattern)))), None)
+    if paths is None:
+        raise Problem(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+    theirs = {}
+    for path in paths:                                      # large models come in several files
+        theirs |= (read_safetensors if path.suffix == ".safetensors" else read_pickle)(path)
+    # GPT-2's original files have no prefix, and also hold causal masks, h.N.attn.bias: not read.
+    theirs = {name.removeprefix("transformer."): t for name, t in theirs.items()}
+    try:
+        return config, from_hugging_face(theirs, config)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise Problem(f"{paths[0]} does not fit config.json: {error}") from None
+
+
+def from_hugging_face(theirs, config):
+    """Named tensors of a GPT2LMHeadModel, "transformer." taken off, as ours, in float32."""
+    C, n, rows = config.width, config.n_vocab, config.rows
+    ours = {"wte.weight": padded(theirs["wte.weight"], n, rows), "wpe.weight": theirs["wpe.weight"]}
+    if not config.tied:
+        ours["head.weight"] = padded(theirs["lm_head.weight"], n, rows)
+    for kind in ("weight", "bias"):
+        ours[f"norm.{kind}"] = theirs[f"ln_f.{kind}"]
+        for i in range(config.layers):
+            for a, b in BLOCK.items():
+                ours[f"blocks.{i}.{a}.{kind}"] = turned(theirs[f"h.{i}.{b}.{kind}"])
+            qkv = turned(theirs[f"h.{i}.attn.c_attn.{kind}"])            # (3 C, C) or (3 C,)
+            ours[f"blocks.{i}.attention.q.{kind}"] = qkv[:C]
+            ours[f"blocks.{i}.attention.kv.{kind}"] = qkv[C:]
+    return {name: t.float() for name, t in ours.items()}
+
+
+def to_hugging_face(ours, config):
+    """The reverse; padding's rows stay behind."""
+    n = config.n_vocab
+    theirs = {"wte.weight": ours["wte.weight"][:n], "wpe.weight": ours["wpe.weight"]}
+    for kind in ("weight", "bias"):
+        theirs[f"ln_f.{kind}"] = ours[f"norm.{kind}"]
+        for i in range(config.layers):
+            for a, b in BLOCK.items():
+                theirs[f"h.{i}.{b}.{kind}"] = turned(ours[f"blocks.{i}.{a}.{kind}"])
+            qkv = [ours[f"blocks.{i}.attention.{part}.{kind}"] for part in ("q", "kv")]
+            theirs[f"h.{i}.attn.c_attn.{kind}"] = turned(torch.cat(qkv))
+    theirs = {f"transformer.{name}": t for name, t in theirs.items()}
+    return theirs if config.tied else theirs | {"lm_head.weight": ours["head.weight"][:n]}
+
+
+VOCABULARIES = ("vocab.json", "tokenizer.json")            # the former with merges.txt
+
+
+def byte_characters():
+    """GPT-2's printable stand-in for each byte: itself, or the next free character from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i)
+                                                      for i, byte in enumerate(others)}
+
+
+def read_vocabulary(folder):
+    """The tokenizer of a Hugging Face folder, from its vocab.json and merges.txt or tokenizer.json.
+
+    Ids say in which order tokens were merged, in GPT-2's vocabulary as in ours; <|endoftext|> comes
+    last. Raises: Problem for a vocabulary that is otherwise, or not made of bytes.
+    """
+    old, new = (Path(folder) / name for name in VOCABULARIES)
+    path, bytes_of = old if old.exists() else new, {c: b for b, c in byte_characters().items()}
+    try:
+        if path == old:
+            vocabulary = json.loads(old.read_text(encoding="utf-8"))
+            lines = old.with_name("merges.txt").read_text(encoding="utf-8").splitlines()
+            merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        else:
+            known = json.loads(new.read_text(encoding="utf-8"))["model"]
+            vocabulary, merges = known["vocab"], known["merges"]         # "a b", later ["a", "b"]
+            merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
+        order = [vocabulary["".join(pair)] for pair in merges]
+        last = vocabulary.pop(ENDOFTEXT)
+        ranks = {bytes(bytes_of[c] for c in token): i
+                 for token, i in sorted(vocabulary.items(), key=lambda item: item[1])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Problem(f"{path} is no byte-level vocabulary like GPT-2's ({error!r:.60})") from None
+    if [*ranks.values(), last] != list(range(len(vocabulary) + 1)):
+        raise Problem(f"{path}: the ids do not count from 0 up to {ENDOFTEXT}'s: other special "
+                      "tokens are not read here")
+    if order != sorted(order):
+        raise Problem(f"{path} counts tokens in another order than they are merged in: such a "
+                      "tokenizer is not read here")
+    return build_tokenizer(ranks)
+
+
+def write_vocabulary(tokenizer, folder, context):
+    """vocab.json, merges.txt and tokenizer_config.json, as GPT2Tokenizer reads them.
+
+    tiktoken joins any two neighbours that spell a token; merges.txt must say which two. So every
+    way to cut a token into two tokens is listed, at the token's place.
+    """
+    stand_in, ranks = byte_characters(), tokenizer._mergeable_ranks
+    spelled = {token: "".join(stand_in[byte] for byte in token) for token in ranks}
+    merges = ["#version: 0.2"]
+    for token in sorted(ranks, key=ranks.get):
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        merges += [f"{spelled[a]} {spelled[b]}" for a, b in cuts if a in ranks and b in ranks]
+    vocabulary = {spelled[token]: i for token, i in ranks.items()} | {ENDOFTEXT: len(ranks)}
+    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": context,
+                "add_prefix_space": False, "clean_up_tokenization_spaces": False,
+                **{f"{name}_token": ENDOFTEXT for name in ("bos", "eos", "unk")}}
+    for name, text in (("vocab.json", json.dumps(vocabulary, ensure_ascii=False)),
+                       ("merges.txt", "\n".join(merges) + "\n"),
+                       ("tokenizer_config.json", json.dumps(settings, indent=1) + "\n")):
+        write_atomically(Path(folder) / name, text)
+
+
+def export(folder, out):
+    """Write a policy's checkpoint as a Hugging Face GPT2LMHeadModel folder, tokenizer included.
+
+    Raises: Problem for a reward model, or when `out` already holds something.
+    """
+    known, tokenizer, out = config_of(folder), load_tokenizer(folder), Path(out)
+    model = load_model(folder)
+    config, eot = model.config, tokenizer.eot_token
+    if config.head != "lm":
+        raise Problem(f"{folder} holds a reward model: GPT2LMHeadModel has no place for its head")
+    claim(out)
+    flags = {name: known["flags"][name] for name in ("query_length", "response_length", "fill")
+             if name in known["flags"]}
+    write_vocabulary(tokenizer, out, config.context)
+    write_atomically(out / "generation_config.json", json.dumps(
+        {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot,
+         "max_new_tokens": flags.get("response_length", 48)}, indent=1) + "\n")
+    write_safetensors(out / "model.safetensors", to_hugging_face(model.state_dict(), config))
+    theirs = {mine: name for name, mine in reversed(GELU.items())}
+    write_atomically(out / "config.json", json.dumps({
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "dtype": "float32",
+        **dict(zip(SHAPE, asdict(config).values(), strict=False)), "n_inner": None,
+        "activation_function": theirs[config.activation], "layer_norm_epsilon": 1e-5,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": eot,
+        "eos_token_id": eot, "tie_word_embeddings": config.tied, "flags": flags}, indent=1) + "\n")
+
+
+def claim(out):
+    """Refuse to write over something. Raises: Problem."""
+    if (Path(out) / "config.json").exists():
+        raise Problem(f"{out} already holds a model: choose another --out")
+
+
+# ------------------------------------------------------------------ the paper's own released models
+#
+# MODEL/info.json and MODEL/checkpoint/{piece}_shard_{000}.pkl, written by each of n_shards GPUs.
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The flags of a released model: sample.py and evaluate.py treat it as it was trained."""
+    source: str
+    response_length: int                 # 48 for a policy; 128 for a reward model
+    query_length: int = 512
+    fill: bool = True                    # queries are filled to query_length with spaces in front
+    temperature: float = 0.7             # of the samples that people compared (section 3.3)
+    kl_coef: float = 0.05                # and of PPO, as appendix B.1 has it
+    episodes: int = 1_000_000
+    batch: int = 512
+
+
+def joined(name, shards):
+    """One tensor from what each GPU held of it: some were cut by rows, most by columns.
+
+    Biases that follow a sum over GPUs were added by each of them; norms and heads are copies.
+    """
+    if name.endswith("c_proj.bias"):
+        return shards[0].float() * len(shards)
+    if name.endswith("c_proj.weight"):
+        return torch.cat(shards).float()
+    copies = any(part in name for part in (".ln_", "final_layer_norm", "output_head"))
+    return shards[0].float() if copies else torch.cat(shards, -1).float()
+
+
+def check_info(info, where):
+    """Raise a Problem unless our network can compute what info.json describes, exactly."""
+    known = info.get("model_hparams")
+    if not isinstance(known, dict):
+        raise Problem(f"{where} has no 'model_hparams': is it one of the paper's released models?")
+    whole_number(known, ("n_shards", "d_model", "n_layer", "heads"), where)
+    if info.get("n_shards", known["n_shards"]) != known["n_shards"]:
+        raise Problem(f"{where} says n_shards {info['n_shards']} and {known['n_shards']}")
+    able = {"m_attn": (1,), "m_mlp": (4,), "res_scale": (False, None),
+            "use_blocksparse_attn": (False, None), "include_pos_embeddings": (True, None),
+            "afn": ("quick_gelu", "gelu2", "gelu", None)}
+    odd = [f"{key} {known.get(key)!r}" for key, can in able.items() if known.get(key) not in can]
+    if odd:
+        raise Problem(f"{where}: {', '.join(odd)}: refused, for this code computes no such network")
+    return known
+
+
+def read_openai(folder, n_vocab):
+    """One of the paper's released models: a policy when it can say words, else a reward model.
+
+    n_vocab: tokens of the tokenizer, which the files do not tell. A policy's value head, which the
+    paper's PPO did not use, is left out; so is any bias of the keys, for it moves all of a query's
+    logits alike and softmax cancels it.
+    Returns: ModelConfig, our named tensors in float32.
+    Raises: Problem for anything that info.json, or a shape, says otherwise than we compute.
+    """
+    folder = Path(folder)
+    where = folder / "info.json"
+    try:
+        known = check_info(json.loads(where.read_text()), where)
+    except (OSError, ValueError, AttributeError) as error:
+        raise Problem(f"{where} cannot be read ({error}): give the folder of a released model, "
+                      "such as `python data.py download sup4` fetches") from None
+
+    def piece(name):
+        shards = [read_pickle(folder / "checkpoint" / f"{name}_shard_{s:03}.pkl")
+                  for s in range(known["n_shards"])]
+        return {key: joined(f"{name}.{key}", [s[key] for s in shards]) for key in shards[0]}
+
+    policy = (folder / "checkpoint" / "output_unembeddings_shard_000.pkl").exists()
+    tables = {"wte": piece("input_embeddings")["weight"]}
+    if policy:
+        tables["head"] = piece("output_unembeddings")["unembedding_weights"]
+    for table in tables.values():
+        if len(table) != math.ceil(n_vocab / 128) * 128:
+            raise Problem(f"{folder} has {len(table)} token rows, not {n_vocab} rounded up to 128: "
+                          "it speaks another tokenizer")
+    wpe = piece("position_embedding")["weight"]
+    config = ModelConfig(n_vocab, known["n_layer"], known["d_model"], known["heads"], len(wpe),
+                         "lm" if policy else "scalar", tied=not policy,
+                         activation="gelu" if known.get("afn") == "gelu" else "quick_gelu")
+    ours = {"wpe.weight": wpe, **{f"{name}.weight": padded(table, n_vocab, config.rows)
+                                  for name, table in tables.items()}}
+    heads = {"norm": "final_layer_norm"} | ({} if policy else {"head": "output_head_reward"})
+    for name, theirs in heads.items():
+        ours |= {f"{name}.{kind}": t for kind, t in piece(theirs).items()}
+    for i in range(config.layers):
+        theirs = piece(f"resblock_{i:04}")
+        theirs["attn.k_proj.bias"] = torch.zeros(config.width)
+        for kind in ("weight", "bias"):
+            for a, b in (BLOCK | {"attention.q": "attn.q_proj"}).items():
+                ours[f"blocks.{i}.{a}.{kind}"] = turned(theirs[f"{b}.{kind}"])
+            kv = [turned(theirs[f"attn.{part}_proj.{kind}"]) for part in "kv"]
+            ours[f"blocks.{i}.attention.kv.{kind}"] = torch.cat(kv)      # (2 C, C) or (2 C,)
+    with torch.device("meta"):
+        empty = GPT(config)
+    load_weights(empty, folder, weights=ours)               # compares shapes; takes no memory
+    return config, ours
+
+
+def import_openai(folder, out, tokenizer):
+    """Write one of the paper's released models as a checkpoint folder of ours."""
+    claim(out)
+    config, weights = read_openai(folder, tokenizer.n_vocab)
+    save_tokenizer(tokenizer, out)
+    save_tensors(Path(out) / "model.pt", weights)
+    flags = Imported(str(folder), 48 if config.head == "lm" else 128)
+    write_config(Path(out) / "config.json", flags, model=asdict(config))
+    kind = "policy" if config.head == "lm" else "reward model"
+    print(f"{out}: a {kind} of {sum(t.numel() for t in weights.values()):,} numbers")
+
+
+# ------------------------------------------------------------------------------------ command line
+
+def main(argv=None):
+    """python convert.py COMMAND ... (python model.py COMMAND ... is the same)"""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    theirs = commands.add_parser("import-openai", help="a released model of the paper as our own")
+    theirs.add_argument("folder", metavar="DIR", help="folder with info.json and checkpoint/")
+    theirs.add_argument("--out", required=True, help="checkpoint folder to write")
+    theirs.add_argument("--tokenizer", default="gpt2", help="gpt2, or a folder that holds one")
+    theirs.set_defaults(run=lambda a: import_openai(a.folder, a.out, load_tokenizer(a.tokenizer)))
+    ours = commands.add_parser("export", help="a policy of ours, as a Hugging Face folder")
+    ours.add_argument("folder", metavar="DIR", help="checkpoint folder of sft.py or ppo.py")
+    ours.add_argument("--out", required=True, help="folder to write")
+    ours.set_defaults(run=lambda a: export(a.folder, a.out))
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    entry(main)
