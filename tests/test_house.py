@@ -21,7 +21,7 @@ import sft
 
 READING_ORDER = ["runtime", "data", "toy", "model", "sft", "sample", "label", "reward", "ppo",
                  "evaluate"]
-APPENDICES = {"convert", "download"}        # beside the reading path: opened inside a function only
+APPENDICES = {"convert", "download", "plan"}      # beside the reading path: opened inside a function only
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 CHAPTERS = [name for name in READING_ORDER if name in SCRIPTS]
 
