@@ -7,6 +7,13 @@ The paper's labellers see the post and both summaries and answer on a nine-point
 first is surely better" (1) to "the second is" (9); each pair is seen by one person, since another
 pair teaches the reward model more than a second opinion does (section 3.3, appendix C).
 
+    python label.py serve --pairs runs/demo/pairs.jsonl --db runs/demo/labels.db   # in a browser
+    python label.py stats --db runs/demo/labels.db              # do they agree? may we trust them?
+    python label.py export --db runs/demo/labels.db --out runs/demo/human.jsonl    # for reward.py
+
+What the answers are worth is measured, as the paper does it: some pairs everybody is asked about,
+and agreement is the share of them on which two people choose alike (ties aside; chance is 50 %).
+
     python label.py simulate --pairs runs/demo/pairs.jsonl --out runs/demo/comparisons.jsonl  # 5 s
 
     --labeller toy      a handful of noisy, biased people of the toy world; two of them agree on
@@ -15,7 +22,11 @@ pair teaches the reward model more than a second opinion does (section 3.3, appe
                         people on real posts, and one that the paper warns of (section 4.4)
 
 Before:  sample.py (where pairs come from).    After: reward.py (what is learned from the answers).
+Beside:  label_store.py (who is asked what; durably kept), label_stats.py (what answers are worth),
+         label_site.py and label.html (the site itself).
 """
+import json
+import secrets
 import sys
 import time
 from collections import Counter
@@ -26,16 +37,88 @@ from tqdm import tqdm
 
 import toy
 from data import check_texts, fields_of, read_jsonl, rouge, write_jsonl
-from runtime import Problem, entry, flag, parse, write_config
+from label_site import LOOPBACK, Site
+from label_stats import numbers, report
+from label_store import Plan, Store, second_is_better
+from runtime import Problem, entry, flag, join_world, parse, write_config
+from sample import load_checkpoint, score_texts
 
 
 @dataclass(frozen=True)
 class Simulate:
     pairs: str = flag("", "file of pairs, from sample.py --pairs")
     out: str = flag("", "file of comparisons to write")
+    db: str = flag(":memory:", "keep the answers in this new database too, for `stats`")
     labeller: str = flag("toy", "who compares", choices=("toy", "rouge"))
     labels: int = flag(1, "people asked about each training pair; the paper mostly asked one")
     seed: int = flag(0, "who labels what, and how they waver")
+
+
+@dataclass(frozen=True)
+class Serve:
+    pairs: str = flag("", "file of pairs to ask about; pairs that --db knows already stay as they "
+                          "are, so the same command goes on where it stopped")
+    db: str = flag("", "the database of pairs, people and answers; made when there is none")
+    labeller: str = flag("", "answer as this person; none: the page asks for a name")
+    researcher: str = flag("", "whose answers count as right: the first items of everybody else "
+                               "show them, and a labeller who disagrees too often is held")
+    naive: bool = flag(False, "first read the summaries without the post, and note what they say")
+    axes: bool = flag(False, "also grade each summary from 1 to 7: " +
+                             "coherence, accuracy, coverage, overall")
+    shared: float = flag(Plan.shared, "share of items that everybody is asked about")
+    repeats: float = flag(Plan.repeats, "share of items asked twice, unannounced")
+    onboarding: int = flag(Plan.onboarding, "lessons before the work, given a --researcher")
+    hold_below: float = flag(Plan.hold_below, "share of lessons that must agree to go on")
+    fastest: float = flag(Plan.fastest, "median seconds a lesson must take to go on")
+    lease: float = flag(Plan.lease, "seconds after which a pair left open may go to someone else")
+    reward: str = flag("", "reward model whose agreement with people shall be shown as well")
+    host: str = flag("127.0.0.1", "address to listen on; any but this one asks for a token")
+    names: str = flag("", "names, comma between, under which others reach that address")
+    port: int = flag(8000, "port to listen on; 0: any free one")
+    seed: int = flag(0, "which pairs come as A and B, and when the pool and repeats come")
+    device: str = flag("auto", "where --reward runs: auto, cpu, cuda or mps")
+
+
+@dataclass(frozen=True)
+class Stats:
+    db: str = flag("", "database that `serve` keeps")
+    json: bool = flag(False, "print every number as JSON")
+    reward: str = flag("", "reward model to compare with people; remembered in the database")
+    device: str = flag("auto", "where --reward runs: auto, cpu, cuda or mps")
+
+
+@dataclass(frozen=True)
+class Export:
+    db: str = flag("", "database that `serve` keeps")
+    out: str = flag("", "file of comparisons to write; grades go to OUT.axes.jsonl beside it")
+
+
+@dataclass(frozen=True)
+class Standing:
+    db: str = flag("", "database that `serve` keeps")
+    labeller: str = flag("", "who")
+
+
+# ---------------------------------------------------------------------------- what people are asked
+
+GUIDE = """A good summary has the essence of the post: it serves the same purpose and tells the \
+same things. What matters, most important first: essence, clarity, accuracy, purpose, being \
+concise, style. How to weigh one against another is yours to judge."""
+
+SCALE = ("surely", "very likely", "likely", "perhaps")       # 1 2 3 4 for A, 9 8 7 6 for B, 5 even
+
+AXES = [                                                     # appendix C.4: anchors at 1, 4 and 7
+    {"name": "coherence", "question": "Is it clear, read on its own?", "anchors": [
+        "impossible to understand", "mistakes or confusing phrases, a bit hard",
+        "perfectly clear"]},
+    {"name": "accuracy", "question": "Do its facts match the post? (not in the post: 5 at most)",
+     "anchors": ["wrong, made up or contradicts the post", "a substantial claim is not supported",
+                 "nothing wrong or misleading"]},
+    {"name": "coverage", "question": "Is the important information there?", "anchors": [
+        "nothing relevant", "an important piece is missing", "all that is important"]},
+    {"name": "overall", "question": "How well does it represent the post?", "anchors": [
+        "terrible", "okay, could be much better", "excellent"]},
+]
 
 
 def read_pairs(path):
@@ -90,20 +173,78 @@ def ask_rouge(pair, seed, row):
             "confidence": 5 + strength if choice else 5 - strength}
 
 
-# DIFFERS: the paper's labellers are people; `python label.py --help` says how these stand in.
+# DIFFERS: the demo's labellers are simulated; the paper's are people, whom `serve` asks.
 LABELLERS = {"toy": ask_toy, "rouge": ask_rouge}
 
 
-def comparison(pair, answer):
-    """OpenAI's record of one answer; the author's summary stays behind."""
-    return {"info": pair["info"],
-            "summaries": [{"text": " " + s["text"].strip(), "policy": s["policy"],
-                           "note": s.get("note")} for s in pair["summaries"]],
-            "choice": answer["choice"], "worker": answer["worker"], "batch": pair["batch"],
-            "split": pair["split"], "extra": {"confidence": answer["confidence"]}}
+# --------------------------------------------------------------------------- answers -> records
+
+def record_of(pair, answer):
+    """OpenAI's comparison of one answer; the author's summary stays behind. A note is what the
+    labeller understood before seeing the post; a comment, which OpenAI has not, joins `extra`."""
+    more = answer["more"]
+    summaries = [{"text": " " + s["text"].strip(), "policy": s["policy"], "note": note or None}
+                 for s, note in zip(pair["summaries"], more.get("notes", ("", "")), strict=True)]
+    comment = {"comment": more["comment"]} if "comment" in more else {}
+    return {"info": pair["info"], "summaries": summaries,
+            "choice": second_is_better(answer["confidence"]), "worker": answer["labeller"],
+            "batch": pair["batch"], "split": pair["split"],
+            "extra": {"confidence": answer["confidence"], **comment}}
+
+
+def axis_records(pair, answer):
+    """OpenAI's axis record of each summary that was graded."""
+    summaries = record_of(pair, answer)["summaries"]
+    for summary, grades in zip(summaries, answer["more"].get("axes", ({}, {})), strict=True):
+        if grades:
+            yield {"info": pair["info"], "split": pair["split"],
+                   "summary": {**summary, "axes": grades},
+                   "worker": answer["labeller"], "batch": pair["batch"]}
+
+
+def exported(store):
+    """What may be learned from: comparisons and axis records, and a Counter of what stays behind.
+
+    Left out: skips and answers of 5, which prefer neither; lessons; repeats, which measure people,
+    not summaries; everything by a labeller who is held.
+    """
+    pairs, states = store.pairs(), store.states()
+    comparisons, axes, left_out = [], [], Counter()
+    for answer in store.answers():
+        reason = ("held labellers" if states[answer["labeller"]][0] == "held" else
+                  {"lesson": "lessons", "repeat": "repeats"}.get(answer["purpose"]))
+        if reason is None:
+            axes += axis_records(pairs[answer["pair"]], answer)
+            reason = ("skipped" if answer["confidence"] is None else
+                      "ties" if answer["confidence"] == 5 else None)
+        if reason:
+            left_out[reason] += 1
+        else:
+            comparisons.append(record_of(pairs[answer["pair"]], answer))
+    return comparisons, axes, left_out
 
 
 # ----------------------------------------------------------------------------------- the commands
+
+def write_comparisons(cfg, store, began, **more):
+    """Write what may be learned from, its grades if there are any, and how it came to be."""
+    comparisons, axes, left_out = exported(store)
+    if not comparisons:
+        behind = ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "no answers yet"
+        raise Problem(f"{cfg.out}: nothing to write: who answered prefers neither summary of any "
+                      f"pair ({behind})")
+    splits = dict(Counter(c["split"] for c in comparisons).most_common())
+    write_jsonl(cfg.out, comparisons)
+    write_config(Path(cfg.out).with_suffix(".config.json"), cfg, comparisons=len(comparisons),
+                 splits=splits, **more, seconds=round(time.perf_counter() - began, 1))
+    counts = ", ".join(f"{n} {split}" for split, n in splits.items())
+    behind = ", ".join(f"{n} {reason}" for reason, n in left_out.items()) or "nothing"
+    print(f"{cfg.out}: {len(comparisons)} comparisons ({counts}); {behind} left out")
+    if axes:
+        graded = Path(cfg.out).with_suffix(".axes.jsonl")
+        write_jsonl(graded, axes)
+        print(f"{graded}: {len(axes)} graded summaries")
+
 
 def simulate(cfg):
     """Have pairs compared by simulated labellers; measure how far two of them agree.
@@ -112,32 +253,107 @@ def simulate(cfg):
     """
     if not (cfg.pairs and cfg.out):
         raise Problem("--pairs (a file of sample.py) and --out (a file to write) are both needed")
+    if cfg.db != ":memory:" and Path(cfg.db).exists():
+        raise Problem(f"--db {cfg.db} exists: simulated answers do not join others")
     began = time.perf_counter()
-    pairs, ask, comparisons = read_pairs(cfg.pairs), LABELLERS[cfg.labeller], []
-    asked = 0
-    for row, pair in enumerate(tqdm(pairs, desc="labels", unit="pair")):
-        for again in range(cfg.labels if pair["split"] == "train" else 1):
-            answer = ask(pair, cfg.seed, row + again * len(pairs))
-            asked += 1
-            if answer is not None and answer["confidence"] != 5:  # 5: no preference
-                comparisons.append(comparison(pair, answer))
-    if not comparisons:
-        raise Problem(f"{cfg.pairs}: the labeller prefers neither summary of any pair")
+    pairs, ask = read_pairs(cfg.pairs), LABELLERS[cfg.labeller]
+    store = Store(cfg.db, Plan(shared=1.0))
+    with store.transaction():
+        store.add(pairs)
+        pairs = list(store.pairs().values())
+        for row, pair in enumerate(tqdm(pairs, desc="labels", unit="pair")):
+            for again in range(cfg.labels if pair["split"] == "train" else 1):
+                answer = ask(pair, cfg.seed, row + again * len(pairs))
+                worker, confidence = (answer["worker"], answer["confidence"]) if answer else (
+                    cfg.labeller, 5)                             # 5: no preference
+                store.record(row + 1, worker, confidence)
     agreement = None
     if cfg.labeller == "toy":
         agreement = round(toy.agreement([(p["info"], texts_of(p)) for p in pairs], cfg.seed), 4)
-    splits = dict(Counter(c["split"] for c in comparisons).most_common())
-    write_jsonl(cfg.out, comparisons)
-    write_config(Path(cfg.out).with_suffix(".config.json"), cfg, comparisons=len(comparisons),
-                 splits=splits, agreement=agreement, seconds=round(time.perf_counter() - began, 1))
-    counts = ", ".join(f"{n} {split}" for split, n in splits.items())
-    print(f"{cfg.out}: {len(comparisons)} comparisons ({counts}); {asked - len(comparisons)} "
-          "ties left out")
+    write_comparisons(cfg, store, began, agreement=agreement)
     if agreement is not None:
         print(f"two labellers agree on {agreement:.1%} of these pairs (chance: 50 %)")
 
 
-COMMANDS = {"simulate": (Simulate, simulate)}
+def known_store(path, plan=None):
+    """The database of a --db that must exist already."""
+    if not path or not Path(path).exists():
+        raise Problem(f"--db {path}: there is no such file: `python label.py serve` makes it")
+    return Store(path, plan)
+
+
+def compare_with(reward, device, store):
+    """Score every pair that has no score yet by the reward model in folder `reward`."""
+    pairs = store.pairs()
+    with join_world(device) as world:
+        model = load_checkpoint(reward, world.device, "scalar")
+        infos = [pair["info"] for pair in pairs.values()]
+        first, second = (score_texts(model, infos, [texts_of(p)[side] for p in pairs.values()])
+                         for side in (0, 1))
+    store.set_margins({i: b - a for i, a, b in zip(pairs, first, second, strict=True)})
+
+
+def serve(cfg):
+    """Ask people in their browsers, until Ctrl-C."""
+    if not cfg.db or not (cfg.pairs or Path(cfg.db).exists()):
+        raise Problem("--db (a file to keep answers in) is needed, and --pairs (a file of "
+                      "sample.py), at least the first time")
+    if not (0 <= cfg.shared <= 1 and 0 <= cfg.repeats <= 1) or cfg.onboarding < 0:
+        raise Problem("--shared and --repeats are shares, 0 to 1; --onboarding counts from 0")
+    plan = Plan(cfg.repeats, cfg.shared, cfg.onboarding, cfg.hold_below, cfg.fastest, cfg.lease,
+                cfg.seed)
+    pairs = read_pairs(cfg.pairs) if cfg.pairs else []
+    store = Store(cfg.db, plan)
+    new = store.add(pairs)
+    if cfg.researcher:
+        store.set_state(cfg.researcher, "researcher")
+    if cfg.reward:
+        compare_with(cfg.reward, cfg.device, store)
+    settings = {"labeller": cfg.labeller, "naive": cfg.naive, "guide": GUIDE, "scale": SCALE,
+                "axes": AXES if cfg.axes else [], "onboarding": cfg.onboarding}
+    site = Site(cfg.host, cfg.port, store, settings, lambda: numbers(Store(cfg.db)),
+                None if cfg.host in LOOPBACK else secrets.token_urlsafe(18),
+                [name.strip().lower() for name in cfg.names.split(",") if name.strip()])
+    print(f"{cfg.db}: {new} new pairs, {len(store.pairs())} in all\n{site.url}    label here\n"
+          f"{site.url.replace('/?', '/agreement?') if site.token else site.url + 'agreement'}"
+          "    do people agree?\nCtrl-C stops; every answer is kept", flush=True)
+    with site:
+        site.serve_forever()
+
+
+def stats(cfg):
+    """Print the numbers of the page /agreement."""
+    store = known_store(cfg.db)
+    if cfg.reward:
+        compare_with(cfg.reward, cfg.device, store)
+    found = numbers(store)
+    print(json.dumps(found, indent=1) if cfg.json else report(found))
+
+
+def export(cfg):
+    """Write the answers that may be learned from."""
+    if not cfg.out:
+        raise Problem("--out is missing: a file of comparisons to write")
+    write_comparisons(cfg, known_store(cfg.db), time.perf_counter())
+
+
+def release(cfg, state="released"):
+    """Let a held labeller go on (and, as `hold`, stop one)."""
+    store = known_store(cfg.db)
+    if cfg.labeller not in store.states():
+        raise Problem(f"--labeller {cfg.labeller!r} is nobody {cfg.db} knows: "
+                      + (", ".join(store.states()) or "it knows nobody"))
+    store.set_state(cfg.labeller, state, "by hand")
+    print(f"{cfg.labeller} is {state}")
+
+
+def hold(cfg):
+    """Stop a labeller: they are shown nothing more, and their answers are not exported."""
+    release(cfg, "held")
+
+
+COMMANDS = {"simulate": (Simulate, simulate), "serve": (Serve, serve), "stats": (Stats, stats),
+            "export": (Export, export), "release": (Standing, release), "hold": (Standing, hold)}
 
 
 def main(argv=None):

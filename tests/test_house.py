@@ -19,8 +19,8 @@ import reward
 import runtime
 import sft
 
-READING_ORDER = ["runtime", "data", "toy", "model", "sft", "sample", "label", "reward", "ppo",
-                 "evaluate"]
+READING_ORDER = ["runtime", "data", "toy", "model", "sft", "sample", "label_store", "label_stats",
+                 "label_site", "label", "reward", "ppo", "evaluate"]
 APPENDICES = {"convert", "download", "plan"}      # beside the reading path: opened inside a function only
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 CHAPTERS = [name for name in READING_ORDER if name in SCRIPTS]

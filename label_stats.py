@@ -1,0 +1,174 @@
+"""Appendix to Chapter 6. What the answers are worth: do people agree, and do they mean it?
+
+    agreement   the share of pairs on which two people choose alike; who is indifferent does not
+                count, and chance is 50 %. Labeller with labeller, labeller with researcher, and
+                everybody with themselves, a while later                   (sections 3.3 and C.2)
+    care        seconds an item, how often A (the first shown) is chosen, how sure people are
+    results     how often each policy's summaries are preferred, and whether a reward model would
+                have chosen alike
+
+The paper's labellers agreed with its researchers on 77 % +- 2, researchers with each other on 73 %
++- 4. A warning is a reason to look and to talk, not a verdict.
+
+    python label.py stats --db runs/demo/labels.db
+
+Before: label_store.py, where answers come from.    After: label_site.py, which shows these numbers.
+"""
+from collections import defaultdict
+from itertools import combinations
+
+import numpy as np
+
+from label_store import Plan, second_is_better
+
+
+def share(looks):
+    """A share with its 95 % interval: {"share", "95", "n"}, the first two None when n is 0.
+
+        Wilson's interval, with m = p (1 - p) / variance(p) in the place of n
+
+    looks: (pair, hit) for each look, hit 0, 1/2 or 1. Looks at one pair resemble each other, so the
+    variance is taken between pairs; with one look each, m is about n.
+    """
+    sums = defaultdict(lambda: [0.0, 0])
+    for pair, hit in looks:
+        sums[pair][0] += hit
+        sums[pair][1] += 1
+    if not sums:
+        return {"share": None, "95": None, "n": 0}
+    hits, counts = np.array(list(sums.values())).T                   # (pairs,) each
+    k, n = len(hits), int(counts.sum())
+    p = float(hits.sum() / n)
+    variance = ((hits - p * counts) ** 2).sum() / n ** 2 * k / max(1, k - 1)
+    m = min(n, p * (1 - p) / variance) if variance > 0 and 0 < p < 1 else k
+    z = 1.96
+    middle, half = p + z * z / (2 * m), z * np.sqrt(p * (1 - p) / m + (z / (2 * m)) ** 2)
+    ends = [float((middle + d) / (1 + z * z / m)) for d in (-half, half)]
+    return {"share": p, "95": ends, "n": n}
+
+
+def person(name, state, answers, chosen, again, researchers):
+    """One labeller's row: how much, how fast, how even-handed, how much like others and oneself.
+
+    answers: theirs. chosen: {pair: {labeller: 0 or 1}}, first opinions, ties and skips aside.
+    again: (pair, 1 if they repeated themselves else 0) for each repeat.
+    """
+    seconds = [a["seconds"] for a in answers if a["seconds"] is not None]
+    sides = [(a["pair"], int(second_is_better(a["confidence"]) == a["swapped"])) for a in answers
+             if second_is_better(a["confidence"]) is not None]
+
+    def like(who):
+        return share((pair, int(votes[name] == vote)) for pair, votes in chosen.items()
+                     if name in votes for rival, vote in votes.items()
+                     if rival != name and who(rival))
+
+    # A break for coffee is no work: an item counts for five minutes at most.
+    hours = sum(min(s, 300) for s in seconds) / 3600
+    return {"state": state[0], "why": state[1], "answers": len(answers),
+            "ties": sum(a["confidence"] == 5 for a in answers),
+            "skipped": sum(a["confidence"] is None for a in answers),
+            "seconds": float(np.median(seconds)) if seconds else None,
+            "per_hour": len(seconds) / hours if hours else None,
+            "chose_a": share(sides),
+            "confidence": [sum(a["confidence"] == c for a in answers) for c in range(1, 10)],
+            "self": share(again), "researcher": like(lambda rival: rival in researchers),
+            "others": like(lambda rival: rival not in researchers)}
+
+
+def warnings_of(labellers):
+    """What a researcher should look into, a line each."""
+    for name, row in labellers.items():
+        side, like = row["chose_a"], max(row["researcher"], row["others"], key=lambda s: s["n"])
+        if row["state"] == "held":
+            yield f"{name} is held ({row['why']}): `label.py release` lets them go on"
+        if like["n"] >= 20 and like["share"] < 0.6:
+            yield (f"{name} agrees with others on {like['share']:.0%} of {like['n']} choices: that "
+                   "is close to chance, 50 %")
+        if row["seconds"] is not None and row["answers"] >= 10 and row["seconds"] < Plan.fastest:
+            yield f"{name} takes {row['seconds']:.1f} s an item: too fast to have read it"
+        if side["n"] >= 20 and not 0.25 < side["share"] < 0.75:
+            yield f"{name} chose A, the first shown, {side['share']:.0%} of {side['n']} times"
+
+
+def numbers(store):
+    """Everything that `stats` prints and /agreement shows, as one dict that JSON can hold.
+
+    Agreement counts first opinions on the same pair; a 5 on either side leaves the pair out.
+    Policies' win rates count a 5 as half a win, and no pair of a policy against itself.
+    """
+    pairs, states, answers = store.pairs(), store.states(), store.answers()
+    researchers = {name for name, (state, _) in states.items() if state == "researcher"}
+    by_person, chosen, again = defaultdict(list), defaultdict(dict), defaultdict(list)
+    looks, wins = defaultdict(list), defaultdict(list)
+    for a in answers:                              # in the order of asking: a repeat comes second
+        name, pair, choice = a["labeller"], a["pair"], second_is_better(a["confidence"])
+        by_person[name].append(a)
+        if a["purpose"] != "repeat":
+            rivals = [s["policy"] for s in pairs[pair]["summaries"]]
+            if a["confidence"] is not None and rivals[0] != rivals[1]:
+                second = 0.5 if choice is None else choice
+                for mine, other, won in ((*rivals, 1 - second), (*rivals[::-1], second)):
+                    wins[mine, ""].append((pair, won))
+                    wins[mine, other].append((pair, won))
+            if choice is not None:
+                chosen[pair].setdefault(name, choice)
+        elif choice is not None and name in chosen[pair]:
+            again[name].append((pair, int(choice == chosen[pair][name])))
+    for pair, votes in chosen.items():
+        for a, b in combinations(sorted(votes), 2):
+            looks[a, b].append((pair, int(votes[a] == votes[b])))
+    labellers = {name: person(name, states[name], rows, chosen, again[name], researchers)
+                 for name, rows in sorted(by_person.items())}
+
+    def pooled(count):
+        return share(look for two, some in looks.items() for look in some
+                     if len(researchers & set(two)) == count)
+
+    margins = {row["id"]: row["margin"] for row in
+               store.all("SELECT id, margin FROM pairs WHERE margin NOT NULL AND margin != 0")}
+    return {"pairs": len(pairs), "left": store.one("SELECT COUNT(*) FROM pairs WHERE NOT taken")[0],
+            "answers": len(answers), "labellers": labellers,
+            "labeller_labeller": pooled(0), "labeller_researcher": pooled(1),
+            "self": share(look for some in again.values() for look in some),
+            "reward_model": share((pair, int(vote == (margins[pair] > 0))) for pair in
+                                  chosen.keys() & margins for vote in chosen[pair].values()),
+            "between": [{"a": a, "b": b, **share(some)} for (a, b), some in sorted(looks.items())],
+            "policies": [{"policy": name, "against": rival, **share(some)}
+                         for (name, rival), some in sorted(wins.items())],
+            "warnings": list(warnings_of(labellers))}
+
+
+# ---------------------------------------------------------------------------------- as text
+
+def percent(found, of=""):
+    """A `share` for people: 73 % [65, 79] of 120."""
+    if not found["n"]:
+        return "-"
+    low, high = found["95"]
+    return f"{found['share']:.0%} [{100 * low:.0f}, {100 * high:.0f}]{of and f' of {found[of]}'}"
+
+
+def report(found):
+    """`numbers` as the lines that `label.py stats` prints."""
+    lines = [f"{found['answers']} answers, {found['left']} of {found['pairs']} pairs not answered",
+             ""]
+    lines += [f"{title:24} {percent(found[key], 'n')}" for title, key in (
+        ("labeller - labeller", "labeller_labeller"),
+        ("labeller - researcher", "labeller_researcher"), ("with oneself, later", "self"),
+        ("with the reward model", "reward_model"))]
+    form = "{:16} {:>7} {:>4} {:>5} {:>7} {:>6}  {:14} {:14} {:14} {:14} {}"
+    lines += ["", form.format("labeller", "answers", "ties", "skips", "seconds", "an hour",
+                              "researcher", "others", "oneself", "chose A", "scale 1 .. 9")]
+    for name, row in found["labellers"].items():
+        lines.append(form.format(
+            name[:16], row["answers"], row["ties"], row["skipped"],
+            *("-" if row[k] is None else f"{row[k]:.{d}f}" for k, d in (("seconds", 1),
+                                                                        ("per_hour", 0))),
+            *(percent(row[k]) for k in ("researcher", "others", "self", "chose_a")),
+            " ".join(map(str, row["confidence"]))))
+    if found["policies"]:
+        lines += ["", "preferred, a tie is half:"]
+        lines += [f"  {row['policy']} to {row['against'] or 'any other'}: {percent(row, 'n')}"
+                  for row in found["policies"]]
+    return "\n".join(lines + [""] * bool(found["warnings"]) + [
+        f"look into: {warning}" for warning in found["warnings"]])

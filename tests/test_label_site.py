@@ -1,0 +1,634 @@
+"""Chapter 6's site: real sockets, a real browser, and people who pull the plug."""
+import base64
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from test_label import toy_pairs
+
+import label
+from data import write_jsonl
+from label_store import Store
+
+KILLS = int(os.environ.get("KILLS", 8))          # KILLS=50 for the long version
+
+
+class Server:
+    """`label.py serve` in a process of its own: forked, for importing torch takes seconds."""
+
+    def __init__(self, folder, pairs, *flags, port=0):
+        self.db = folder / "labels.db"
+        if pairs is not None:
+            write_jsonl(folder / "pairs.jsonl", pairs)
+        argv = ["serve", "--pairs", folder / "pairs.jsonl", "--db", self.db, "--port", port, *flags]
+        out, into = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.dup2(into, 1)
+                sys.stdout = open(1, "w", closefd=False)
+                label.main([str(word) for word in argv])
+            finally:
+                os._exit(1)
+        os.close(into)
+        with open(out) as lines:
+            said = [lines.readline() for _ in range(2)]
+        self.url = said[1].split()[0] if said[1] else None
+        self.port = int(self.url.split(":")[-1].split("/")[0])
+
+    def kill(self, how=signal.SIGKILL):
+        if self.pid:
+            os.kill(self.pid, how)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """serve(pairs, *flags): a running site; killed when the test ends."""
+    running = []
+
+    def start(pairs, *flags, **more):
+        running.append(Server(tmp_path, pairs, *flags, **more))
+        return running[-1]
+    yield start
+    for server in running:
+        server.kill()
+
+
+class Client:
+    """One person's connection. post() gives (status, JSON)."""
+
+    def __init__(self, port, name="ann", **headers):
+        self.line, self.name = http.client.HTTPConnection("127.0.0.1", port, timeout=30), name
+        self.headers = {"Content-Type": "application/json", **headers}
+
+    def raw(self, method, path, body=None, **headers):
+        self.line.request(method, path, body, {**self.headers, **headers})
+        reply = self.line.getresponse()
+        return reply, reply.read().decode()
+
+    def post(self, path, **body):
+        reply, text = self.raw("POST", path, json.dumps({"labeller": self.name, **body}))
+        return reply.status, json.loads(text)
+
+    def next(self):
+        return self.post("/next")[1]
+
+    def answer(self, item, confidence=7, **more):
+        return self.post("/answer", item=item, confidence=confidence, **more)
+
+
+def export(server, out):
+    label.main(["export", "--db", str(server.db), "--out", str(out)])
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------- what is kept
+
+def test_an_answer_reaches_the_export_in_the_pairs_own_order(serve, tmp_path):
+    pairs = toy_pairs(12)
+    server = serve(pairs, "--axes", "--naive", "--shared", 0, "--repeats", 0)
+    ann, said = Client(server.port), {}
+    for n in range(len(pairs)):
+        page = ann.next()
+        pair = next(p for p in pairs if p["info"] == page["info"])
+        assert set(page["info"]) == {"id", "subreddit", "title", "post"}
+        assert "policy" not in json.dumps(page) and "ideal" not in json.dumps(page)   # blind
+        ideal_is_a = page["texts"][0] == pair["summaries"][1]["text"].strip()
+        grades = [{"overall": 7}, {"overall": 2, "coverage": 3}]
+        status, kept = ann.answer(page["item"], 2 if ideal_is_a else 8, comment="hm" * (n == 3),
+                                  notes=["x", "y"], axes=grades if ideal_is_a else grades[::-1])
+        assert status == 200 and kept["researcher"] is None
+        assert kept["page"] == ann.next()                           # the next is already leased
+        said[page["info"]["id"]] = ideal_is_a
+    assert set(said.values()) == {True, False}                      # A and B are drawn
+    assert ann.next()["item"] is None
+    found = export(server, tmp_path / "human.jsonl")
+    assert len(found) == len(pairs)
+    for record in found:
+        assert record["choice"] == 1 and record["extra"]["confidence"] == 8
+        assert record["worker"] == "ann" and record["summaries"][1]["policy"] == "ideal"
+        assert [s["note"] for s in record["summaries"]] == (["y", "x"] if said[record["info"]["id"]]
+                                                            else ["x", "y"])
+    assert sum(record["extra"].get("comment") == "hm" for record in found) == 1
+    axes = [json.loads(line) for line in (tmp_path / "human.axes.jsonl").read_text().splitlines()]
+    assert len(axes) == 2 * len(pairs)
+    for record in axes:
+        assert list(record) == ["info", "split", "summary", "worker", "batch"]
+        ideal = record["summary"]["policy"] == "ideal"
+        assert record["summary"]["axes"] == ({"overall": 7} if ideal else {"overall": 2,
+                                                                           "coverage": 3})
+
+
+def test_skips_and_indifference_stay_behind_and_skipped_pairs_go_to_others(serve, tmp_path):
+    server = serve(toy_pairs(6), "--shared", 0)
+    ann, bob = Client(server.port), Client(server.port, "bob")
+    skipped = ann.next()
+    ann.answer(skipped["item"], None)
+    assert ann.post("/undo")[1] == {"before": {"confidence": None}}
+    assert ann.next()["item"] == skipped["item"]
+    ann.answer(skipped["item"], None)
+    while (page := ann.next())["item"]:
+        assert page["info"] != skipped["info"]
+        ann.answer(page["item"], 5)
+    page = bob.next()
+    assert page["info"] == skipped["info"] and bob.answer(page["item"], 9)[0] == 200
+    assert ann.post("/undo")[1]["before"]["confidence"] == 5        # her own last answer
+    assert [r["worker"] for r in export(server, tmp_path / "out.jsonl")] == ["bob"]
+
+
+def test_a_skip_is_not_undone_once_somebody_else_has_the_pair(serve):
+    server = serve(toy_pairs(6), "--shared", 0)
+    ann, bob = Client(server.port), Client(server.port, "bob")
+    page = ann.next()
+    ann.answer(page["item"], None)
+    assert bob.next()["info"] == page["info"]
+    status, reply = ann.post("/undo")
+    assert status == 409 and "somebody else" in reply["error"]
+
+
+def test_an_item_is_its_owners_until_the_lease_runs_out(serve):
+    server = serve(toy_pairs(6), "--shared", 0, "--lease", 0.3)
+    ann, bob = Client(server.port), Client(server.port, "bob")
+    page = ann.next()
+    assert ann.next()["item"] == page["item"] != bob.next()["item"]
+    assert bob.answer(page["item"])[0] == 409                       # not his
+    time.sleep(0.4)
+    eve = Client(server.port, "eve").next()
+    assert eve["info"] == page["info"]
+    assert ann.answer(page["item"])[0] == 409                       # too late
+    assert ann.next()["item"] not in (page["item"], None)
+
+
+def test_the_same_answer_sent_twice_is_kept_once(serve, tmp_path):
+    server = serve(toy_pairs(6))
+    ann = Client(server.port)
+    item = ann.next()["item"]
+    assert ann.answer(item, 9) == ann.answer(item, 9)
+    assert len(export(server, tmp_path / "out.jsonl")) == 1
+
+
+def test_importing_a_file_twice_changes_nothing(serve, tmp_path):
+    pairs = toy_pairs(9)
+    first = serve(pairs)
+    Client(first.port).next()
+    first.kill()
+    second = serve(pairs[:3] + pairs)
+    assert Client(second.port).next()["progress"]["left"] in (len(pairs), len(pairs) - 1)
+    store = Store(second.db)
+    assert len(store.pairs()) == len(pairs)
+
+
+def test_lessons_show_the_researcher_and_hold_who_disagrees(serve, tmp_path, capsys):
+    pairs = toy_pairs(16)
+    flags = ("--shared", 0.5, "--repeats", 0, "--onboarding", 5, "--researcher", "res",
+             "--fastest", 0)
+    server = serve(pairs, *flags)
+    res, good, bad = (Client(server.port, name) for name in ("res", "good", "bad"))
+
+    def first_is_ideal(page):
+        pair = next(p for p in pairs if p["info"] == page["info"])
+        return page["texts"][0] == pair["summaries"][1]["text"].strip()
+    for _ in range(5):
+        page = res.next()
+        res.answer(page["item"], 2 if first_is_ideal(page) else 8, comment="who, what, where")
+    for client, right in ((good, True), (bad, False)):
+        for _ in range(5):
+            page = client.next()
+            assert page["lesson"]
+            _, reply = client.answer(page["item"], 1 if first_is_ideal(page) == right else 9)
+            assert reply["researcher"] == {"confidence": 2 if first_is_ideal(page) else 8,
+                                           "comment": "who, what, where"}
+            assert client.post("/undo")[1] == {"before": None}      # one has seen the answer
+    assert good.next()["lesson"] is False and bad.next()["held"].startswith("agreed with")
+    label.main(["stats", "--db", str(server.db)])
+    assert "bad is held" in capsys.readouterr().out
+    good.answer(good.next()["item"])
+    found = export(server, tmp_path / "out.jsonl")
+    assert {r["worker"] for r in found} == {"res", "good"} and len(found) == 6
+    label.main(["release", "--db", str(server.db), "--labeller", "bad"])
+    assert bad.next()["held"] is None and bad.next()["item"]
+    label.main(["hold", "--db", str(server.db), "--labeller", "good"])
+    assert good.next()["held"] == "by hand"
+    assert {r["worker"] for r in export(server, tmp_path / "out.jsonl")} == {"res"}
+
+
+def test_the_too_fast_are_held(serve):
+    server = serve(toy_pairs(8), "--shared", 1, "--repeats", 0, "--onboarding", 2,
+                   "--researcher", "res")
+    res, bot = Client(server.port, "res"), Client(server.port, "bot")
+    for client in (res, bot):
+        for _ in range(2):
+            page = client.next()
+            client.answer(page["item"], 9 if page["texts"][0] < page["texts"][1] else 1)
+    assert "s for a lesson" in bot.next()["held"]
+
+
+# --------------------------------------------------------------------------------- many, and killed
+
+def many_pairs(count):
+    pair = toy_pairs(1)[0]
+    return [{**pair, "info": {**pair["info"], "id": f"toy-{i}"}} for i in range(count)]
+
+
+@pytest.fixture
+def memory(tmp_path):
+    """A folder that needs no waiting for a disk, where there is one: 2,000 answers in seconds."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else tmp_path) as d:
+        yield Path(d)
+
+
+def test_twenty_labellers_lose_no_answer_and_share_no_pair(memory):
+    server = Server(memory, many_pairs(2000), "--repeats", 0.02)
+    kept, troubles = [], []
+
+    def work(name):
+        try:
+            client = Client(server.port, name)
+            page = client.next()
+            for n in range(100):
+                status, reply = client.answer(page["item"], 1 + n % 4)
+                assert status == 200
+                kept.append((name, page["item"]))
+                page = reply["page"]
+        except Exception as trouble:
+            troubles.append(trouble)
+    threads = [threading.Thread(target=work, args=(f"w{i:02}",)) for i in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.kill()
+    assert not troubles and len(set(kept)) == 2000
+    rows = Store(server.db).all("SELECT * FROM items")
+    assert {(r["labeller"], r["id"]) for r in rows if r["answered"]} == set(kept)
+    labels = [r["pair"] for r in rows if r["purpose"] == "label"]
+    assert len(labels) == len(set(labels)) > 1500
+    pool = [r for r in rows if r["purpose"] == "pool"]
+    assert 0.10 < len(pool) / 2000 < 0.20 and len({r["pair"] for r in pool}) < 60
+    assert 10 < sum(r["purpose"] == "repeat" for r in rows) < 80
+
+
+def test_an_answer_survives_kill_9(tmp_path):
+    """Every answer that was acknowledged is in the file, wherever the process died."""
+    write_jsonl(tmp_path / "pairs.jsonl", many_pairs(3000))
+    acknowledged, moments = {}, random.Random(0)
+    for _ in range(KILLS):
+        server = Server(tmp_path, None)
+
+        def work(name, port=server.port):
+            try:
+                client = Client(port, name)
+                item = client.next()["item"]
+                while True:
+                    confidence = moments.randint(6, 9)
+                    status, reply = client.answer(item, confidence)
+                    if status == 200:
+                        acknowledged[item] = (name, confidence)
+                    item = reply["page"]["item"]
+            except (OSError, http.client.HTTPException, ValueError):
+                pass                                                 # the server is dead
+        threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(moments.uniform(0.02, 0.4))
+        server.kill()
+        for thread in threads:
+            thread.join()
+    rows = Store(tmp_path / "labels.db").all("SELECT * FROM items WHERE answered NOT NULL")
+    found = {r["id"]: (r["labeller"], 10 - r["confidence"] if r["swapped"] else r["confidence"])
+             for r in rows}
+    assert len(acknowledged) > 10 * KILLS
+    assert {item: found.get(item) for item in acknowledged} == acknowledged
+    print(f"{len(acknowledged)} acknowledged over {KILLS} kills, all found")
+
+
+# ---------------------------------------------------------------------------------- the ill-disposed
+
+EVIL = "<script>document.title='owned'</script>\x00\u202eevil \U0001f4a5 </textarea><img src=x onerror=alert(1)>"
+
+
+def evil_pair(n, size=0):
+    pair = toy_pairs(1)[0]
+    return {**pair, "info": {"id": f"evil{n}", "subreddit": EVIL, "title": EVIL,
+                             "post": EVIL + "x" * size},
+            "summaries": [{"text": EVIL + a, "policy": EVIL + a, "note": None} for a in "ab"]}
+
+
+def test_hostile_texts_travel_unharmed(serve, tmp_path):
+    server = serve([evil_pair(0, 10 ** 6)], "--shared", 0)
+    ann = Client(server.port)
+    page = ann.next()
+    assert page["info"]["post"] == EVIL + "x" * 10 ** 6
+    assert ann.answer(page["item"], 3, comment=EVIL + "\ud83d")[0] == 200
+    record, = export(server, tmp_path / "out.jsonl")
+    assert record["extra"]["comment"] == EVIL + "?" and record["info"]["title"] == EVIL
+
+
+@pytest.mark.parametrize("body, status", [
+    (b"", 400), (b"{", 400), (b"[]", 400), (b"null", 400), (b"\xff\xfe", 400), (b"[" * 60000, 400),
+    (b'{"labeller": 3}', 400), (b'{"labeller": ""}', 400), (b'{"labeller": "a\\u0000b"}', 400),
+    (b'{"labeller": "\\u202eann"}', 400), (b'{"labeller": "' + b"a" * 41 + b'"}', 400),
+    (b'{"labeller": "ann", "item": "1"}', 400), (b'{"labeller": "ann", "item": true}', 400),
+    (b'{"labeller": "ann", "item": 1e400}', 400),
+    (b'{"labeller": "ann", "item": 99999999999999999999}', 400),
+    (b'{"labeller": "ann", "item": 77}', 409), (b'{"labeller": "ann", "item": -1}', 409),
+    *((b'{"labeller": "ann", "item": 1, ' + rest + b"}", 400) for rest in (
+        b'"confidence": 0', b'"confidence": 10', b'"confidence": 7.0', b'"confidence": true',
+        b'"confidence": "7"', b'"confidence": 7, "notes": "x"', b'"confidence": 7, "notes": ["x"]',
+        b'"confidence": 7, "notes": [1, 2]', b'"confidence": 7, "axes": [1, 2]',
+        b'"confidence": 7, "axes": [{"overall": 8}, {}]',
+        b'"confidence": 7, "axes": [{"__proto__": 7}, {}]', b'"confidence": 7, "comment": 7',
+        b'"confidence": 7, "comment": "' + b"a" * 4001 + b'"')),
+])
+def test_a_malformed_body_is_refused_and_changes_nothing(site, body, status):
+    before = Store(site.db).answers()
+    reply, text = Client(site.port).raw("POST", "/answer", body)
+    assert reply.status == status and list(json.loads(text)) == ["error"]
+    assert Store(site.db).answers() == before
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """One site for all who only knock; ann has an open item."""
+    server = Server(tmp_path_factory.mktemp("site"), toy_pairs(6), "--axes")
+    assert Client(server.port).next()["item"] == 1
+    yield server
+    server.kill()
+
+
+@pytest.mark.parametrize("headers, status", [
+    ({"Host": "evil.example"}, 403), ({"Host": "127.0.0.1.evil.example"}, 403), ({"Host": ""}, 403),
+    ({"Host": "127.0.0.1:1"}, 403), ({"Origin": "https://evil.example"}, 403),
+    ({"Origin": "null"}, 403), ({"Origin": "http://127.0.0.1:1"}, 403),
+    ({"Content-Type": "text/plain"}, 415),
+    ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+    ({"Content-Length": "65537"}, 413), ({"Content-Length": "-1"}, 411),
+    ({"Content-Length": "1e3"}, 411), ({"Transfer-Encoding": "chunked"}, 411),
+])
+def test_a_forged_request_is_refused(site, headers, status):
+    reply, _ = Client(site.port).raw("POST", "/next", '{"labeller": "ann"}', **headers)
+    assert reply.status == status
+
+
+@pytest.mark.parametrize("path", ["/label.py", "/../label.py", "/%2e%2e/label.html", "//etc/passwd",
+                                  "/labels.db", "/agreement/", "/next", "/\x7f"])
+def test_no_path_reaches_the_disk(site, path):
+    reply, text = Client(site.port).raw("GET", path.replace("\x7f", "%00"))
+    assert reply.status == 404 and list(json.loads(text)) == ["error"]
+
+
+def talk(port, sent):
+    """Send bytes as they are; what comes back until the line is closed or falls silent."""
+    with socket.create_connection(("127.0.0.1", port), timeout=2) as line:
+        line.sendall(sent)
+        line.shutdown(socket.SHUT_WR)
+        found = b""
+        while part := line.recv(65536):
+            found += part
+        return found
+
+
+@pytest.mark.parametrize("sent, status", [
+    (b"GARBAGE\r\n\r\n", b"Bad request"), (b"GET / HTTP/9.9\r\n\r\n", b"Invalid HTTP version"),
+    (b"DELETE / HTTP/1.1\r\nHost: x\r\n\r\n", b" 501 "), (b"GET /" + b"a" * 70000, b" 414 "),
+    (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", b" 431 "),
+])
+def test_a_broken_request_line_is_answered_in_one_line(site, sent, status):
+    assert status in talk(site.port, sent).split(b"\r\n")[0] + b" "
+    assert Client(site.port).next()["item"] == 1
+
+
+def test_every_answer_carries_the_strict_headers(site):
+    for path in ("/", "/agreement", "/settings", "/numbers", "/nowhere"):
+        reply, _ = Client(site.port).raw("GET", path)
+        policy = reply.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "sha256-" in policy
+        assert reply.headers["X-Content-Type-Options"] == "nosniff"
+        assert reply.headers["Cache-Control"] == "no-store" and "Python" not in str(reply.headers)
+
+
+def test_another_host_asks_for_the_token_once(serve):
+    server = serve(toy_pairs(6), "--host", "0.0.0.0", "--names", "127.0.0.1")
+    token = server.url.split("token=")[1]
+    stranger = Client(server.port)
+    assert stranger.raw("GET", "/")[0].status == stranger.post("/next")[0] == 401
+    assert stranger.raw("GET", "/?token=" + token[:-1] + "!")[0].status == 401
+    assert stranger.raw("GET", "/", Cookie=f"label_token_{server.port}=x")[0].status == 401
+    assert stranger.raw("POST", f"/next?token={token}", "{}")[0].status == 401
+    reply, page = stranger.raw("GET", f"/?token={token}")
+    cookie = reply.headers["Set-Cookie"]
+    assert reply.status == 200 and token not in page
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    friend = Client(server.port, Cookie=cookie.split(";")[0])
+    assert friend.next()["item"] and friend.raw("GET", "/numbers")[0].status == 200
+    assert friend.raw("GET", "/", Host="evil.example")[0].status == 403
+
+
+# ----------------------------------------------------------------------------------- a real browser
+
+KEYS = {"Enter": "\ue007", "Tab": "\ue004", "Escape": "\ue00c", "Right": "\ue014"}
+
+
+class Browser:
+    """Chromium, driven through chromedriver's own HTTP protocol (W3C WebDriver)."""
+
+    def __init__(self, profile):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.driver = subprocess.Popen(["chromedriver", f"--port={port}"],
+                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.base = f"http://127.0.0.1:{port}"
+        for _ in range(100):
+            try:
+                self.call("GET", "/status")
+                break
+            except OSError:
+                time.sleep(0.1)
+        options = {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+                            "--disable-dev-shm-usage", "--disable-background-networking",
+                            "--window-size=1280,900", f"--user-data-dir={profile}"]}
+        session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": {
+            "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}})
+        self.base += f"/session/{session['sessionId']}"
+
+    def call(self, method, path, body=None):
+        request = urllib.request.Request(
+            self.base + path, None if method == "GET" else json.dumps(body or {}).encode(),
+            {"Content-Type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return json.load(reply)["value"]
+
+    def close(self):
+        try:
+            self.call("DELETE", "")
+        finally:
+            self.driver.terminate()
+            self.driver.wait()
+
+    def open(self, url):
+        self.call("POST", "/url", {"url": url})
+
+    def press(self, *keys):
+        """Press keys one after another, wherever the focus is."""
+        actions = [{"type": kind, "value": KEYS.get(key, key)}
+                   for key in keys for kind in ("keyDown", "keyUp")]
+        self.call("POST", "/actions", {"actions": [{"type": "key", "id": "k", "actions": actions}]})
+
+    def run(self, code):
+        return self.call("POST", "/execute/sync", {"script": code, "args": []})
+
+    def until(self, code, seconds=15):
+        """Wait until a JavaScript expression is true; returns its value."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(f"return {code}")):
+            assert time.monotonic() < end, (code, self.run("return document.body.innerText"))
+            time.sleep(0.02)
+        return value
+
+    def media(self, width, height, scheme="light", scale=1, phone=False):
+        """Become a screen of this size and colour scheme."""
+        for command, how in (
+                ("Emulation.setDeviceMetricsOverride", {"width": width, "height": height,
+                                                        "deviceScaleFactor": scale,
+                                                        "mobile": phone}),
+                ("Emulation.setEmulatedMedia", {"features": [
+                    {"name": "prefers-color-scheme", "value": scheme}]})):
+            self.call("POST", "/goog/cdp/execute", {"cmd": command, "params": how})
+
+    def picture(self, path):
+        path.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
+
+    def complaints(self):
+        """What the browser's console says, violations of the policy among it."""
+        return [line["message"] for line in self.call("POST", "/se/log", {"type": "browser"})]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    for program in ("chromium", "chromedriver"):
+        if not shutil.which(program):
+            pytest.skip(f"{program} is not installed (Debian: apt install chromium chromium-driver)")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+def item(browser):
+    """The number of the item on the screen, once it is ready for keys."""
+    return browser.until("!busy && stage === 'compare' && shown.item")
+
+
+def label_one(browser, *keys):
+    """Press keys, and wait for another item or the end."""
+    before = item(browser)
+    browser.press(*keys)
+    browser.until(f"!busy && shown.item !== {before}")
+    return before
+
+
+def test_ten_pairs_by_keyboard_one_undone_one_reload(serve, browser, tmp_path):
+    server = serve(toy_pairs(14), "--repeats", 0)
+    browser.open(server.url)
+    browser.until("stage === 'name'")
+    browser.press(*"ann", "Enter")                                  # the field has the focus
+    for n in range(4):
+        label_one(browser, str(1 + n), "Enter")
+    fifth = label_one(browser, "2", "Enter")
+    after = item(browser)
+    browser.press("u")
+    browser.until(f"!busy && shown.item === {fifth}")
+    assert browser.run("return chosen('confidence')") == 2          # as it was answered
+    label_one(browser, "9", "Enter")
+    assert item(browser) == after
+    browser.call("POST", "/refresh")
+    assert item(browser) == after                                   # the name too is remembered
+    label_one(browser, "c", *"well", "Escape", "7", "Enter")
+    for _ in range(4):
+        label_one(browser, "8", "Enter")
+    assert browser.run("return document.querySelector('#progress').textContent").startswith("10 ans")
+    assert not browser.complaints()
+    found = export(server, tmp_path / "out.jsonl")
+    assert len(found) == 10 and {r["worker"] for r in found} == {"ann"}
+    shown = {r["id"]: 10 - r["confidence"] if r["swapped"] else r["confidence"]
+             for r in Store(server.db).all("SELECT * FROM items WHERE answered NOT NULL")}
+    assert shown[fifth] == 9 and sorted(shown.values()) == [1, 2, 3, 4, 7, 8, 8, 8, 8, 9]
+    assert [r["extra"]["comment"] for r in found if "comment" in r["extra"]] == ["well"]
+
+
+def test_notes_and_grades_by_keyboard(serve, browser, tmp_path):
+    server = serve(toy_pairs(6), "--naive", "--axes", "--labeller", "bob", "--shared", 0)
+    browser.open(server.url)
+    browser.until("!busy && stage === 'naive' && shown.item")
+    assert not browser.run("return document.querySelector('#post').offsetParent")   # not yet
+    browser.press(*"one", "Enter", *"two", "Enter")
+    item(browser)
+    assert browser.run("return document.querySelector('#text').textContent === shown.info.post")
+    browser.press("8", *"7654", *"3217", "Enter")
+    browser.until("!busy && stage === 'naive'")
+    record, = export(server, tmp_path / "out.jsonl")
+    axes = [json.loads(line) for line in (tmp_path / "out.axes.jsonl").read_text().splitlines()]
+    swapped = Store(server.db).one("SELECT swapped FROM items")[0]
+    grades = [dict(zip(("coherence", "accuracy", "coverage", "overall"), g, strict=True))
+              for g in ((7, 6, 5, 4), (3, 2, 1, 7))]
+    turn = -1 if swapped else 1
+    assert [a["summary"]["axes"] for a in axes] == grades[::turn]
+    assert [s["note"] for s in record["summaries"]] == ["one", "two"][::turn]
+    assert record["extra"]["confidence"] == (2 if swapped else 8) and not browser.complaints()
+
+
+def test_a_lesson_is_shown_and_left_by_enter(serve, browser):
+    server = serve(toy_pairs(6), "--shared", 1, "--onboarding", 1, "--researcher", "res",
+                   "--fastest", 0, "--hold-below", 0, "--labeller", "cleo")
+    store = Store(server.db)
+    with store.transaction():
+        store.record(1, "res", 9)
+    browser.open(server.url)
+    item(browser)
+    browser.press("3", "Enter")
+    browser.until("stage === 'lesson'")
+    assert "researcher" in browser.run("return document.querySelector('#lesson').innerText")
+    browser.press("Enter")
+    item(browser)
+    assert not browser.complaints()
+
+
+def test_hostile_texts_are_shown_inert(serve, browser):
+    server = serve([evil_pair(0), evil_pair(1)], "--labeller", "ann", "--shared", 0)
+    browser.open(server.url)
+    item(browser)
+    assert browser.run("return document.title") == "Which summary is better?"
+    assert browser.run("return document.querySelectorAll('main script, main img').length") == 0
+    assert "<script>" in browser.run("return document.querySelector('#text').innerText")
+    label_one(browser, "7", "Enter")
+    browser.open(server.url + "agreement")
+    assert "<script>" in browser.until("document.querySelector('#numbers').textContent")
+    assert browser.run("return document.querySelectorAll('main script, main img').length") == 0
+    assert not browser.complaints()
+
+
+def test_when_the_server_is_away_nothing_typed_is_lost(serve, browser, tmp_path):
+    server = serve(toy_pairs(6), "--labeller", "ann")
+    browser.open(server.url)
+    item(browser)
+    server.kill()
+    browser.press("7", "Enter")
+    browser.until("!document.querySelector('#trouble').hidden")
+    assert browser.run("return chosen('confidence')") == 7
+    again = serve(None, "--labeller", "ann", port=server.port)
+    label_one(browser, "Enter")
+    assert len(export(again, tmp_path / "out.jsonl")) == 1
