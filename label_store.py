@@ -186,6 +186,7 @@ class Store:
         self.db.execute("INSERT INTO items (pair, labeller, purpose, swapped, answered, confidence,"
                         " more) VALUES (?, ?, 'pool', 0, ?, ?, '{}')",
                         (pair, labeller, time.time(), confidence))
+        self.db.execute("UPDATE pairs SET taken = 1 WHERE id = ?", (pair,))
 
     # -------------------------------------------------------------------------- what is shown next
 
