@@ -12,6 +12,9 @@
     python sample.py --policy runs/demo/pretrained --examples 2   # has seen language, not the task
     python sample.py --policy runs/demo/supervised --data data/toy --pairs 4000 \
                      --out runs/demo/pairs.jsonl                  # half a minute on two cores
+    python sample.py --policy runs/demo/supervised --others runs/demo/ppo --best-of 16 \
+                     --reward runs/demo/reward --by uncertainty --pairs 500 \
+                     --out runs/demo/round2.jsonl
 
 Before:  sft.py (where a policy comes from).    After: label.py (which of two summaries is better?).
 """
@@ -39,7 +42,7 @@ from data import (
     same_tokenizer,
     write_jsonl,
 )
-from model import GPT, generate, load_model, score
+from model import GPT, generate, load_model, load_weights, score
 from runtime import (
     ALONE,
     Machine,
@@ -67,10 +70,16 @@ class Config(Machine):
     subreddit: str = flag("relationships", "where the post was posted")
     best_of: int = flag(1, "samples of which the reward model keeps one")
     reward: str = flag("", "checkpoint folder of a reward model: its scores are shown")
+    others: str = flag("", "for --pairs: more policies, comma between; checkpoint folders, or "
+                           "PPO's snapshots/step-*.pt, each another KL from the first")
     examples: int = flag(0, "worked examples before the post, for a policy that is only pretrained")
     data: str = flag("", "folder of posts; none: the one the policy learned from")
     pairs: int = flag(0, "write this many pairs of summaries of training posts to --out")
     out: str = flag("", "file of --pairs")
+    by: str = flag("random", "which pairs are kept: random, or uncertainty: of --candidates times "
+                             "as many those that --reward is least sure of",
+                   choices=("random", "uncertainty"))
+    candidates: int = flag(4, "for --by uncertainty: pairs written for each one kept")
     with_reference: float = flag(0.1, "share of pairs that set a sample against the post's own "
                                       "summary, as the paper's batches do")
     temperature: float = flag(-1.0, "divides the logits, 0 is greedy; negative: 0 for a summary, "
@@ -285,43 +294,116 @@ def split_of(record):
     return "train" if place < 80 else "valid1" if place < 88 else "valid2"
 
 
-def draw_pairs(cfg, policy, posts, temperature, tries=4):
-    """Two different samples of each of cfg.pairs posts: list of (row of the post, text, text).
+def load_policies(cfg, policy):
+    """--policy and --others: {name in the records: Checkpoint}."""
+    found = {Path(cfg.policy).name: policy}
+    for path in (Path(word.strip()) for word in cfg.others.split(",") if word.strip()):
+        snapshot = path.suffix == ".pt"               # runs/X/ppo/snapshots/step-00000010.pt
+        folder = path.parent.parent if snapshot else path
+        other = load_checkpoint(folder, policy.world, "lm", cfg.query_length, cfg.response_length)
+        if not same_tokenizer(other.tokenizer, policy.tokenizer):
+            raise Problem(f"--others {path} has another tokenizer than --policy {cfg.policy}")
+        name = folder.name + (f"_{path.stem}" if snapshot else "")
+        name = f"{folder.parent.name}_{name}" if name in found else name
+        if name in found:
+            raise Problem(f"--others {path}: there is a policy named {name} already")
+        if snapshot:
+            load_weights(other.model, path)
+        found[name] = other
+    return found
 
-    When both samples say the same, the second is drawn again, `tries` times at most; then the post
-    is left for another. Raises: Problem when the posts run out.
+
+def writers_of(cfg, policies, reward, temperature):
+    """Who takes part in pairs: {name in the records: write(posts, rows, step, bar) -> texts}.
+
+    A text is a function of the post's row and the number of the draw, `step`, whoever else writes.
+    """
+    def sampler(policy, purpose):
+        def write(posts, rows, step, bar=None):
+            return summarise(policy.model, policy.tokenizer, posts, rows=rows, purpose=purpose,
+                             limit_query=policy.query_length, limit_response=policy.response_length,
+                             fill=policy.fill, temperature=temperature, seed=cfg.seed, step=step,
+                             rows_at_once=cfg.rows_at_once, progress=bar, world=policy.world)
+        return write
+
+    def chooser(write, n):
+        def best(posts, rows, step, bar=None):
+            many = [p for p in posts for _ in range(n)]
+            texts = write(many, [row * n + k for row in rows for k in range(n)], step)
+            scores = score_texts(reward, many, texts, cfg.rows_at_once)
+            if bar is not None:
+                bar.update(len(posts))
+            return [texts[max(range(i, i + n), key=scores.__getitem__)]
+                    for i in range(0, len(many), n)]
+        return best
+
+    found = {f"{name}_t{temperature:g}": sampler(policy, "pairs" if i == 0 else f"pairs {name}")
+             for i, (name, policy) in enumerate(policies.items())}
+    if cfg.best_of > 1:
+        name, policy = next(iter(policies.items()))
+        found[f"{name}_bo{cfg.best_of}"] = chooser(sampler(policy, "pairs best"), cfg.best_of)
+    return found
+
+
+def draw_pairs(cfg, writers, posts, count, quiet=False, tries=4):
+    """Two different texts for each of `count` posts: list of (row of the post, texts, names).
+
+    Each text is by a writer drawn at random, both perhaps by the same. When they say the same, the
+    second is drawn again, `tries` times at most; then the post is left for another.
+    Raises: Problem when the posts run out.
     """
     order = generator(cfg.seed, "pairs").permutation(len(posts)).tolist()
-    pairs, at = [], 0
+    names, pairs, at = list(writers), [], 0
 
-    def draw(rows, step, bar=None):
-        return summarise(policy.model, policy.tokenizer, [posts[i] for i in rows], rows=rows,
-                         limit_query=policy.query_length, limit_response=policy.response_length,
-                         fill=policy.fill, temperature=temperature, seed=cfg.seed, purpose="pairs",
-                         step=step, rows_at_once=cfg.rows_at_once, progress=bar, world=policy.world)
+    def draw(rows, who, step, bar=None):
+        texts = {}
+        for name in names:
+            mine = [row for row, writer in zip(rows, who, strict=True) if writer == name]
+            if mine:
+                said = writers[name]([posts[i] for i in mine], mine, step, bar)
+                texts |= zip(mine, said, strict=True)
+        return [texts[row] for row in rows]
 
-    quiet = policy.world.rank > 0
-    with tqdm(total=2 * cfg.pairs, desc="pairs", unit="summary", disable=quiet) as bar:
-        while len(pairs) < cfg.pairs:
-            rows = order[at:at + cfg.pairs - len(pairs)]
+    with tqdm(total=2 * count, desc="pairs", unit="summary", disable=quiet) as bar:
+        while len(pairs) < count:
+            rows = order[at:at + count - len(pairs)]
             at += len(rows)
             if not rows:
                 raise Problem(f"only {len(pairs)} of the {len(posts)} posts got two different "
                               f"summaries: ask for fewer --pairs or raise --temperature")
-            first, second = draw(rows, 0, bar), draw(rows, 1, bar)
+            whose = [[names[i] for i in generator(cfg.seed, "writers", row=row).integers(
+                len(names), size=2)] for row in rows]
+            one, two = zip(*whose, strict=True)
+            first, second = draw(rows, one, 0, bar), draw(rows, two, 1, bar)
             for step in range(2, tries + 1):
                 same = [k for k in range(len(rows)) if first[k] == second[k]]
                 # Still a function of the post and the draw's number, whoever else needs one more.
-                for k, text in zip(same, draw([rows[k] for k in same], step), strict=True):
+                for k, text in zip(same, draw([rows[k] for k in same], [two[k] for k in same],
+                                              step), strict=True):
                     second[k] = text
-            found = zip(rows, first, second, strict=True)
-            pairs += [(row, a, b) for row, a, b in found if a != b]
+            found = zip(rows, first, second, whose, strict=True)
+            pairs += [(row, (a, b), who) for row, a, b, who in found if a != b]
     return pairs
 
 
-def write_pairs(cfg, policy, data):
+def least_sure(cfg, reward, records):
+    """cfg.pairs of the records, in their order: the training pairs whose two summaries the reward
+    model scores most alike, where labels teach most. Held-out pairs are taken as they come, or
+    accuracies of two rounds could not be compared.
+    """
+    held = [i for i, r in enumerate(records[:cfg.pairs]) if r["split"] != "train"]
+    train = [i for i, r in enumerate(records) if r["split"] == "train"]
+    first, second = (score_texts(reward, [records[i]["info"] for i in train],
+                                 [records[i]["summaries"][side]["text"] for i in train],
+                                 cfg.rows_at_once) for side in (0, 1))
+    margin = {i: abs(b - a) for i, a, b in zip(train, first, second, strict=True)}
+    kept = sorted(train, key=margin.__getitem__)[:cfg.pairs - len(held)]
+    return [records[i] for i in sorted(held + kept)]
+
+
+def write_pairs(cfg, policies, reward, data):
     """Write --pairs records for label.py: OpenAI's format without the choice, and the reference,
-    which no labeller gets to see."""
+    which no labeller gets to see. policies: {name: Checkpoint}, the first of them --policy's."""
     began = time.perf_counter()
     # DIFFERS: the paper draws at 0.7. A tiny policy then says the same thing twice, and a pair of
     # near-twins teaches the reward model nothing; --temperature 0.7 is right for large ones.
@@ -332,23 +414,28 @@ def write_pairs(cfg, policy, data):
                       "--pairs needs a --temperature above 0: greedy writes the same text twice"
                       if temperature == 0 else
                       f"--pairs {cfg.pairs}: {data} has only {len(posts)} training posts")
-    name = f"{Path(cfg.policy).name}_t{temperature:g}"
-    records = []
-    for row, *texts in draw_pairs(cfg, policy, posts, temperature):
+    writers, records = writers_of(cfg, policies, reward, temperature), []
+    world = next(iter(policies.values())).world
+    count = min(cfg.pairs * (cfg.candidates if cfg.by == "uncertainty" else 1), len(posts))
+    for row, texts, names in draw_pairs(cfg, writers, posts, count, world.rank > 0):
         post, random = posts[row], generator(cfg.seed, "with reference", row=row)
         reference = post.get("summary", "").strip()
-        summaries = [{"text": " " + text, "policy": name, "note": None} for text in texts]
+        summaries = [{"text": " " + text, "policy": name, "note": None}
+                     for text, name in zip(texts, names, strict=True)]
         if random.random() < cfg.with_reference and reference not in ("", texts[0]):
             summaries[1] = {"text": " " + reference, "policy": "ref", "note": None}
             summaries = [summaries[i] for i in random.permutation(2)]
         records.append({"info": {field: post[field] for field in fields_of(post)},
                         "summaries": summaries, "batch": Path(cfg.out).stem,
                         "split": split_of(post), "reference": reference})
-    if policy.world.rank == 0:
+    if cfg.by == "uncertainty":
+        records = least_sure(cfg, reward, records)
+    if world.rank == 0:
         write_jsonl(cfg.out, records)
         write_config(Path(cfg.out).with_suffix(".config.json"), cfg, temperature=temperature,
                      pairs=len(records), seconds=round(time.perf_counter() - began, 1))
-    print(f"{cfg.out}: {len(records)} pairs by {name} at temperature {temperature:g}")
+    print(f"{cfg.out}: {len(records)} pairs by {', '.join(writers)} at temperature "
+          f"{temperature:g}")
 
 
 def main(argv=None):
@@ -359,8 +446,10 @@ def main(argv=None):
     if cfg.best_of < 1 or (cfg.best_of > 1 and not cfg.reward):
         raise Problem(f"--best-of {cfg.best_of} needs " +
                       ("a --reward model to choose with" if cfg.best_of > 1 else "1 or more"))
-    if min(cfg.pairs, cfg.examples) < 0 or cfg.rows_at_once < 1:
-        raise Problem("--pairs and --examples count from 0, --rows-at-once from 1")
+    if min(cfg.pairs, cfg.examples) < 0 or min(cfg.rows_at_once, cfg.candidates) < 1:
+        raise Problem("--pairs and --examples count from 0, --rows-at-once and --candidates from 1")
+    if cfg.by == "uncertainty" and not cfg.reward:
+        raise Problem("--by uncertainty needs a --reward model: whose uncertainty?")
     record = None if cfg.pairs else typed_post(cfg)     # complain before anything is loaded
     with join_world(cfg) as world, mixed(world):
         policy = load_checkpoint(cfg.policy, world, "lm", cfg.query_length, cfg.response_length)
@@ -370,7 +459,7 @@ def main(argv=None):
                           "a --post to summarise")
         reward = load_reward(cfg.reward, world, policy.tokenizer) if cfg.reward else None
         if cfg.pairs:
-            write_pairs(cfg, policy, data)
+            write_pairs(cfg, load_policies(cfg, policy), reward, data)
         else:
             show(cfg, policy, reward, data, record)
 

@@ -1,6 +1,7 @@
 """Chapter 5: what a policy writes, and what the command refuses."""
 import io
 import json
+import shutil
 
 import pytest
 
@@ -51,6 +52,7 @@ def world(tmp_path_factory):
     make_checkpoint(folder / "policy", data)
     make_checkpoint(folder / "reward", data, "scalar")
     make_checkpoint(folder / "other", other, "scalar")
+    make_checkpoint(folder / "foreign", other)
     return folder
 
 
@@ -127,6 +129,66 @@ def test_some_pairs_set_the_reference_against_a_sample(world, tmp_path):
         assert pair["summaries"][place]["text"] == " " + pair["reference"]
 
 
+def test_pairs_of_several_policies_mix_them(world, tmp_path):
+    other = make_checkpoint(tmp_path / "ppo", world / "data", seed=1)
+    (other / "snapshots").mkdir()
+    shutil.copy(other / "model.pt", other / "snapshots" / "step-00000010.pt")
+    found = pairs(world, tmp_path / "pairs.jsonl", "--others", f"{other},"
+                  f"{other}/snapshots/step-00000010.pt", "--best-of", 3, "--reward",
+                  world / "reward", "--with-reference", 0.2)
+    seen = {s["policy"] for pair in found for s in pair["summaries"]}
+    assert seen == {"policy_t1", "ppo_t1", "ppo_step-00000010_t1", "policy_bo3", "ref"}
+    same = [len({s["policy"] for s in pair["summaries"]}) == 1 for pair in found]
+    assert any(same) and not all(same)
+    assert all(a["text"] != b["text"] for a, b in (pair["summaries"] for pair in found))
+    alone = {p["info"]["id"]: p for p in pairs(world, tmp_path / "alone.jsonl",
+                                               "--with-reference", 0)}
+    for pair in found:       # a policy's sample does not depend on who else takes part
+        for mine, theirs in zip(pair["summaries"], alone[pair["info"]["id"]]["summaries"],
+                                strict=True):
+            if "ref" not in [s["policy"] for s in pair["summaries"]]:
+                assert (mine == theirs) == (mine["policy"] == "policy_t1")
+
+
+def test_the_best_of_n_in_a_pair_is_the_one_the_reward_model_likes(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "score_texts", lambda r, records, texts, *more: list(map(len, texts)))
+    drawn = []
+    honest = sample.summarise
+
+    def spy(*args, **how):
+        texts = honest(*args, **how)
+        if how["purpose"] == "pairs best":
+            drawn.append([texts[i:i + 4] for i in range(0, len(texts), 4)])
+        return texts
+    monkeypatch.setattr(sample, "summarise", spy)
+    found = pairs(world, tmp_path / "pairs.jsonl", "--best-of", 4, "--reward", world / "reward",
+                  "--with-reference", 0)
+    best = {max(four, key=len) for some in drawn for four in some}
+    texts = [s["text"][1:] for p in found for s in p["summaries"] if s["policy"] == "policy_bo4"]
+    assert len(texts) > 5 and set(texts) <= best
+
+
+def test_by_uncertainty_keeps_what_the_reward_model_finds_hardest(world, tmp_path):
+    flags = ("--seed", 3, "--with-reference", 0)
+    run(world, "--pairs", 20, "--out", tmp_path / "all.jsonl", *flags)
+    run(world, "--pairs", 5, "--by", "uncertainty", "--reward", world / "reward",
+        "--out", tmp_path / "some.jsonl", *flags)
+    every, kept = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+                   for name in ("all.jsonl", "some.jsonl"))
+    reward = load_checkpoint(world / "reward", head="scalar")
+
+    def margin(pair):
+        a, b = sample.score_texts(reward, [pair["info"]] * 2, [s["text"] for s in pair["summaries"]])
+        return abs(a - b)
+    kept_ids = [p["info"]["id"] for p in kept]
+    held = [p["info"]["id"] for p in every[:5] if p["split"] != "train"]
+    train = sorted((p for p in every if p["split"] == "train"), key=margin)
+    assert len(kept) == 5 and set(held) <= set(kept_ids)         # held-out pairs are not selected
+    assert set(kept_ids) == {*held, *(p["info"]["id"] for p in train[:5 - len(held)])}
+    order = [p["info"]["id"] for p in every]
+    assert kept_ids == sorted(kept_ids, key=order.index)
+
+
 def test_a_post_never_changes_its_split():
     splits = [split_of({"id": f"post-{i}"}) for i in range(5000)]
     shares = [splits.count(name) / 5000 for name in ("train", "valid1", "valid2")]
@@ -194,6 +256,10 @@ def test_a_policy_without_its_posts_is_not_held_against_them(world, tmp_path, ca
     (["--pairs", "4", "--out", "{tmp}/p", "--temperature", "0"], "--temperature"),
     (["--pairs", "4", "--out", "{tmp}/p", "--temperature", "1e-6"], "two different"),
     (["--pairs", "many"], "--pairs"),
+    (["--pairs", "4", "--out", "{tmp}/p", "--by", "uncertainty"], "whose uncertainty"),
+    (["--pairs", "4", "--out", "{tmp}/p", "--others", "{world}/nowhere"], "nowhere"),
+    (["--pairs", "4", "--out", "{tmp}/p", "--others", "{world}/reward"], "swapped"),
+    (["--pairs", "4", "--out", "{tmp}/p", "--others", "{world}/foreign"], "another tokenizer"),
 ])
 def test_a_mistake_is_answered_in_one_line(world, tmp_path, flags, words):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
