@@ -71,6 +71,7 @@ class Config(Machine):
     out: str = flag("", "folder of the report; none: report/ in --run")
     judge: str = flag("auto", "who compares; auto: gold for toy posts, else rouge",
                       choices=("auto", "gold", "rouge"))
+    axes: str = flag("", "people's grades, from label.py export: shown beside the judge's")
     against: str = flag("", "another checkpoint folder, compared with this run's best policy")
     posts: int = flag(1000, "held-out posts summarised greedily")
     samples: int = flag(256, "of them, posts for what is sampled: KL and over-optimisation")
@@ -291,6 +292,24 @@ def compare(policies, posts, judge, cfg, data):
     return found, texts
 
 
+def human_axes(path, seed):
+    """People's mean grades, 1 to 7, from a file of OpenAI's axis records (label.py export).
+
+    Returns: {policy: {axis: {"mean", "95", "n"}}}. Raises: Problem naming file and line.
+    """
+    grades = defaultdict(lambda: defaultdict(list))
+    for number, record in read_jsonl(path):
+        try:
+            for axis in AXES:
+                if (given := record["summary"]["axes"].get(axis)) is not None:
+                    grades[record["summary"]["policy"]][axis].append(float(given))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise Problem(f"{path}, line {number}: is no axis record: write {{\"summary\": "
+                          '{"policy": name, "axes": {"overall": 7}}, ...}') from None
+    return {policy: {axis: {"mean": float(np.mean(g)), "95": bootstrap(g, seed)[1], "n": len(g)}
+                     for axis, g in found.items()} for policy, found in grades.items()}
+
+
 # ------------------------------------------------------------- 4. the reward model, and its misuse
 
 def reward_accuracy(reward, run, judge, data, cfg):
@@ -405,6 +424,7 @@ def seconds_of(run):
 def evaluate(cfg, world):
     """The report as a dict, and one post with everybody's summary of it."""
     began = time.perf_counter()
+    people = human_axes(cfg.axes, cfg.seed) if cfg.axes else None
     policies = load_policies(cfg, world)
     supervised, ppo = policies["supervised"], policies.get("human_feedback")
     data = cfg.data or supervised.flags.get("data")
@@ -416,8 +436,8 @@ def evaluate(cfg, world):
     name, some = choose_judge(cfg, posts), posts[:cfg.samples]
     judge = JUDGES[name]
     found, texts = compare(policies, posts, judge, cfg, data)
-    report = {"judge": name, "data": str(data), **found, "reward_model": None,
-              "overoptimisation": []}
+    report = {"judge": name, "data": str(data), **found, "human_axes": people,
+              "reward_model": None, "overoptimisation": []}
 
     temperature = (ppo or supervised).flags.get("temperature", 1.0)
     samples = ppo and sample_with_kl(ppo.model, supervised, some, temperature, cfg, "KL")
@@ -501,6 +521,10 @@ def markdown(report, example):
         parts += ["\n## Grades, 1 (worst) to 7 (best)\n", table([["policy", *AXES]], [
             [name.replace("_", " "), *(cell(p["axes"][a]) for a in AXES)]
             for name, p in report["policies"].items()])]
+    if h := report["human_axes"]:
+        parts += ["\n## Grades by people\n", table([["policy", *AXES]], [
+            [name, *(cell(p[a]["mean"]) + f" ({p[a]['n']})" if a in p else "-" for a in AXES)]
+            for name, p in h.items()])]
     if r := report["reward_model"]:
         parts += [f"\n## The reward model\n\nIt agrees with "
                   f"{cell(r['accuracy'], '.1%', r['accuracy_95'])} of {r['n']} labels it has not "

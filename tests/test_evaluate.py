@@ -148,6 +148,23 @@ def test_a_report_has_the_promised_keys(world, tmp_path, capsys):
     assert "human feedback" in capsys.readouterr().out
 
 
+def axis_record(policy, **axes):
+    return {"info": {}, "split": "valid2", "worker": "ann", "batch": "b",
+            "summary": {"text": " x", "policy": policy, "note": None, "axes": axes}}
+
+
+def test_peoples_grades_reach_the_report(world, tmp_path):
+    write_jsonl(tmp_path / "axes.jsonl", [axis_record("ref", overall=7, coverage=2),
+                                          axis_record("ref", overall=4), axis_record("sup")])
+    report = report_of(world, "--out", tmp_path, "--axes", tmp_path / "axes.jsonl")
+    assert report["human_axes"]["ref"]["overall"] == {"mean": 5.5, "95": [4, 7], "n": 2}
+    assert report["human_axes"]["ref"]["coverage"]["n"] == 1
+    assert "5.50 (2)" in (tmp_path / "report.md").read_text()
+    write_jsonl(tmp_path / "axes.jsonl", [axis_record("ref"), {"summary": {"text": "no axes"}}])
+    with pytest.raises(Problem, match="axes.jsonl, line 2: is no axis record"):
+        report_of(world, "--out", tmp_path, "--axes", tmp_path / "axes.jsonl")
+
+
 def test_same_seed_same_report(world, tmp_path):
     one, two = (report_of(world, "--out", tmp_path / name) for name in "ab")
     del one["seconds"], two["seconds"]
