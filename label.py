@@ -10,6 +10,7 @@ pair teaches the reward model more than a second opinion does (section 3.3, appe
     python label.py serve --pairs runs/demo/pairs.jsonl --db runs/demo/labels.db   # in a browser
     python label.py stats --db runs/demo/labels.db              # do they agree? may we trust them?
     python label.py export --db runs/demo/labels.db --out runs/demo/human.jsonl    # for reward.py
+    python label.py release --db runs/demo/labels.db --labeller ann     # who was held may go on
 
 What the answers are worth is measured, as the paper does it: some pairs everybody is asked about,
 and agreement is the share of them on which two people choose alike (ties aside; chance is 50 %).
@@ -40,7 +41,7 @@ from data import check_texts, fields_of, read_jsonl, rouge, write_jsonl
 from label_site import LOOPBACK, Site
 from label_stats import numbers, report
 from label_store import Plan, Store, second_is_better
-from runtime import Problem, entry, flag, join_world, parse, write_config
+from runtime import Machine, Problem, entry, flag, join_world, mixed, parse, write_config
 from sample import load_checkpoint, score_texts
 
 
@@ -55,7 +56,7 @@ class Simulate:
 
 
 @dataclass(frozen=True)
-class Serve:
+class Serve(Machine):
     pairs: str = flag("", "file of pairs to ask about; pairs that --db knows already stay as they "
                           "are, so the same command goes on where it stopped")
     db: str = flag("", "the database of pairs, people and answers; made when there is none")
@@ -76,15 +77,13 @@ class Serve:
     names: str = flag("", "names, comma between, under which others reach that address")
     port: int = flag(8000, "port to listen on; 0: any free one")
     seed: int = flag(0, "which pairs come as A and B, and when the pool and repeats come")
-    device: str = flag("auto", "where --reward runs: auto, cpu, cuda or mps")
 
 
 @dataclass(frozen=True)
-class Stats:
+class Stats(Machine):
     db: str = flag("", "database that `serve` keeps")
     json: bool = flag(False, "print every number as JSON")
     reward: str = flag("", "reward model to compare with people; remembered in the database")
-    device: str = flag("auto", "where --reward runs: auto, cpu, cuda or mps")
 
 
 @dataclass(frozen=True)
@@ -282,11 +281,11 @@ def known_store(path, plan=None):
     return Store(path, plan)
 
 
-def compare_with(reward, device, store):
-    """Score every pair that has no score yet by the reward model in folder `reward`."""
+def compare_with(cfg, store):
+    """Have every pair scored by the reward model in folder cfg.reward, for `numbers` to compare."""
     pairs = store.pairs()
-    with join_world(device) as world:
-        model = load_checkpoint(reward, world.device, "scalar")
+    with join_world(cfg) as world, mixed(world):
+        model = load_checkpoint(cfg.reward, world, "scalar")
         infos = [pair["info"] for pair in pairs.values()]
         first, second = (score_texts(model, infos, [texts_of(p)[side] for p in pairs.values()])
                          for side in (0, 1))
@@ -308,7 +307,7 @@ def serve(cfg):
     if cfg.researcher:
         store.set_state(cfg.researcher, "researcher")
     if cfg.reward:
-        compare_with(cfg.reward, cfg.device, store)
+        compare_with(cfg, store)
     settings = {"labeller": cfg.labeller, "naive": cfg.naive, "guide": GUIDE, "scale": SCALE,
                 "axes": AXES if cfg.axes else [], "onboarding": cfg.onboarding}
     site = Site(cfg.host, cfg.port, store, settings, lambda: numbers(Store(cfg.db)),
@@ -325,7 +324,7 @@ def stats(cfg):
     """Print the numbers of the page /agreement."""
     store = known_store(cfg.db)
     if cfg.reward:
-        compare_with(cfg.reward, cfg.device, store)
+        compare_with(cfg, store)
     found = numbers(store)
     print(json.dumps(found, indent=1) if cfg.json else report(found))
 
