@@ -86,7 +86,7 @@ def warnings_of(labellers):
                    "is close to chance, 50 %")
         if row["seconds"] is not None and row["answers"] >= 10 and row["seconds"] < Plan.fastest:
             yield f"{name} takes {row['seconds']:.1f} s an item: too fast to have read it"
-        if side["n"] >= 20 and not 0.25 < side["share"] < 0.75:
+        if side["n"] >= 20 and not 0.2 < side["share"] < 0.8:
             yield f"{name} chose A, the first shown, {side['share']:.0%} of {side['n']} times"
 
 

@@ -1,11 +1,16 @@
 """Chapter 6: from pairs to comparisons."""
 import json
+from collections import Counter
 
+import numpy as np
 import pytest
+from test_sample import make_checkpoint, make_data
 
 import label
 import toy
 from data import read_comparisons, write_jsonl
+from label_stats import numbers, report, share
+from label_store import APART, Plan, Store
 from runtime import Problem
 
 
@@ -116,3 +121,152 @@ def test_no_pairs_is_a_problem(tmp_path):
         simulate(tmp_path, [])
     with pytest.raises(Problem, match="cannot be read"):
         label.main(["simulate", "--pairs", str(tmp_path / "none"), "--out", str(tmp_path / "x")])
+
+
+# -------------------------------------------------------------------- what people's answers are worth
+
+def answers_of(store, pair, **said):
+    """Several people's answers to one pair."""
+    for name, confidence in said.items():
+        store.record(pair, name, confidence)
+
+
+def filled(count, plan=None):
+    """A store of that many pairs, of policy p against q."""
+    store = Store(":memory:", plan)
+    pair = real_pair("the cat sat", "a dog ran")
+    pair["summaries"][1]["policy"] = "q"
+    store.add([{**pair, "info": {**pair["info"], "id": f"t3_{i}"}} for i in range(count)])
+    return store
+
+
+def test_one_look_a_pair_gives_wilsons_interval():
+    found = share([(i, int(i < 80)) for i in range(101)])
+    low, high = found["95"]                    # the textbook's of 80 in 100 or 101: .711 to .867
+    assert found["n"] == 101 and (low, high) == pytest.approx((.704, .859), abs=.003)
+    assert share([]) == {"share": None, "95": None, "n": 0}
+    assert share([(1, 1), (2, 1)])["95"][1] == pytest.approx(1) and share([(1, 0)])["95"][0] == 0
+
+
+@pytest.mark.parametrize("people, right", [(2, .9), (5, .8), (20, .7)])
+def test_agreement_of_people_with_known_noise_lies_in_its_interval(people, right):
+    """People who are right with probability q, each by themselves, agree on q^2 + (1 - q)^2.
+
+    With twenty people a pair gives 190 looks that are not independent: the interval must know.
+    """
+    truth, covered, tries = right ** 2 + (1 - right) ** 2, 0, 60
+    rng = np.random.default_rng(people)
+    for _ in range(tries):
+        votes = rng.random((60, people)) < right                                 # (pairs, people)
+        looks = [(i, int(v[a] == v[b])) for i, v in enumerate(votes)
+                 for a in range(people) for b in range(a)]
+        low, high = share(looks)["95"]
+        covered += low <= truth <= high
+    assert covered >= 52                                                  # 57 of 60 are promised
+
+
+def test_numbers_of_a_store_with_known_noise():
+    """ann errs on 10 %, bob on 20 %, the researcher never: agreement .9, .8 and .74."""
+    store, rng = filled(1500), np.random.default_rng(0)
+    with store.transaction():
+        for pair in range(1, 1501):
+            said = {"res": 8, "ann": 9 if rng.random() < .9 else 2, "bob": 7 if rng.random() < .8
+                    else 4}
+            answers_of(store, pair, **{k: c if pair % 2 else 10 - c for k, c in said.items()})
+    store.set_state("res", "researcher")
+    found = numbers(store)
+    for key, truth in (("labeller_labeller", .9 * .8 + .1 * .2), ("labeller_researcher", .85)):
+        low, high = found[key]["95"]
+        assert low <= truth <= high and high - low < .06
+    for name, truth in (("ann", .9), ("bob", .8)):
+        low, high = found["labellers"][name]["researcher"]["95"]
+        assert low <= truth <= high
+    assert [(r["a"], r["b"], r["n"]) for r in found["between"]] == [
+        ("ann", "bob", 1500), ("ann", "res", 1500), ("bob", "res", 1500)]
+    assert sum(found["labellers"]["ann"]["confidence"][i] for i in (0, 1, 7, 8)) == 1500
+    assert found["warnings"] == []
+
+
+def test_ties_skips_and_repeats_are_counted_where_they_belong():
+    store = filled(4)
+    answers_of(store, 1, ann=8, bob=5)          # a tie: no agreement to speak of, half a win
+    answers_of(store, 2, ann=2, bob=None)       # skipped: nothing at all
+    answers_of(store, 3, ann=1, bob=3)
+    store.record(1, "ann", 9)
+    store.record(3, "ann", 7)
+    store.db.execute("UPDATE items SET purpose = 'repeat' WHERE id > 6")
+    found = numbers(store)
+    assert found["labeller_labeller"]["n"] == 1 and found["labeller_labeller"]["share"] == 1
+    assert found["self"]["n"] == 2 and found["self"]["share"] == .5
+    ann, bob = found["labellers"]["ann"], found["labellers"]["bob"]
+    assert (bob["ties"], bob["skipped"], bob["answers"], ann["answers"]) == (1, 1, 3, 5)
+    wins = {(r["policy"], r["against"]): r for r in found["policies"]}
+    assert wins["q", "p"]["share"] == .3 == pytest.approx(1 - wins["p", ""]["share"])
+    assert found["left"] == 1 and found["answers"] == 8
+
+
+def test_the_careless_are_warned_of():
+    store, rng = filled(100), np.random.default_rng(0)
+    for pair in range(1, 101):
+        answers_of(store, pair, good=8 if pair % 2 else 2, also=9 if pair % 2 else 1,
+                   side=int(rng.choice([2, 8])), coin=int(rng.choice([2, 8])))
+    store.db.execute("UPDATE items SET shown = answered - CASE labeller WHEN 'coin' THEN 1 ELSE 20 END")
+    store.db.execute("UPDATE items SET swapped = confidence > 5 WHERE labeller = 'side'")
+    found = numbers(store)
+    assert found["labellers"]["side"]["chose_a"]["share"] == 1
+    assert found["labellers"]["good"]["seconds"] == pytest.approx(20, abs=.01)
+    assert found["labellers"]["good"]["per_hour"] == pytest.approx(180, abs=.1)
+    text = report(found)
+    assert "side chose A, the first shown, 100% of 100 times" in text
+    assert "coin takes 1.0 s an item" in text and "coin agrees with others on" in text
+    assert "good agrees" not in text and "also" not in "".join(found["warnings"])
+
+
+def test_the_reward_model_is_compared_with_people(tmp_path, capsys):
+    posts = make_data(tmp_path / "data")
+    make_checkpoint(tmp_path / "reward", posts, "scalar")
+    simulate(tmp_path, toy_pairs(), "--db", str(tmp_path / "labels.db"))
+    capsys.readouterr()
+    label.main(["stats", "--db", str(tmp_path / "labels.db"), "--reward", str(tmp_path / "reward"),
+                "--json", "--device", "cpu"])
+    found = json.loads(capsys.readouterr().out)
+    store = Store(tmp_path / "labels.db")
+    margins = [m for m, in store.all("SELECT margin FROM pairs")]
+    assert None not in margins and found["left"] == 0
+    assert found["reward_model"]["n"] == sum(m != 0 for m in margins) > 5
+    hits = [(a["confidence"] > 5) == (margins[a["pair"] - 1] > 0) for a in store.answers()
+            if margins[a["pair"] - 1]]
+    assert found["reward_model"]["share"] == pytest.approx(np.mean(hits))
+
+
+def test_the_pool_repeats_and_others_come_in_their_shares():
+    store = filled(1000, Plan(shared=.2))
+    for _ in range(500):
+        assert store.answer(store.next("ann")["item"], "ann", 7, {}) is None
+    counts = Counter(a["purpose"] for a in store.answers())
+    assert 70 < counts["pool"] < 130 and 10 < counts["repeat"] < 45
+    rows = store.all("SELECT id, pair, purpose FROM items ORDER BY id")
+    first = {row["pair"]: i for i, row in reversed(list(enumerate(rows))) if row["purpose"] != "repeat"}
+    assert all(i - first[row["pair"]] > APART for i, row in enumerate(rows)
+               if row["purpose"] == "repeat")
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["serve"], "--db"), (["serve", "--db", "{tmp}/new.db"], "--pairs"),
+    (["serve", "--db", "{tmp}/x.db", "--pairs", "{tmp}/none.jsonl"], "none.jsonl"),
+    (["serve", "--db", "{tmp}/bad.db"], "cannot be used as a database"),
+    (["serve", "--db", "{tmp}/ok.db", "--shared", "2"], "--shared"),
+    (["serve", "--db", "{tmp}/ok.db", "--port", "70000"], "--port"),
+    (["serve", "--db", "{tmp}/ok.db", "--host", "203.0.113.7"], "--host 203.0.113.7"),
+    (["stats", "--db", "{tmp}/none.db"], "no such file"), (["stats"], "no such file"),
+    (["export", "--db", "{tmp}/ok.db"], "--out"),
+    (["export", "--db", "{tmp}/ok.db", "--out", "{tmp}/out"], "no answers yet"),
+    (["release", "--db", "{tmp}/ok.db", "--labeller", "zoe"], "'zoe' is nobody"),
+    (["simulate", "--pairs", "p", "--out", "o", "--db", "{tmp}/ok.db"], "exists"),
+])
+def test_a_mistake_is_answered_in_one_line(tmp_path, argv, words):
+    Store(tmp_path / "ok.db").close()
+    (tmp_path / "bad.db").write_text("this is no database " * 100)
+    with pytest.raises(Problem) as problem:
+        label.main([word.format(tmp=tmp_path) for word in argv])
+    assert words in str(problem.value) and "\n" not in str(problem.value)

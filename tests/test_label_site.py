@@ -216,6 +216,8 @@ def test_lessons_show_the_researcher_and_hold_who_disagrees(serve, tmp_path, cap
     assert good.next()["lesson"] is False and bad.next()["held"].startswith("agreed with")
     label.main(["stats", "--db", str(server.db)])
     assert "bad is held" in capsys.readouterr().out
+    label.main(["stats", "--json", "--db", str(server.db)])
+    assert json.loads(capsys.readouterr().out) == json.loads(res.raw("GET", "/numbers")[1])
     good.answer(good.next()["item"])
     found = export(server, tmp_path / "out.jsonl")
     assert {r["worker"] for r in found} == {"res", "good"} and len(found) == 6
