@@ -31,6 +31,7 @@ import secrets
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,9 +208,9 @@ def exported(store):
     Left out: skips and answers of 5, which prefer neither; lessons; repeats, which measure people,
     not summaries; everything by a labeller who is held.
     """
-    pairs, states = store.pairs(), store.states()
+    answers, states, pairs = store.answers(), store.states(), store.pairs()
     comparisons, axes, left_out = [], [], Counter()
-    for answer in store.answers():
+    for answer in answers:
         reason = ("held labellers" if states[answer["labeller"]][0] == "held" else
                   {"lesson": "lessons", "repeat": "repeats"}.get(answer["purpose"]))
         if reason is None:
@@ -310,7 +311,11 @@ def serve(cfg):
         compare_with(cfg, store)
     settings = {"labeller": cfg.labeller, "naive": cfg.naive, "guide": GUIDE, "scale": SCALE,
                 "axes": AXES if cfg.axes else [], "onboarding": cfg.onboarding}
-    site = Site(cfg.host, cfg.port, store, settings, lambda: numbers(Store(cfg.db)),
+
+    def fresh_numbers():          # by a connection of their own, so that no answer waits for them
+        with closing(Store(cfg.db)) as reader:
+            return numbers(reader)
+    site = Site(cfg.host, cfg.port, store, settings, fresh_numbers,
                 None if cfg.host in LOOPBACK else secrets.token_urlsafe(18),
                 [name.strip().lower() for name in cfg.names.split(",") if name.strip()])
     print(f"{cfg.db}: {new} new pairs, {len(store.pairs())} in all\n{site.url}    label here\n"

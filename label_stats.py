@@ -50,12 +50,14 @@ def share(looks):
 def person(name, state, answers, chosen, again, researchers):
     """One labeller's row: how much, how fast, how even-handed, how much like others and oneself.
 
+    Sides and the scale's histogram are as shown: 1 is A, though A was the pair's second summary.
+
     answers: theirs. chosen: {pair: {labeller: 0 or 1}}, first opinions, ties and skips aside.
     again: (pair, 1 if they repeated themselves else 0) for each repeat.
     """
     seconds = [a["seconds"] for a in answers if a["seconds"] is not None]
-    sides = [(a["pair"], int(second_is_better(a["confidence"]) == a["swapped"])) for a in answers
-             if second_is_better(a["confidence"]) is not None]
+    shown = [(a["pair"], 10 - a["confidence"] if a["swapped"] else a["confidence"])
+             for a in answers if a["confidence"] is not None]
 
     def like(who):
         return share((pair, int(votes[name] == vote)) for pair, votes in chosen.items()
@@ -65,12 +67,11 @@ def person(name, state, answers, chosen, again, researchers):
     # A break for coffee is no work: an item counts for five minutes at most.
     hours = sum(min(s, 300) for s in seconds) / 3600
     return {"state": state[0], "why": state[1], "answers": len(answers),
-            "ties": sum(a["confidence"] == 5 for a in answers),
-            "skipped": sum(a["confidence"] is None for a in answers),
+            "ties": sum(c == 5 for _, c in shown), "skipped": len(answers) - len(shown),
             "seconds": float(np.median(seconds)) if seconds else None,
             "per_hour": len(seconds) / hours if hours else None,
-            "chose_a": share(sides),
-            "confidence": [sum(a["confidence"] == c for a in answers) for c in range(1, 10)],
+            "chose_a": share((pair, int(c < 5)) for pair, c in shown if c != 5),
+            "confidence": [sum(c == point for _, c in shown) for point in range(1, 10)],
             "self": share(again), "researcher": like(lambda rival: rival in researchers),
             "others": like(lambda rival: rival not in researchers)}
 
@@ -96,7 +97,8 @@ def numbers(store):
     Agreement counts first opinions on the same pair; a 5 on either side leaves the pair out.
     Policies' win rates count a 5 as half a win, and no pair of a policy against itself.
     """
-    pairs, states, answers = store.pairs(), store.states(), store.answers()
+    # Answers first: while they are read, somebody new may come, whose state is there afterwards.
+    answers, states, pairs = store.answers(), store.states(), store.pairs()
     researchers = {name for name, (state, _) in states.items() if state == "researcher"}
     by_person, chosen, again = defaultdict(list), defaultdict(dict), defaultdict(list)
     looks, wins = defaultdict(list), defaultdict(list)

@@ -344,7 +344,7 @@ class Store:
         seconds = statistics.median(row["seconds"] for row in rows)
         if share < self.plan.hold_below:
             self.set_state(labeller, "held", f"agreed with the researcher on {sum(agreed)} of "
-                           f"{len(agreed)} clear lessons, of {len(rows)}")
+                           f"{len(agreed)} clear lessons")
         elif seconds < self.plan.fastest:
             self.set_state(labeller, "held", f"took {seconds:.1f} s for a lesson")
 
