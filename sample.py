@@ -318,7 +318,7 @@ def writers_of(cfg, policies, reward, temperature):
 
     A text is a function of the post's row and the number of the draw, `step`, whoever else writes.
     """
-    def sampler(policy, purpose):
+    def sampler(policy, purpose):                  # one sample of each post
         def write(posts, rows, step, bar=None):
             return summarise(policy.model, policy.tokenizer, posts, rows=rows, purpose=purpose,
                              limit_query=policy.query_length, limit_response=policy.response_length,
@@ -326,7 +326,7 @@ def writers_of(cfg, policies, reward, temperature):
                              rows_at_once=cfg.rows_at_once, progress=bar, world=policy.world)
         return write
 
-    def chooser(write, n):
+    def chooser(write, n):                         # the best of n, in the reward model's eyes
         def best(posts, rows, step, bar=None):
             many = [p for p in posts for _ in range(n)]
             texts = write(many, [row * n + k for row in rows for k in range(n)], step)

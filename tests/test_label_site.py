@@ -286,7 +286,7 @@ def test_twenty_labellers_lose_no_answer_and_share_no_pair(memory):
 
 def test_an_answer_survives_kill_9(tmp_path):
     """Every answer that was acknowledged is in the file, wherever the process died."""
-    write_jsonl(tmp_path / "pairs.jsonl", many_pairs(3000))
+    write_jsonl(tmp_path / "pairs.jsonl", many_pairs(150 * KILLS))
     acknowledged, moments = {}, random.Random(0)
     for _ in range(KILLS):
         server = Server(tmp_path, None)
@@ -295,7 +295,7 @@ def test_an_answer_survives_kill_9(tmp_path):
             try:
                 client = Client(port, name)
                 item = client.next()["item"]
-                while True:
+                while item:
                     confidence = moments.randint(6, 9)
                     status, reply = client.answer(item, confidence)
                     if status == 200:
