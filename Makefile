@@ -33,7 +33,7 @@ here:
 	@ln -sfn toy-$(SEED) data/toy
 
 test: $(READY)
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2
 
 GPUS ?= 1
 SIZE ?= gpt2
