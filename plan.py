@@ -40,6 +40,7 @@ class Config:
     peak: float = flag(989.0, "TFLOP/s of one GPU at its best (H100, bf16)")
     utilisation: float = flag(0.35, "share of the peak that training reaches")
     bandwidth: float = flag(3.35, "TB/s of one GPU's memory, which bounds decoding (H100)")
+    network: float = flag(200.0, "GB/s at which weights and gradients travel between GPUs")
 
 
 class Counted(NamedTuple):
@@ -146,11 +147,17 @@ def needs(cfg, micro, rollout):
                 "activations": kept, "temporary": temporary}
     if cfg.stage != "ppo":
         return learning, {}
-    writing = {**fixed, "gathered": wide * nets[0].all if sharded or bf16 else 0,
-               "KV cache": size.layers * 2 * rollout * T * size.width * wide,
-               # One block at work, nothing kept; then logits and their logarithms.
-               "temporary": rollout * max(10 * T * size.width * 4, 2 * 4 * job.response *
-                                          cfg.vocabulary)}
+    C, V, policy = size.width, cfg.vocabulary, wide * nets[0].all if sharded or bf16 else 0
+    copy = 4 * V * C * bf16                       # the head's weights in fp32, where kept in bf16
+    column, root = 10 * C * 4, wide * nets[0].root * sharded        # a column in a block; a root
+    decoding = {**fixed, "gathered": policy, "temporary": copy * sharded + rollout * max(
+        24 * V, job.query * column), "KV cache": size.layers * 2 * rollout * T * C * wide}
+    # Scoring comes after the cache has gone. FSDP2 leaves a root gathered when no backward follows:
+    # the reference's beside its logits, at last all three frozen or valuing ones and one arriving.
+    scoring = {**fixed, "gathered": policy, "KV cache": 0,
+               "temporary": max(4 * root + rollout * T * column,
+                                root + copy + 2 * 4 * rollout * job.response * V)}
+    writing = max(decoding, scoring, key=lambda part: sum(part.values()))
     return learning, writing
 
 
@@ -183,15 +190,21 @@ def forward_flops(size, vocabulary, head, rows, T, R):
     return rows * (blocks + last + (2 * C * vocabulary * R if head == "lm" else 0))
 
 
-def time_of(cfg, rollout):
+def time_of(cfg, micro, rollout):
     """FLOPs a step and seconds a step, learning and writing apart: (flops, learn, write)."""
     job, size = work(cfg), SIZES[cfg.size]
     T, rate = job.query + job.response, cfg.gpus * cfg.peak * 1e12 * cfg.utilisation
     forward = sum(forward_flops(size, cfg.vocabulary, head, job.batch * job.rows, T, job.response)
                   for head in job.networks)
     learn = job.passes * (4 if cfg.checkpointing else 3) * forward
+    # FSDP gathers bf16 weights twice and reduces fp32 gradients once a micro-batch; DDP reduces
+    # once a step. It overlaps with computing, so the longer of the two counts.
+    times = -(-job.batch // (cfg.gpus * micro)) if cfg.parallel == "fsdp" else 1
+    params = sum(counted(cfg.size, cfg.vocabulary, head).all for head in job.networks)
+    travel = 8 * params * times * job.passes / (cfg.network * 1e9) * (cfg.gpus > 1)
+    learning = max(learn / rate, travel)
     if cfg.stage != "ppo":
-        return learn, learn / rate, 0.0
+        return learn, learning, 0.0
     scoring = 2 * forward + forward_flops(size, cfg.vocabulary, "lm", job.batch, job.query, 1)
     # Decoding reads every weight and the cache once a token, whatever the number of rows.
     chunks = -(-job.batch // (cfg.gpus * max(1, rollout)))
@@ -199,7 +212,7 @@ def time_of(cfg, rollout):
     cache = size.layers * 2 * max(1, rollout) * T * size.width * wide
     read = counted(cfg.size, cfg.vocabulary, "lm").all * wide + cache
     write = scoring / rate + chunks * job.response * read / (cfg.bandwidth * 1e12 * 0.6)
-    return learn + scoring, learn / rate, write
+    return learn + scoring, learning, write
 
 
 # ------------------------------------------------------------------------------------------ output
@@ -268,7 +281,7 @@ def main(argv):
     print(f"disk: {12 * trained / 1e9:.1f} GB a training state, two are kept; final weights "
           f"{4 * trained / 1e9:.1f} GB, as much of rank 0's host memory while they are gathered")
     if good:
-        flops, learn, write = time_of(cfg, rollout)
+        flops, learn, write = time_of(cfg, micro, rollout)
         hours = job.steps * (learn + write) / 3600
         what = "an iteration" if cfg.stage == "ppo" else "a step"
         print(f"time: {flops / 1e15:.3g} PFLOP and {learn + write:.1f} s {what}"
