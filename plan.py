@@ -257,6 +257,8 @@ def main(argv):
     if cfg.gpus < 1 or job.batch % cfg.gpus or cfg.memory <= 0:
         raise Problem(f"--gpus {cfg.gpus}, --memory {cfg.memory:g}: both count from 1, and the "
                       f"batch of {job.batch} has to divide over the GPUs")
+    if cfg.gpus > 8 and cfg.gpus % 8:
+        raise Problem(f"--gpus {cfg.gpus}: beyond one machine, whole machines of 8")
     micro, rollout = choose(cfg)
     learning, writing = needs(cfg, max(1, micro), max(1, rollout))
     print(f"{cfg.stage}.py, {cfg.size}, {cfg.gpus} x {cfg.memory:g} GB, {cfg.parallel}, "

@@ -13,6 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import plan  # noqa: E402
 from model import SIZES, build, generate, lay_out, sized, token_logp  # noqa: E402
 from runtime import (  # noqa: E402
     ALONE,
@@ -152,8 +153,15 @@ def main():
         used = flops / seconds / 1e12
         say("arithmetic", f"{used:.2f} TFLOP/s" +
             (f", {used / cfg.peak:.0%} of the peak" if cfg.peak else ""))
+        planned = sum(plan.needs(plan.Config(
+            cfg.size, "sft", world.size, parallel=cfg.parallel, checkpointing=cfg.checkpointing,
+            precision="bf16" if world.bf16 else "fp32"), cfg.rows, 1)[0].values()) / 1e9
         if world.device.type == "cuda":
-            say("most memory", f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+            most = torch.cuda.max_memory_allocated() / 1e9
+            say("most memory, and what plan.py says", f"{most:.1f}, {planned:.1f} GB",
+                most < 1.15 * planned)
+        else:
+            say("memory that plan.py says (not measured on a CPU)", f"{planned:.2f} GB")
     if failed:
         raise SystemExit(1)
 

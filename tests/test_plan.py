@@ -23,18 +23,23 @@ def of(tracker, kind):
 
 
 def steps(net, optimizer, rows, tracker, world):
-    """A step that brings Adam's moments to life, then, tracked, two micro-batches."""
+    """A step that brings Adam's moments to life, then, tracked, two micro-batches.
+
+    Returns: what is held between the last forward and its backward pass.
+    """
     with tracker:
         for micro in range(3):
             with runtime.mixed(world):
                 logits = net(rows.tokens, at=rows.columns)      # every row is as long as the others
                 loss = -model.token_logp(logits, rows.targets).sum()
+            held = of(tracker, "current")
             loss.backward()
             if micro == 0:
                 optimizer.step()
                 optimizer.zero_grad()
             if micro < 2:
                 tracker.reset_mod_stats()
+    return held
 
 
 def rows_of(query, response, n, vocabulary):
@@ -74,13 +79,14 @@ def test_eight_imaginary_gpus_hold_what_the_plan_says(size, monkeypatch):
             net.to_empty(device="cpu")
             optimizer = torch.optim.AdamW(net.parameters(), foreach=False)
             tracker = FSDPMemTracker(net, optimizer)
-            steps(net, optimizer, rows_of(512, 48, 4, plan.VOCABULARY), tracker, world)
+            held = steps(net, optimizer, rows_of(512, 48, 4, plan.VOCABULARY), tracker, world)
         expected, _ = plan.needs(plan.Config(size=size, stage="sft", gpus=8, parallel="fsdp"), 4, 1)
         now, peak = of(tracker, "current"), of(tracker, "peak")
         assert now["SHARDED_PARAM"] == pytest.approx(expected["weights"], rel=0.01)
         assert now["SHARDED_GRAD"] == pytest.approx(expected["gradients"], rel=0.01)
         assert now["OPT"] == pytest.approx(expected["Adam"], rel=0.01)
-        assert peak["ACT"] == pytest.approx(expected["activations"], rel=0.15)
+        print(size, held["ACT"], expected["activations"], peak["Total"], sum(expected.values()))
+        assert held["ACT"] == pytest.approx(expected["activations"], rel=0.15)
         assert peak["Total"] == pytest.approx(sum(expected.values()), rel=0.15)
     assert ranks(1, act) == [0]
 
