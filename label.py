@@ -90,7 +90,7 @@ class Stats(Machine):
 @dataclass(frozen=True)
 class Export:
     db: str = flag("", "database that `serve` keeps")
-    out: str = flag("", "file of comparisons to write; grades go to OUT.axes.jsonl beside it")
+    out: str = flag("", "file of comparisons to write; grades go beside it: x.jsonl, x.axes.jsonl")
 
 
 @dataclass(frozen=True)

@@ -490,6 +490,9 @@ def main(argv=None):
     if argv[:1] == ["plan"]:
         import plan  # imports this file in turn
         return plan.main(argv[1:])
+    if argv and argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return None
     if argv:
         import convert
         return convert.main(argv)

@@ -95,14 +95,14 @@ class Config(Common):
     snapshot_every: int = flag(0, "iterations between copies of the policy in snapshots/; 0: none")
 
 
-PRESETS = {     # the paper's in the last two rows (appendix B.1); silent there: 2019's code
+PRESETS = {     # the last two rows: the paper's (B.1); where it is silent, the 2019 code's
     "toy": dict(query_length=256, temperature=1.0, episodes=3072, batch=256, minibatches=4,
                 rollout_batch=128, micro_batch=64, lr=3e-4, save_every=5),
     # DIFFERS: toy and laptop sample at temperature 1 and take 4 optimizer steps an epoch.
     "laptop": dict(query_length=320, response_length=32, temperature=1.0, episodes=3072, batch=256,
                    minibatches=4, rollout_batch=64, micro_batch=64, lr=2e-4, save_every=5),
     "gpt2": dict(lr=1.5e-5, save_every=50),
-    "1.3b": dict(lr=1.5e-5, batch=512, save_every=50),
+    "1.3b": dict(lr=1.5e-5, batch=512, micro_batch=8, save_every=50),
     "6.7b": dict(lr=7e-6, batch=256, micro_batch=4, rollout_batch=32, save_every=50),
 }
 

@@ -109,7 +109,7 @@ def parse(config_class, presets, argv, doc, by=None):
         parser.add_argument("--preset", default=None, choices=list(presets),
                             help="a set of values; typed flags win over it")
     groups = {c: parser.add_argument_group(title) for c, title in
-              ((Common, "of every training script"), (config_class, "of this script"))}
+              ((Common, "shared by the scripts"), (config_class, "of this script"))}
     for field in dataclasses.fields(config_class):
         group = groups[Common if field.name in Common.__dataclass_fields__ else config_class]
         name = "--" + field.name.replace("_", "-")
@@ -119,7 +119,8 @@ def parse(config_class, presets, argv, doc, by=None):
             group.add_argument(name, action="store_true", **options)
         else:
             group.add_argument(name, type=field.type, choices=field.metadata["choices"],
-                               metavar=field.type.__name__.upper(), **options)
+                               metavar=None if field.metadata["choices"] else
+                               field.type.__name__.upper(), **options)
     typed = vars(parser.parse_args(argv))
     preset = presets.get(typed.pop("preset", None), {})
     if by and preset:
@@ -276,7 +277,10 @@ def fill(weight, values):
 
 
 def parallelize(network, world, cfg):
-    """Make `network` average its gradients over ranks. Compute only through what this returns."""
+    """Checkpointing, compile and, where it is needed, DDP's wrapper (`allocate` put FSDP on).
+
+    Take gradients only through what this returns; to read and to sample, the network will do.
+    """
     for block in network.blocks:
         block.checkpointing = cfg.checkpointing
     if cfg.compile:                       # FSDP gathers weights between the blocks: compile those
@@ -297,7 +301,7 @@ def bare(module):
 @contextlib.contextmanager
 def gathered(network):
     """Within, a sharded network holds its weights whole: a forward needs no other rank, and each
-    rank may do as many as it likes, as in generating. Elsewhere this does nothing."""
+    rank may do as many as it likes, as in generating. Of a network that is not sharded: nothing."""
     parts = [m for m in network.modules() if isinstance(m, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)

@@ -6,9 +6,8 @@
     --loss-on summary    only the summary's tokens count, given the post: supervised fine-tuning,
                          the paper's baseline and the start of its policy (sections 3.1, 3.4, B.1)
 
-The two differ in what is called a query: a whole post, or nothing but one <|endoftext|>. The
-loop is the same, and its beats (batch, weigh, gradients, descend, judge, log, save) come back in
-reward.py and ppo.py.
+The two differ in what is called a query: a whole post, or a single token, <|endoftext|> where a
+text begins. The loop is the same, and its five numbered beats come back in reward.py and ppo.py.
 
     python sft.py --preset toy --data data/toy --loss-on all     --out runs/demo/pretrained
     python sft.py --preset toy --data data/toy --loss-on summary --init runs/demo/pretrained \
@@ -74,7 +73,7 @@ class Config(Common):
     log_every: int = flag(10, "steps between lines in log.jsonl")
 
 
-PRESETS = {     # each stage of each; the paper's in the last two rows (Table 3, appendix B.1)
+PRESETS = {     # the last two rows: the paper's (Table 3, B.1); `all`, where it began: GPT-3's
     "toy": dict(
         all=dict(size="toy", block_length=256, batch=16, lr=1e-3, warmup=50, steps=200),
         summary=dict(size="toy", query_length=256, batch=16, lr=3e-3, warmup=50, steps=1300)),

@@ -1,4 +1,5 @@
 """What plan.py predicts, against what torch's own trackers of memory count."""
+import importlib
 import os
 
 import pytest
@@ -141,3 +142,16 @@ def test_sharding_in_two_holds_little_more_than_half():
         print(f"held {held / whole:.4f} of {whole / 1e6:.1f} MB", flush=True)
         assert held <= 0.6 * whole
     assert ranks(1, act) == [0]
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("size, how", [("1.3b", {}), ("6.7b", dict(
+    parallel="fsdp", checkpointing=True))])
+def test_the_papers_presets_fit_eight_gpus_of_80_gb(size, how, stage):
+    """SCALING.md's commands, with the micro-batches that the presets bring."""
+    script = importlib.import_module(stage)
+    by = {"by": "loss_on"} if stage == "sft" else {}
+    flags = runtime.parse(script.Config, script.PRESETS, ["--preset", size], "", **by)
+    learning, writing = plan.needs(plan.Config(size, stage, 8, **how), flags.micro_batch,
+                                   getattr(flags, "rollout_batch", 1))
+    assert max(sum(learning.values()), sum(writing.values())) < 72e9
