@@ -131,16 +131,21 @@ def accuracy(model, rows, cfg, world):
 
 
 @torch.no_grad()
-def reference_mean(model, tokenizer, posts, cfg, world):
-    """The mean score of posts' own summaries, which is to become 0."""
+def zero_at_references(model, tokenizer, posts, cfg, world):
+    """Move the head's bias so that the posts' own summaries score 0 on average (section 3.4).
+
+    Only the mean moves, not the scale, as in the paper. Returns: the mean that was taken away.
+    """
     total = torch.zeros(2, dtype=torch.float64)                      # score, summaries
-    for part in accumulate([], world.share(posts), 2 * cfg.micro_batch):
-        with mixed(world):
-            scores = score(model, [encode_query(tokenizer, p, cfg.query_length) for p in part],
-                           [encode_response(tokenizer, p["summary"], cfg.response_length)
-                            for p in part])                          # (b,)
-        total += torch.tensor([scores.cpu().double().sum().item(), len(part)])
+    with gathered(model):
+        for part in accumulate([], world.share(posts), 2 * cfg.micro_batch):
+            with mixed(world):
+                scores = score(model, [encode_query(tokenizer, p, cfg.query_length) for p in part],
+                               [encode_response(tokenizer, p["summary"], cfg.response_length)
+                                for p in part])                          # (b,)
+            total += torch.tensor([scores.cpu().double().sum().item(), len(part)])
     points, summaries = world.sum(total.to(world.device, torch.float32)).tolist()
+    model.head.bias -= points / summaries
     return points / summaries
 
 
@@ -204,10 +209,7 @@ def train(cfg, world):
             mean_loss, right = world.sum(totals).tolist()
             run.log(step, loss=mean_loss, accuracy=right, **judged, lr=lr, grad_norm=norm)
         run.save_if_due(step)
-    with gathered(network):
-        mean = reference_mean(network, tokenizer, posts, cfg, world)
-    with torch.no_grad():                 # only the mean moves, not the scale (section 3.4)
-        network.head.bias -= mean
+    zero_at_references(network, tokenizer, posts, cfg, world)
     run.finish(model=network)
 
 

@@ -432,7 +432,7 @@ def config_of(folder):
 
 
 # Flags that change how fast a run goes or where it lives, but not what it computes.
-FREE = {"out", "resume", "device", "precision", "parallel", "compile", "checkpointing",
+FREE = {"out", "resume", "device", "parallel", "compile", "checkpointing",
         "save_every", "micro_batch", "rollout_batch"}
 
 

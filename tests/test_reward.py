@@ -13,7 +13,7 @@ from test_sft import Killed, kill_at, log_of, weights_of
 import data
 import reward
 from model import lay_out, load_model, score
-from reward import comparison_rows, pairwise_loss, reference_mean, score_pairs
+from reward import comparison_rows, pairwise_loss, score_pairs, zero_at_references
 from runtime import Problem, parse
 
 
@@ -94,15 +94,19 @@ def test_accuracy_counts_right_pairs_and_half_of_ties(reward_model, comparisons,
         0.5, pytest.approx(math.log(2)))
 
 
-def test_references_score_0_on_average(reward_model, data_dir, tokenizer, world):
+def test_references_score_0_on_average_and_no_difference_changes(reward_model, data_dir, tokenizer,
+                                                                world):
     net, posts = load_model(reward_model), data.read_posts(data_dir, "train")
     queries = [data.encode_query(tokenizer, p, 80) for p in posts]
     responses = [data.encode_response(tokenizer, p["summary"], 16) for p in posts]
     assert abs(score(net, queries, responses).mean()) < 1e-5        # already, by reward.py itself
     with torch.no_grad():
         net.head.bias += 3
-    mean = reference_mean(net, tokenizer, posts, config("--micro-batch 3"), world)
-    assert mean == pytest.approx(3, abs=1e-5)
+    before = score(net, queries, responses)
+    moved = zero_at_references(net, tokenizer, posts, config("--micro-batch 3"), world)
+    after = score(net, queries, responses)
+    assert moved == pytest.approx(3, abs=1e-5) and abs(after.mean()) < 1e-5
+    assert (after.diff() - before.diff()).abs().max() < 1e-5
 
 
 # ------------------------------------------------------------------------------------------- loop
