@@ -70,7 +70,7 @@ class Config(Common):
 
 PRESETS = {     # the paper's in the last two rows (appendix B.1)
     "toy": dict(query_length=256, response_length=48, batch=16, lr=1e-3, warmup=10),
-    "laptop": dict(query_length=320, response_length=32, micro_batch=32, lr=3e-4, warmup=10),
+    "laptop": dict(query_length=320, response_length=32, batch=16, lr=3e-4, warmup=10),
     "gpt2": dict(lr=1.5e-5),
     "1.3b": dict(lr=1.5e-5, micro_batch=4),
     "6.7b": dict(lr=5e-6, micro_batch=1),
