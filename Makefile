@@ -1,4 +1,5 @@
 # make demo            toy posts, from nothing to a report, in some minutes     (make demo SEED=1)
+# make rounds          the paper's outer loop: sample -> label -> reward -> ppo, ROUNDS=3 times
 # make test            the tests
 # make check-gpu       two minutes before paying for a night: GPUS=8 SIZE=1.3b PARALLEL=fsdp
 # make clean           forget the demo's runs and data; .venv stays
@@ -17,7 +18,7 @@ POSTS ?= 1000
 PY = .venv/bin/python
 READY = .venv/ready
 .DELETE_ON_ERROR:
-.PHONY: demo test check-gpu clean here
+.PHONY: demo rounds test check-gpu clean here
 
 demo: here $(RUN)/report/report.json
 	@echo
@@ -84,3 +85,37 @@ $(RUN)/ppo/model.pt: $(RUN)/reward/model.pt
 
 $(RUN)/report/report.json: $(RUN)/ppo/model.pt
 	$(PY) evaluate.py --run $(RUN) --data $(DATA) --posts $(POSTS) --seed $(SEED) --out $(RUN)/report
+
+# The outer loop (section 3.1). Every round asks about the summaries of the newest policy and of those
+# before it, about the pairs that the reward model is least sure of; a new reward model learns from
+# *all* labels so far, and PPO starts again from the supervised policy. PAIRS counts all rounds' pairs.
+ROUNDS ?= 3
+LOOP ?= $(RUN)/rounds-$(ROUNDS)
+BY ?= random
+comma = ,
+space = $(subst ,, )
+
+rounds: here $(LOOP)/$(ROUNDS)/report/report.json
+
+define round   # $(1): this round; $(2): the one before, none for the first
+$(LOOP)/$(1)/pairs.jsonl: $(RUN)/supervised/model.pt $(if $(2),$(LOOP)/$(2)/ppo/model.pt)
+	@mkdir -p $$(@D) && ln -sfn ../../supervised $$(@D)/supervised && ln -sfn ../../pretrained $$(@D)/pretrained
+	$(PY) sample.py --policy $(if $(2),$(LOOP)/$(2)/ppo --others $(RUN)/supervised \
+	  --reward $(LOOP)/$(2)/reward --by $(BY) --best-of 4,$(RUN)/supervised) --data $(DATA) \
+	  --pairs $$$$(($(PAIRS) / $(ROUNDS))) --with-reference $(if $(2),0.2,0.5) --seed $(SEED)$(1) --out $$@
+
+$(LOOP)/$(1)/comparisons.jsonl: $(LOOP)/$(1)/pairs.jsonl
+	$(PY) label.py simulate --pairs $$< --labels 3 --seed $(SEED)$(1) --out $$@
+
+$(LOOP)/$(1)/reward/model.pt: $(LOOP)/$(1)/comparisons.jsonl
+	$(PY) reward.py --preset toy --init $(RUN)/supervised --seed $(SEED) --out $$(@D) --resume \
+	  --comparisons $(subst $(space),$(comma),$(patsubst %,$(LOOP)/%/comparisons.jsonl,$(shell seq $(1))))
+
+$(LOOP)/$(1)/ppo/model.pt: $(LOOP)/$(1)/reward/model.pt
+	$(PY) ppo.py --preset toy --policy $(RUN)/supervised --reward $(LOOP)/$(1)/reward --data $(DATA) \
+	  --seed $(SEED) --out $$(@D) --resume
+
+$(LOOP)/$(1)/report/report.json: $(LOOP)/$(1)/ppo/model.pt
+	$(PY) evaluate.py --run $(LOOP)/$(1) --data $(DATA) --posts $(POSTS) --seed $(SEED) --out $$(@D)
+endef
+$(foreach n,$(shell seq $(ROUNDS)),$(eval $(call round,$(n),$(filter-out 0,$(shell expr $(n) - 1)))))

@@ -163,7 +163,7 @@ def check_comparison(where, record):
                       "9, or leave it out")
 
 
-def read_comparisons(path, split=None):
+def read_comparisons(paths, split=None):
     """Human comparisons in OpenAI's format, checked; `split` keeps train, valid1 or valid2 alone.
 
         {"info": post or article, "summaries": [{"text", "policy", "note"}, {...}], "choice": 0 | 1,
@@ -171,27 +171,29 @@ def read_comparisons(path, split=None):
 
     Each text begins with a space; note may be null and confidence absent. (Mirrors also say what a
     post is not: "article": null. That is left out.)
+    paths: a file, or several with commas between, read one after the other.
     Raises: Problem naming file, line and field.
     """
-    if not Path(path).exists():
-        raise Problem(f"{path}: no such file of comparisons: make it with `python label.py "
-                      f"simulate --pairs PAIRS --out {path}`")
     comparisons, splits = [], set()
-    for number, record in read_jsonl(path):
-        where = f"{path}, line {number}"
-        if isinstance(record.get("info"), dict):
-            record["info"] = {k: v for k, v in record["info"].items() if v is not None}
-        check_comparison(where, record)
-        if split is not None:
-            check_texts(where, record, ("split",))
-            splits.add(record["split"])
-        if split in (None, record.get("split")):
-            comparisons.append(record)
+    for path in (word.strip() for word in str(paths).split(",")):
+        if not Path(path).is_file():
+            raise Problem(f"{path}: no such file of comparisons: make it with `python label.py "
+                          f"simulate --pairs PAIRS --out {path}`")
+        for number, record in read_jsonl(path):
+            where = f"{path}, line {number}"
+            if isinstance(record.get("info"), dict):
+                record["info"] = {k: v for k, v in record["info"].items() if v is not None}
+            check_comparison(where, record)
+            if split is not None:
+                check_texts(where, record, ("split",))
+                splits.add(record["split"])
+            if split in (None, record.get("split")):
+                comparisons.append(record)
     if not comparisons and splits:
-        raise Problem(f"{path}: no line has split {split!r}, but there are "
+        raise Problem(f"{paths}: no line has split {split!r}, but there are "
                       f"{', '.join(sorted(splits))}: ask for one of these")
     if not comparisons:
-        raise Problem(f"{path}: is empty: collect comparisons with `python label.py`")
+        raise Problem(f"{paths}: is empty: collect comparisons with `python label.py`")
     return comparisons
 
 

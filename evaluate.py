@@ -71,6 +71,8 @@ class Config(Machine):
     out: str = flag("", "folder of the report; none: report/ in --run")
     judge: str = flag("auto", "who compares; auto: gold for toy posts, else rouge",
                       choices=("auto", "gold", "rouge"))
+    comparisons: str = flag("", "labels to try the reward model on, comma between files; none: the "
+                                "run's, else those of its training; always their split valid2")
     axes: str = flag("", "people's grades, from label.py export: shown beside the judge's")
     against: str = flag("", "another checkpoint folder, compared with this run's best policy")
     posts: int = flag(1000, "held-out posts summarised greedily")
@@ -315,11 +317,11 @@ def human_axes(path, seed):
 def reward_accuracy(reward, run, judge, data, cfg):
     """How often the reward model agrees with labels it has not seen, and how often the judge does:
     labels are noisy, so nobody can agree with all. None when there is no file of comparisons."""
-    path = Path(run) / "comparisons.jsonl"
-    path = path if path.exists() else Path(reward.flags.get("comparisons") or path)
-    if not path.exists():
+    paths = str(Path(run) / "comparisons.jsonl")
+    paths = paths if Path(paths).exists() else reward.flags.get("comparisons") or paths
+    if not cfg.comparisons and not all(Path(path).exists() for path in paths.split(",")):
         return None
-    labels = read_comparisons(path, "valid2")
+    labels = read_comparisons(cfg.comparisons or paths, "valid2")
     posts = [c["info"] for c in labels]
     chosen, rejected = ([c["summaries"][c["choice"] ^ side]["text"] for c in labels]
                         for side in (0, 1))

@@ -51,7 +51,7 @@ from runtime import (
 @dataclass(frozen=True)
 class Config(Common):
     init: str = flag("", "checkpoint folder of the supervised policy")
-    comparisons: str = flag("", "file of comparisons: OpenAI's records, one a line")
+    comparisons: str = flag("", "files of comparisons, comma between: OpenAI's records, one a line")
     data: str = flag("", "posts whose own summaries shall score 0; none: those --init learned from")
     query_length: int = flag(512, "longest post in tokens; longer ones lose their last paragraphs")
     response_length: int = flag(128, "longest summary in tokens, <|endoftext|> included")

@@ -197,6 +197,14 @@ def test_a_faulty_comparison_is_named_by_file_line_and_field(tmp_path, changes, 
     assert line.startswith(f"{path}, line 2") and told in line
 
 
+def test_several_files_of_comparisons_are_read_one_after_the_other(tmp_path):
+    one, two = (write(tmp_path / f"{i}.jsonl", comparison(worker=str(i), split=split))
+                for i, split in enumerate(("train", "valid2")))
+    assert [c["worker"] for c in read_comparisons(f"{one}, {two}")] == ["0", "1"]
+    assert [c["worker"] for c in read_comparisons(f"{one},{two}", "valid2")] == ["1"]
+    assert "nowhere" in problem_of(read_comparisons, f"{one},{tmp_path / 'nowhere'}")
+
+
 def test_missing_and_empty_comparisons_say_how_to_collect_some(tmp_path):
     assert "python label.py simulate" in problem_of(read_comparisons, tmp_path / "none.jsonl")
     assert "python label.py" in problem_of(read_comparisons, write(tmp_path / "c.jsonl"))

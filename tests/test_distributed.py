@@ -1,6 +1,7 @@
 """Two processes on this machine's CPU (gloo) compute what one computes."""
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -255,6 +256,26 @@ def test_sample_and_evaluate_say_the_same_in_two_processes(world, supervised, da
             said = respond(policy.model, queries, 12, 1.0, rows_at_once=4, world=both)
             assert said == alone
     assert ranks(2, act, "ddp") == ranks(2, act, "fsdp") == [0, 0]
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_pairs_of_several_policies_are_the_same_in_two_processes(how, supervised, reward_model,
+                                                                 data_dir, tmp_path, float64):
+    import sample
+    other = tmp_path / "other"
+    shutil.copytree(supervised, other)
+    weights = torch.load(other / "model.pt", weights_only=True)
+    torch.save({name: 1.1 * w for name, w in weights.items()}, other / "model.pt")
+
+    def words(out):
+        return (f"--device cpu --policy {supervised} --others {other} --reward {reward_model} "
+                f"--best-of 2 --by uncertainty --candidates 2 --data {data_dir} --pairs 13 "
+                f"--query-length 80 --response-length 12 --rows-at-once 5 --out {out}").split()
+    sample.main(words(tmp_path / "alone/pairs.jsonl"))
+    both = [*words(tmp_path / how / "pairs.jsonl"), "--parallel", how]
+    assert ranks(2, sample.main, both) == [0, 0]
+    alone = (tmp_path / "alone/pairs.jsonl").read_text()
+    assert alone.count("other_t1") > 3 and (tmp_path / how / "pairs.jsonl").read_text() == alone
 
 
 @pytest.mark.parametrize("script, more", [("sft", "--batch 9"), ("reward", "--batch 9"),

@@ -23,6 +23,7 @@ from data import write_jsonl
 from label_store import Store
 
 KILLS = int(os.environ.get("KILLS", 8))          # KILLS=50 for the long version
+SECONDS = int(os.environ.get("SECONDS", 2))
 
 
 class Server:
@@ -282,6 +283,33 @@ def test_twenty_labellers_lose_no_answer_and_share_no_pair(memory):
     pool = [r for r in rows if r["purpose"] == "pool"]
     assert 0.10 < len(pool) / 2000 < 0.20 and len({r["pair"] for r in pool}) < 60
     assert 10 < sum(r["purpose"] == "repeat" for r in rows) < 80
+
+
+def test_twenty_people_at_once_are_served_without_waiting(tmp_path):
+    """20 answers a second, each synced to disk before its reply; SECONDS=60 for the long version."""
+    server, waits = Server(tmp_path, many_pairs(20 * SECONDS + 20)), []
+
+    def work(name, start):
+        client, item = Client(server.port, name), None
+        for n in range(SECONDS + 1):
+            time.sleep(max(0, start + n - time.perf_counter()))
+            asked = time.perf_counter()
+            page = client.answer(item)[1]["page"] if item else client.next()
+            waits.append(time.perf_counter() - asked)
+            item = page["item"]
+    begin = time.perf_counter() + 0.1
+    threads = [threading.Thread(target=work, args=(f"w{i:02}", begin + i / 20)) for i in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.kill()
+    waits = sorted(waits)
+    half, most = waits[len(waits) // 2], waits[int(0.99 * len(waits))]
+    print(f"{len(waits)} pages: half within {1e3 * half:.0f} ms, 99 % within {1e3 * most:.0f} ms")
+    answered = Store(server.db).all("SELECT 1 FROM items WHERE answered NOT NULL")
+    assert len(waits) == 20 * (SECONDS + 1) and len(answered) == 20 * SECONDS
+    assert most < (0.1 if SECONDS >= 60 else 1.0)      # a short version shares its cores with others
 
 
 def test_an_answer_survives_kill_9(tmp_path):
