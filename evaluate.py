@@ -11,6 +11,7 @@ by being long, by copying, or only in the reward model's eyes.
                      author's own then, so look at who is preferred to the supervised policy
 
     python evaluate.py --run runs/demo --data data/toy --out runs/demo/report           # 40 s
+    python evaluate.py doctor runs/demo                     what ails a run, by its logs: doctor.py
 
 Writes report.json (every number), report.md (the same in words), report.png and report.svg.
 
@@ -18,6 +19,7 @@ Before:  ppo.py.    After: the world; change a flag and look again.
 """
 import json
 import math
+import sys
 import time
 from bisect import bisect_left
 from collections import defaultdict
@@ -43,6 +45,7 @@ from model import lay_out, load_weights, skeleton, token_logp
 from runtime import (
     Machine,
     Problem,
+    config_of,
     entry,
     flag,
     gathered,
@@ -356,6 +359,16 @@ def please(reward, judge, posts, texts, cfg, sizes=(1,)):
     return [{k: float(best_of(rm, v, n).mean()) for k, v in seen.items()} for n in sizes]
 
 
+def beta_at(step, ppo):
+    """The KL coefficient under which a policy of `step` iterations was trained last: it may have
+    been changed on --resume, which config.json remembers."""
+    beta = ppo.flags["kl_coef"]
+    for change in reversed(config_of(ppo.folder).get("history", [])):
+        if step <= change["step"]:
+            beta = change["flags"].get("kl_coef", [beta])[0]
+    return beta
+
+
 def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature, cfg):
     """Ways of pleasing the reward model more and more, each with its KL (Figures 5 and 7).
 
@@ -364,14 +377,14 @@ def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature
     rows = []
     if ppo:
         final = ppo.flags["episodes"] // ppo.flags["batch"]
-        at = {"method": "ppo", "beta": ppo.flags["kl_coef"], "n": None}
         runs = {}                                        # step: (texts, kl), in training's order
         for path in sorted(Path(ppo.folder, "snapshots").glob("step-*.pt")):
             model, step = skeleton(ppo.model.config, ppo.world, frozen=True), int(path.stem[5:])
             load_weights(model, path)
             if step < final:
                 runs[step] = sample_with_kl(model, supervised, posts, temperature, cfg, path.stem)
-        rows += [{**at, "kl": kl, "step": step, **please(reward, judge, posts, texts, cfg)[0]}
+        rows += [{"method": "ppo", "beta": beta_at(step, ppo), "n": None, "kl": kl, "step": step,
+                  **please(reward, judge, posts, texts, cfg)[0]}
                  for step, (texts, kl) in (runs | {final: samples}).items()]
     posts, sizes = posts[:POOLS], [2 ** k for k in range(cfg.pool.bit_length())]     # 1, 2, 4, ...
     with bar(len(posts) * cfg.pool, "best of n", supervised.world) as progress:
@@ -590,19 +603,25 @@ def draw(report, log, out):
 
 
 def main(argv=None):
-    """Measure, write, print, draw: in this order, so that nothing is lost on the way."""
+    """Measure, write, print, draw: in this order, so that nothing is lost on the way. With a first
+    word `doctor`, be the appendix doctor.py: what ails a run, by its logs?"""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["doctor"]:
+        import doctor
+        return doctor.main(argv[1:])
     cfg = parse(Config, {}, argv, __doc__)
     if min(cfg.posts, cfg.samples, cfg.pool, cfg.rows_at_once) < 1 or cfg.examples < 0:
         raise Problem("--posts, --samples, --pool, --rows-at-once count from 1, --examples from 0")
     with join_world(cfg) as world, mixed(world):
         report, example = evaluate(cfg, world)
     if world.rank > 0:
-        return
+        return None
     out, log = Path(cfg.out or Path(cfg.run) / "report"), Path(cfg.run) / "ppo" / "log.jsonl"
     write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     write_atomically(out / "report.md", markdown(report, example))
     print(policy_table(report, brief=True))
-    draw(report, [line for _, line in read_jsonl(log)] if log.exists() else [], out)
+    lines = [line for _, line in read_jsonl(log)] if log.exists() else []
+    draw(report, [line for line in lines if "event" not in line], out)
     print(f"\n{out / 'report.md'} says what it means ({report['seconds']['evaluate']:.0f} s)")
 
 

@@ -46,9 +46,10 @@ from data import (
     save_tokenizer,
     size,
 )
-from model import generate, lay_out, load_model, token_logp
+from model import generate, lay_out, load_model, load_weights, token_logp
 from runtime import (
     Common,
+    Diverged,
     Problem,
     Run,
     accumulate,
@@ -302,7 +303,15 @@ def describe(rollout, cfg, eot):
             "length": keep.sum(1).float().mean().item(),
             "eot_rate": (rollout.tokens == eot).any(1).float().mean().item(),
             "entropy": -rollout.old_logp[keep].mean().item(), "kl_k3": k3,
-            "score_std": rollout.score.std().item()}
+            "score_std": rollout.score.std().item(), "repeated": repeated(rollout)}
+
+
+def repeated(rollout):
+    """Share of token pairs that stood in the same summary before: near 0 in prose, 1 in a loop."""
+    written = rollout.tokens.gather(1, (rollout.columns + 1).clamp(max=rollout.tokens.shape[1] - 1))
+    rows = [row[real].tolist() for row, real in zip(written, rollout.is_response, strict=True)]
+    pairs = [list(zip(row, row[1:], strict=False)) for row in rows]
+    return 1 - sum(len(set(p)) for p in pairs) / max(1, sum(len(p) for p in pairs))
 
 
 # ----------------------------------------------------------------------------------------- 4. loop
@@ -333,6 +342,26 @@ def load_networks(cfg, world):
     return tokenizer, posts, policy, reference, critic, reward
 
 
+def go_on(run, policy, critic, iterations):
+    """Resume with other --episodes or another --kl-coef than before; the learning rate falls to 0
+    over the new total, as if that had been asked for at once, and so may first rise.
+
+    A finished run goes on from its final policy and critic, with Adam's moments anew (a run keeps
+    them only while it trains). Raises: Problem when nothing would be left to do.
+    """
+    cfg, done = run.cfg, run.first
+    if run.finished:
+        done = run.changed.get("episodes", [cfg.episodes])[0] // cfg.batch
+    if iterations < done or (run.finished and iterations == done):
+        raise Problem(f"{cfg.out} has written {done * cfg.batch} summaries already: raise "
+                      "--episodes above that to go on")
+    if run.finished:
+        for network, name in ((policy, "model.pt"), (critic, "critic.pt")):
+            load_weights(network, f"{cfg.out}/{name}")
+        run.reopen(done)
+    run.change()
+
+
 def train(cfg, world):
     """Write, score, learn; again and again."""
     if cfg.batch % (cfg.minibatches * world.size) or cfg.batch > cfg.episodes:
@@ -347,6 +376,8 @@ def train(cfg, world):
     iterations = cfg.episodes // cfg.batch
     run = Run(cfg, world, {"policy": policy, "critic": critic}, optimizer,
               model=asdict(policy.config))
+    if run.changed:
+        go_on(run, policy, critic, iterations)
     if run.finished:
         return
     if world.rank == 0:
@@ -359,8 +390,8 @@ def train(cfg, world):
         queries = [encode_query(tokenizer, posts[i], cfg.query_length) for i in mine]
         rollout = roll_out(policy, reference, critic, reward, queries, mine, step, cfg, world)
         if not rollout.score.isfinite().all():
-            raise Problem(f"step {step}: the reward model's score is not finite: look at the log "
-                          f"of {cfg.reward}; nothing of this step was kept")
+            raise Diverged(step, "the reward model's score is not finite: look at the log of "
+                                 f"{cfg.reward}; nothing of this step was kept")
         written = time.perf_counter()
 
         # 2-4. what it weighs, gradients, descent       several times over the same batch

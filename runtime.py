@@ -44,6 +44,14 @@ class Problem(Exception):
     """Something the user can mend: what, where, what to do, in one line."""
 
 
+class Diverged(Problem):
+    """A number that is not finite ended a run; its log keeps the step and the message."""
+
+    def __init__(self, step, message):
+        super().__init__(f"step {step}: {message}")
+        self.step = step
+
+
 def entry(main):
     """Run a script's `main`; a Problem becomes one line on stderr and exit code 2."""
     who = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
@@ -210,6 +218,18 @@ PATIENCE = datetime.timedelta(minutes=20)    # with a silent rank; writing 100 G
 
 
 @contextlib.contextmanager
+def last_words(cfg, rank):
+    """A run that diverges says so in its log, where `evaluate.py doctor` finds it later."""
+    try:
+        yield
+    except Diverged as end:
+        if rank == 0:
+            with open(pathlib.Path(cfg.out) / "log.jsonl", "a") as f:
+                f.write(json.dumps({"step": end.step, "event": "stopped", "why": str(end)}) + "\n")
+        raise
+
+
+@contextlib.contextmanager
 def join_world(cfg):
     """The World of this process: alone, or one of torchrun's (gloo on CPU, nccl on CUDA).
 
@@ -228,7 +248,8 @@ def join_world(cfg):
     bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and device == "cuda")
     torch.set_float32_matmul_precision("high")          # TF32, where fp32 is left on CUDA
     if size == 1:
-        yield World(0, 1, torch.device(device), bf16)
+        with last_words(cfg, 0):
+            yield World(0, 1, torch.device(device), bf16)
         return
     backend, own = "gloo", None
     if device == "cuda":
@@ -237,7 +258,8 @@ def join_world(cfg):
     dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
     rank = dist.get_rank()
     try:
-        with contextlib.redirect_stdout(sys.stdout if rank == 0 else None):      # one voice
+        with (contextlib.redirect_stdout(sys.stdout if rank == 0 else None),     # one voice
+              last_words(cfg, rank)):
             yield World(rank, size, own or torch.device(device), bf16, cfg.parallel)
         dist.destroy_process_group()
     except RuntimeError as error:
@@ -366,8 +388,8 @@ def optimizer_step(modules, optimizer, lr, clip, step):
     norms = [nn.utils.clip_grad_norm_(m.parameters(), clip or math.inf) for m in modules]
     norms = [(n.full_tensor() if isinstance(n, DTensor) else n).item() for n in norms]
     if not all(map(math.isfinite, norms)):
-        raise Problem(f"step {step}: the gradient is {norms}; nothing of it was kept. "
-                      "Start again in another --out with a lower --lr (--resume would repeat this)")
+        raise Diverged(step, f"the gradient is {norms}; nothing of it was kept. Start again in "
+                             "another --out with a lower --lr (--resume would repeat this)")
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -434,6 +456,8 @@ def config_of(folder):
 # Flags that change how fast a run goes or where it lives, but not what it computes.
 FREE = {"out", "resume", "device", "parallel", "compile", "checkpointing",
         "save_every", "micro_batch", "rollout_batch"}
+# Flags of ppo.py that may differ on --resume: the log and config.json say at which step they did.
+CHANGEABLE = {"episodes", "kl_coef"}
 
 
 class Run:
@@ -453,24 +477,28 @@ class Run:
         if not cfg.out:
             raise Problem("--out is missing: say in which folder this run shall live")
         self.cfg, self.world, self.optimizer = cfg, world, optimizer
-        self.modules, self.described = modules, described
+        self.modules, self.described = modules, {**described, "history": []}
         self.agent = nn.ModuleDict(modules)           # one state for all networks and their Adam
         self.out = pathlib.Path(cfg.out)
         self.first, self.seconds, self.signal = 0, 0.0, 0
+        self.changed, self.lines, self.warned = {}, [], set()
         started = bool(world.max(int((self.out / "config.json").exists())))
         if started and not cfg.resume:
             raise Problem(f"{self.out} already holds a run: add --resume to go on, or choose "
                           "another --out")
         if started:
-            before = config_of(self.out)["flags"]
+            known = config_of(self.out)
+            before, self.described["history"] = known["flags"], known.get("history", [])
             for name, now in dataclasses.asdict(cfg).items():
-                if name not in FREE and before.get(name, now) != now:
+                if name in CHANGEABLE and before.get(name, now) != now:
+                    self.changed[name] = [before[name], now]
+                elif name not in FREE and before.get(name, now) != now:
                     raise Problem(f"{self.out} was started with --{name.replace('_', '-')} "
                                   f"{before[name]}, not {now}: type that, or choose another --out")
             self._load()
         elif world.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_config(self.out / "config.json", cfg, **described)
+            write_config(self.out / "config.json", cfg, **self.described)
 
     @property
     def finished(self):
@@ -500,12 +528,42 @@ class Run:
             set_state_dict(self.agent, self.optimizer, model_state_dict=state["weights"],
                            optim_state_dict=state["adam"])
             self.first = int(newest.name[5:])
+        if not self.finished:
+            self._cut_log()
+
+    def _cut_log(self):
+        """Leave in the log each step before the first still to do, and each change of flags."""
         log = self.out / "log.jsonl"
-        if log.exists() and self.world.rank == 0 and not self.finished:
-            kept = [line for line in log.read_text().splitlines()
-                    if line.endswith("}") and json.loads(line)["step"] < self.first]
-            self.seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
-            write_atomically(log, "".join(line + "\n" for line in kept))
+        if not log.exists() or self.world.rank > 0:
+            return
+        kept = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in kept if line["step"] < self.first and "event" not in line]
+        self.seconds = kept[-1]["seconds"] if kept else 0.0
+        changes = [{"step": min(c["step"], self.first), "event": "changed", "flags": c["flags"]}
+                   for c in self.described["history"]]
+        self.lines = sorted(changes + kept, key=lambda line: line["step"])   # changes come first
+        write_atomically(log, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def change(self):
+        """Write down that CHANGEABLE flags differ from here on, in config.json and the log."""
+        if self.world.rank == 0:
+            self.described["history"].append({"step": self.first, "flags": self.changed})
+            write_config(self.out / "config.json", self.cfg, **self.described)
+            self._cut_log()
+
+    def reopen(self, step):
+        """Make a finished run one that stands before `step`, with the weights its networks hold now
+        and Adam anew; what was its model.pt becomes a snapshot."""
+        self.first = step
+        for p in self.agent.parameters():
+            never = torch.zeros((), dtype=torch.float32, device=p.device)
+            self.optimizer.state[p] = {"step": never, "exp_avg": torch.zeros_like(p),
+                                       "exp_avg_sq": torch.zeros_like(p)}
+        self._save_state(self.out / "state" / f"step-{step:08d}")
+        if self.world.rank == 0:
+            (self.out / "snapshots").mkdir(exist_ok=True)
+            os.replace(self.out / "model.pt", self.out / "snapshots" / f"step-{step:06d}.pt")
+        self.world.wait()
 
     def steps(self, total):
         """Yields the step numbers still to do, under a progress bar; Ctrl-C is noted, not obeyed
@@ -537,15 +595,38 @@ class Run:
             line = {"step": step, **values, "seconds": round(self.seconds, 3)}
             with open(self.out / "log.jsonl", "a") as f:
                 f.write(json.dumps(line) + "\n")
+            self.lines.append(line)
+            self._warn()
             shown = {k: f"{v:.3g}" for k, v in list(values.items())[:6] if v is not None}
             self.bar.set_postfix(shown, refresh=False)
+
+    def _warn(self):
+        """Say once each, beside the progress bar, what ails the run by its log so far."""
+        import doctor
+        if len(self.lines) % (1 + len(self.lines) // 100):      # long logs: not after every line
+            return
+        flags = dataclasses.asdict(self.cfg)
+        for finding in doctor.examine(doctor.stage_of(flags), self.lines, flags):
+            if finding.check.name not in self.warned:
+                self.warned.add(finding.check.name)
+                self.bar.write(f"warning: {finding}; `python evaluate.py doctor {self.out}` "
+                               "says more", file=sys.stderr)
 
     def save_if_due(self, step):
         """Save weights, Adam and the step every `save_every` steps, and when asked to stop."""
         stop = self.world.sum(torch.tensor(float(self.signal), device=self.world.device)).item()
         if not stop and (step + 1) % self.cfg.save_every:
             return
-        final = self.out / "state" / f"step-{step + 1:08d}"
+        self._save_state(self.out / "state" / f"step-{step + 1:08d}")
+        if stop:
+            self.bar.close()
+            if self.world.rank == 0:
+                print(f"stopped after step {step + 1} of {self.total}; the same command with "
+                      "--resume goes on from there", file=sys.stderr)
+            raise SystemExit(128 + (self.signal or signal.SIGINT))
+
+    def _save_state(self, final):
+        """Write weights and Adam's moments as a folder that appears complete; the last two stay."""
         temporary = final.with_name("writing")
         if not final.exists():
             with warnings.catch_warnings():
@@ -556,12 +637,6 @@ class Run:
                 for old in sorted((self.out / "state").glob("step-*[0-9]"))[:-2]:
                     shutil.rmtree(old)
             self.world.wait()                          # nobody leaves before the state is in place
-        if stop:
-            self.bar.close()
-            if self.world.rank == 0:
-                print(f"stopped after step {step + 1} of {self.total}; the same command with "
-                      "--resume goes on from there", file=sys.stderr)
-            raise SystemExit(128 + (self.signal or signal.SIGINT))
 
     def save(self, name, network):
         """Write a network's weights, gathered from all ranks, to `name`.pt in the run's folder."""
