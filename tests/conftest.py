@@ -109,6 +109,14 @@ def tiny_size():
 
 
 @pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A village and, beside it, a pipeline that learned there: supervised/, reward/, ppo/."""
+    import village
+    folder = tmp_path_factory.mktemp("home")
+    return village.pipeline(village.settle(folder / "village"), folder)
+
+
+@pytest.fixture(scope="session")
 def supervised(tmp_path_factory, data_dir):
     """A checkpoint folder of sft.py."""
     out = tmp_path_factory.mktemp("runs") / "supervised"
