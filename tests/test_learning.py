@@ -114,7 +114,7 @@ def test_damage_leaves_the_bands(name, home, tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------ speed
 
-RECORD = {"a training step": 65.0, "16 summaries": 35.0}   # products of 512 x 512 by 512 x 512
+RECORD = {"a training step": 28.0, "16 summaries": 15.0}   # products of 512 x 512 by 512 x 512
 
 
 def seconds(f, patience=1.0):
