@@ -86,9 +86,10 @@ $(RUN)/ppo/model.pt: $(RUN)/reward/model.pt
 $(RUN)/report/report.json: $(RUN)/ppo/model.pt
 	$(PY) evaluate.py --run $(RUN) --data $(DATA) --posts $(POSTS) --seed $(SEED) --out $(RUN)/report
 
-# The outer loop (section 3.1). Every round asks about the summaries of the newest policy and of those
-# before it, about the pairs that the reward model is least sure of; a new reward model learns from
-# *all* labels so far, and PPO starts again from the supervised policy. PAIRS counts all rounds' pairs.
+# The outer loop (section 3.1). Every round asks about summaries of the newest policy, of the best of 4
+# of its own, of the supervised one and of the authors (BY=uncertainty: about those pairs that the reward
+# model is least sure of); a new reward model learns from *all* labels so far, and PPO starts again from
+# the supervised policy. PAIRS counts all rounds' pairs.
 ROUNDS ?= 3
 LOOP ?= $(RUN)/rounds-$(ROUNDS)
 BY ?= random

@@ -161,6 +161,12 @@ def unpad(responses, pad):
                                       strict=True)]
 
 
+def chosen_at(tokens, columns):
+    """The tokens that were chosen at some columns: they stand one further. tokens: (B, T), columns:
+    (B, R). Returns: (B, R) long; something harmless where nothing stands."""
+    return tokens.gather(1, (columns + 1).clamp(max=tokens.shape[1] - 1))
+
+
 # ----------------------------------------------------------------------- 2. rewards and advantages
 
 def token_rewards(rollout, kl_coef):
@@ -237,7 +243,7 @@ def minibatch_loss(policy, critic, batch, advantage, returns, cfg):
     R, T = int(keep.sum(1).max()), int((batch.columns.amax(1)).max()) + 2   # no longer than needed
     keep, columns = keep[:, :R], batch.columns[:, :R]                                   # (b, R)
     tokens = batch.tokens[:, :T]                                                        # (b, T)
-    targets = tokens.gather(1, (columns + 1).clamp(max=tokens.shape[1] - 1))            # (b, R)
+    targets = chosen_at(tokens, columns)                                                # (b, R)
     logp = token_logp(policy(tokens, at=columns), targets, cfg.temperature)[keep]       # (N,)
     value = critic(tokens, at=columns)[keep]                                            # (N,)
     old_logp = batch.old_logp[:, :R][keep]                                              # (N,)
@@ -308,7 +314,7 @@ def describe(rollout, cfg, eot):
 
 def repeated(rollout):
     """Share of token pairs that stood in the same summary before: near 0 in prose, 1 in a loop."""
-    written = rollout.tokens.gather(1, (rollout.columns + 1).clamp(max=rollout.tokens.shape[1] - 1))
+    written = chosen_at(rollout.tokens, rollout.columns)                                # (B, R)
     rows = [row[real].tolist() for row, real in zip(written, rollout.is_response, strict=True)]
     pairs = [list(zip(row, row[1:], strict=False)) for row in rows]
     return 1 - sum(len(set(p)) for p in pairs) / max(1, sum(len(p) for p in pairs))

@@ -133,7 +133,7 @@ def ppo_iteration(a):
     policy, critic = network(a), network(a, "scalar", 1)
     reference, judge = network(a), network(a, "scalar", 1)
     agent = {"policy": compiled(a, policy), "critic": compiled(a, critic)}
-    optimizer, seconds = adam([policy, critic], eps=1e-5), []
+    optimizer, seconds, said = adam([policy, critic], eps=1e-5), [], []
     ppo.uniforms = lambda *purpose: numbers(a, a.rows)
 
     def step(i):
@@ -144,7 +144,6 @@ def ppo_iteration(a):
         ppo.update(agent, optimizer, batch, 1e-4, i, cfg, ALONE)
         seconds.append((written - began, time.perf_counter() - written))
         said.append(int(batch.is_response.sum()))
-    said = []
     step.seconds = seconds
     return step, said
 
