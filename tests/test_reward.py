@@ -14,7 +14,7 @@ import data
 import reward
 from model import lay_out, load_model, score
 from reward import comparison_rows, pairwise_loss, score_pairs, zero_at_references
-from runtime import Problem, parse
+from runtime import Problem, config_of, parse
 
 
 def line(supervised, comparisons, out, more=""):
@@ -156,6 +156,40 @@ def test_it_learns_what_its_labeller_likes(supervised, posts, tmp_path):
     log = log_of(tmp_path / "run")
     assert sum(entry["loss"] for entry in log[:4]) / 4 == pytest.approx(math.log(2), abs=0.2)
     assert log[-1]["valid_accuracy"] > 0.9 and log[-1]["valid_loss"] < 0.3
+
+
+def test_only_the_first_comparisons_are_learned_from(supervised, comparisons, tmp_path):
+    reward.main(line(supervised, comparisons, tmp_path / "limit", "--limit 24"))
+    records = [json.loads(text) for text in comparisons.read_text().splitlines()]
+    held_out = [r for r in records if r["split"] == "valid1"]
+    fewer = [r for r in records if r["split"] == "train"][:24] + held_out
+    path = tmp_path / "fewer.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in fewer))
+    reward.main(line(supervised, path, tmp_path / "fewer"))
+    ours, theirs = weights_of(tmp_path / "limit"), weights_of(tmp_path / "fewer")
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_of_several_seeds_the_best_on_valid1_is_kept(supervised, comparisons, tmp_path):
+    more = "--seeds 3 --seed 4 --lr 1e-2 --resume"
+    out = tmp_path / "best"
+    reward.main(line(supervised, comparisons, out, more))
+    known = config_of(out)
+    alone = {seed: log_of(out / "seeds" / seed)[-1] for seed in ("4", "5", "6")}
+    assert known["valid1"] == {seed: last["valid_accuracy"] for seed, last in alone.items()}
+    best = max(alone, key=lambda s: (alone[s]["valid_accuracy"], -alone[s]["valid_loss"]))
+    assert str(known["kept"]) == best and known["flags"]["seeds"] == 3
+    assert log_of(out) == log_of(out / "seeds" / best)
+    ours, theirs = weights_of(out), weights_of(out / "seeds" / best)
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    load_model(out)
+    before = (out / "seeds/4/model.pt").stat().st_mtime_ns
+    reward.main(line(supervised, comparisons, out, more))                  # what is done stays done
+    assert (out / "seeds/4/model.pt").stat().st_mtime_ns == before
+    with pytest.raises(Problem, match="--seeds 3, not 1"):
+        reward.main(line(supervised, comparisons, out, "--seed 4 --lr 1e-2 --resume"))
+    with pytest.raises(Problem, match="--seeds"):
+        reward.main(line(supervised, comparisons, out, "--seeds 0"))
 
 
 # -------------------------------------------------------------------------------------- bad input
