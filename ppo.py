@@ -10,6 +10,7 @@ clipped steps. Four networks of one architecture take part:
     policy      trained     starts as the supervised policy
     reference   frozen      the supervised policy; the KL penalty is measured from it
     critic      trained     starts as the reward model; a network of its own, as in the paper
+                            (--critic tries what Figure 11 compares it with)
     reward      frozen      the reward model
 
 What happens to one response, "He quit <|endoftext|>" after a query of n tokens:
@@ -93,6 +94,9 @@ class Config(Common):
     clip_value: float = flag(0.2, "how far a value may move from the old one, likewise")
     vf_coef: float = flag(0.1, "weight of the critic's loss")
     clip: float = flag(1.0, "largest norm of each network's gradient; 0: any")
+    critic: str = flag("reward", "the critic starts as the reward model, or as the supervised "
+                                 "policy under a new head; shared: it is a second head on the "
+                                 "policy itself", choices=("reward", "policy", "shared"))
     snapshot_every: int = flag(0, "iterations between copies of the policy in snapshots/; 0: none")
 
 
@@ -322,6 +326,20 @@ def repeated(rollout):
 
 # ----------------------------------------------------------------------------------------- 4. loop
 
+def load_critic(cfg, policy, world):
+    """The network that foretells the return of an unfinished summary (Figure 11).
+
+    Shared, it consists of the policy's own layers, and both losses move them.
+    """
+    if cfg.critic == "reward":
+        return load_model(cfg.reward, world)
+    critic = load_model(cfg.policy, world, head="scalar", seed=cfg.seed)
+    if cfg.critic == "shared":
+        critic.wte, critic.wpe = policy.wte, policy.wpe
+        critic.blocks, critic.norm = policy.blocks, policy.norm
+    return critic
+
+
 def load_networks(cfg, world):
     """Tokenizer, posts, and the four networks. Raises: Problem when they differ."""
     if not (cfg.policy and cfg.reward and cfg.data):
@@ -332,8 +350,10 @@ def load_networks(cfg, world):
     if not same_tokenizer(tokenizer, load_tokenizer(cfg.reward)):
         raise Problem(f"{cfg.policy} and {cfg.reward} have different tokenizers: train the reward "
                       "model from this policy (reward.py --init)")
-    policy, critic = load_model(cfg.policy, world), load_model(cfg.reward, world)
-    for network, head, folder in ((policy, "lm", cfg.policy), (critic, "scalar", cfg.reward)):
+    policy = load_model(cfg.policy, world)
+    reference, reward = (load_model(folder, world, frozen=True)
+                         for folder in (cfg.policy, cfg.reward))
+    for network, head, folder in ((policy, "lm", cfg.policy), (reward, "scalar", cfg.reward)):
         if network.config.head != head:
             raise Problem(f"{folder} has a {network.config.head} head, not {head}: are --policy "
                           "and --reward swapped?")
@@ -343,9 +363,7 @@ def load_networks(cfg, world):
                           "--query-length")
     posts = read_posts(cfg.data, "train", need_summary=False)
     check_queries(tokenizer, posts, cfg.query_length)
-    reference, reward = (load_model(folder, world, frozen=True)
-                         for folder in (cfg.policy, cfg.reward))
-    return tokenizer, posts, policy, reference, critic, reward
+    return tokenizer, posts, policy, reference, load_critic(cfg, policy, world), reward
 
 
 def go_on(run, policy, critic, iterations):
@@ -373,11 +391,14 @@ def train(cfg, world):
     if cfg.batch % (cfg.minibatches * world.size) or cfg.batch > cfg.episodes:
         raise Problem(f"--batch {cfg.batch} must divide over {world.size} processes times "
                       f"{cfg.minibatches} --minibatches, and be at most --episodes {cfg.episodes}")
+    if cfg.critic == "shared" and world.size > 1:
+        raise Problem("--critic shared works in one process: two would each average its gradients")
     tokenizer, posts, *networks = load_networks(cfg, world)
     policy, reference, critic, reward = networks
     trained, _, valued, _ = (parallelize(network, world, cfg) for network in networks)
     agent = {"policy": trained, "critic": valued}
-    optimizer = adam([policy, critic], eps=1e-5)          # weight decay 0, as 2019's plain Adam
+    both = torch.nn.ModuleList([policy, critic])          # names a weight of both only once
+    optimizer = adam([both], eps=1e-5)                    # weight decay 0, as 2019's plain Adam
     batches = Batches([size(post) for post in posts], cfg.batch, cfg.seed, window=1)
     iterations = cfg.episodes // cfg.batch
     run = Run(cfg, world, {"policy": policy, "critic": critic}, optimizer,

@@ -544,6 +544,28 @@ def test_policy_and_critic_start_as_imitation_and_reward_model(run_ppo, supervis
     assert data.same_tokenizer(data.load_tokenizer(out), data.load_tokenizer(supervised))
 
 
+def test_a_critic_may_start_as_the_policy_or_be_it(run_ppo, supervised, world, monkeypatch):
+    def trunk(weights):
+        return {k: v for k, v in weights.items() if not k.startswith("head.")}
+    out = run_ppo("policy", "--lr 0 --critic policy")
+    ours, theirs = trunk(weights_of(out, "critic.pt")), weights_of(supervised)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    more = "--critic shared --save-every 2"
+    out = run_ppo("shared", more)
+    policy, critic = weights_of(out), trunk(weights_of(out, "critic.pt"))
+    assert all(torch.equal(policy[k], critic[k]) for k in policy)          # one trunk still
+    separate = weights_of(run_ppo("separate", "--critic policy"))
+    assert not all(torch.equal(policy[k], separate[k]) for k in policy)    # the critic moved it
+    kill_at(monkeypatch, ppo, at=4 * 4 + 3)
+    with pytest.raises(Killed):
+        run_ppo("broken", more)
+    monkeypatch.undo()
+    again = weights_of(run_ppo("broken", more + " --resume"), "critic.pt")
+    assert all(torch.equal(again[k], v) for k, v in weights_of(out, "critic.pt").items())
+    with pytest.raises(Problem, match="one process"):
+        ppo.train(ppo.Config(critic="shared"), dataclasses.replace(world, size=2))
+
+
 def test_only_policy_and_critic_learn(run_ppo, supervised, reward_model, monkeypatch):
     seen = []
 
