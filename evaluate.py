@@ -210,26 +210,30 @@ def write_greedily(policy, posts, cfg, name, examples=()):
 
 
 @torch.no_grad()
-def log_ratio(policy, reference, queries, responses, temperature, world, rows_at_once=128):
-    """log pi(summary) - log pi_reference(summary), nats; both GPTs. Returns: (B,) array."""
-    mine, ratios = world.share(range(len(queries))), {}
-    with gathered(policy), gathered(reference):
+def log_prob(policy, queries, responses, temperature, world, rows_at_once=128):
+    """log pi(summary), nats; policy: GPT. Returns: (B,) array."""
+    mine, found = world.share(range(len(queries))), {}
+    with gathered(policy):
         for start in range(0, len(mine), rows_at_once):
             some = mine[start:start + rows_at_once]
             rows = lay_out([queries[i] for i in some], [responses[i] for i in some],
                            policy.config.n_vocab).to(world.device)
-            ours, theirs = (token_logp(m(rows.tokens, at=rows.columns), rows.targets, temperature)
-                            for m in (policy, reference))                            # (b, R) each
-            ratio = (ours - theirs).masked_fill(~rows.is_response, 0.0).sum(1)       # (b,)
-            ratios |= zip(some, ratio.tolist(), strict=True)
-    ratios = world.merge(ratios)
-    return np.array([ratios[i] for i in range(len(queries))])
+            logp = token_logp(policy(rows.tokens, at=rows.columns), rows.targets, temperature)
+            logp = logp.masked_fill(~rows.is_response, 0.0).double().sum(1)          # (b,)
+            found |= zip(some, logp.tolist(), strict=True)
+    found = world.merge(found)
+    return np.array([found[i] for i in range(len(queries))])
+
+
+def log_ratio(policy, reference, *rows, **how):
+    """log pi(summary) - log pi_reference(summary), nats; the rest as in `log_prob`. (B,) array."""
+    return log_prob(policy, *rows, **how) - log_prob(reference, *rows, **how)
 
 
 def sample_with_kl(model, supervised, posts, temperature, cfg, name):
     """One sample a post at the rollout temperature, and how far such samples stray.
 
-    Returns: texts; the mean over posts of log pi(text) - log pi_sft(text), which is the KL
+    Returns: texts; log pi(text) - log pi_sft(text) of each, an array, whose mean is the KL
     divergence from the supervised policy, in nats a summary.
     """
     queries = [encode_query(supervised.tokenizer, p, supervised.query_length, supervised.fill)
@@ -240,7 +244,7 @@ def sample_with_kl(model, supervised, posts, temperature, cfg, name):
                             rows_at_once=cfg.rows_at_once, progress=progress, world=world)
     kl = log_ratio(model, supervised.model, queries, responses, temperature, world,
                    cfg.rows_at_once)
-    return [decode_response(supervised.tokenizer, r) for r in responses], float(kl.mean())
+    return [decode_response(supervised.tokenizer, r) for r in responses], kl
 
 
 def describe(texts, posts, grades, won, length, seed):
@@ -341,12 +345,11 @@ def reward_accuracy(reward, run, judge, data, cfg):
             "n": len(labels), "ceiling": float(np.mean(judged)) if judged else None}
 
 
-def please(reward, judge, posts, texts, cfg, sizes=(1,)):
+def opinions(reward, judge, posts, texts, cfg):
     """What the reward model and the judge think of summaries written to please the former.
 
-    texts: N for each post, post by post. Returns: for each n of `sizes` a dict of means over posts
-    of the best of n, as the reward model picks it. The predicted win rate is the mean of
-    sigmoid(score - score of the author's summary).
+    texts: N for each post, post by post. Returns: {"rm", "gold": grades; "win_rate": of the judge,
+    1, 1/2 or 0; "predicted_win_rate": sigmoid(score - score of the author's summary)}, (P, N) each.
     """
     shape, own = (len(posts), -1), [p["summary"] for p in posts]
     records = [p for p in posts for _ in range(len(texts) // len(posts))]
@@ -354,9 +357,25 @@ def please(reward, judge, posts, texts, cfg, sizes=(1,)):
     own_rm = np.reshape(score_texts(reward, posts, own, cfg.rows_at_once), shape)    # (P, 1)
     gold = grade(judge, records, texts)["overall"].reshape(shape)                    # (P, N)
     own_gold = grade(judge, posts, own)["overall"].reshape(shape)                    # (P, 1)
-    seen = {"rm": rm, "gold": gold, "win_rate": wins(gold, own_gold),
+    return {"rm": rm, "gold": gold, "win_rate": wins(gold, own_gold),
             "predicted_win_rate": 1 / (1 + np.exp(own_rm - rm))}
-    return [{k: float(best_of(rm, v, n).mean()) for k, v in seen.items()} for n in sizes]
+
+
+def please(*about, sizes=(1,)):
+    """Means over posts of `opinions` of the best of n, as the reward model picks it: [for each n]
+    """
+    seen = opinions(*about)
+    return [{k: float(best_of(seen["rm"], v, n).mean()) for k, v in seen.items()} for n in sizes]
+
+
+def checkpoints(ppo):
+    """PPO's snapshots in training's order, then its final policy: yields (iterations, GPT)."""
+    final = ppo.flags["episodes"] // ppo.flags["batch"]
+    for path in sorted(Path(ppo.folder, "snapshots").glob("step-*.pt")):
+        if (step := int(path.stem[5:])) < final:
+            load_weights(model := skeleton(ppo.model.config, ppo.world, frozen=True), path)
+            yield step, model
+    yield final, ppo.model
 
 
 def beta_at(step, ppo):
@@ -375,17 +394,12 @@ def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature
     samples: (texts, kl) of the final policy, when there is one. Returns: the report's rows.
     """
     rows = []
-    if ppo:
-        final = ppo.flags["episodes"] // ppo.flags["batch"]
-        runs = {}                                        # step: (texts, kl), in training's order
-        for path in sorted(Path(ppo.folder, "snapshots").glob("step-*.pt")):
-            model, step = skeleton(ppo.model.config, ppo.world, frozen=True), int(path.stem[5:])
-            load_weights(model, path)
-            if step < final:
-                runs[step] = sample_with_kl(model, supervised, posts, temperature, cfg, path.stem)
-        rows += [{"method": "ppo", "beta": beta_at(step, ppo), "n": None, "kl": kl, "step": step,
-                  **please(reward, judge, posts, texts, cfg)[0]}
-                 for step, (texts, kl) in (runs | {final: samples}).items()]
+    for step, model in checkpoints(ppo) if ppo else ():
+        texts, kl = samples if model is ppo.model else sample_with_kl(
+            model, supervised, posts, temperature, cfg, f"step {step}")
+        rows.append({"method": "ppo", "beta": beta_at(step, ppo), "n": None,
+                     "kl": float(kl.mean()), "step": step,
+                     **please(reward, judge, posts, texts, cfg)[0]})
     posts, sizes = posts[:POOLS], [2 ** k for k in range(cfg.pool.bit_length())]     # 1, 2, 4, ...
     with bar(len(posts) * cfg.pool, "best of n", supervised.world) as progress:
         texts = summarise(supervised.model, supervised.tokenizer,
@@ -394,7 +408,7 @@ def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature
                           limit_response=supervised.response_length, fill=supervised.fill,
                           seed=cfg.seed, rows_at_once=cfg.rows_at_once, progress=progress,
                           world=supervised.world)
-    found = please(reward, judge, posts, texts, cfg, sizes)
+    found = please(reward, judge, posts, texts, cfg, sizes=sizes)
     return rows + [{"method": "best_of_n", "beta": None, "n": n, "kl": math.log(n) - (n - 1) / n,
                     "step": None, **row} for n, row in zip(sizes, found, strict=True)]
 
@@ -458,7 +472,7 @@ def evaluate(cfg, world):
     samples = ppo and sample_with_kl(ppo.model, supervised, some, temperature, cfg, "KL")
     report["policies"]["supervised"]["kl"] = 0.0
     if ppo:
-        report["policies"]["human_feedback"]["kl"] = samples[1]
+        report["policies"]["human_feedback"]["kl"] = float(samples[1].mean())
     if (Path(cfg.run) / "reward" / "model.pt").exists():
         reward = load_reward(Path(cfg.run) / "reward", world, supervised.tokenizer)
         report["reward_model"] = reward_accuracy(reward, cfg.run, judge, data, cfg)
