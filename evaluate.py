@@ -15,6 +15,8 @@ by being long, by copying, or only in the reward model's eyes.
 
 Writes report.json (every number), report.md (the same in words), report.png and report.svg.
 
+    python evaluate.py compare runs/demo reference/toy.json       # within what others measured?
+
 Before:  ppo.py.    After: the world; change a flag and look again.
 """
 import json
@@ -247,6 +249,15 @@ def sample_with_kl(model, supervised, posts, temperature, cfg, name):
     return [decode_response(supervised.tokenizer, r) for r in responses], kl
 
 
+def write_pool(policy, posts, n, temperature, cfg):
+    """n samples of each post, post by post."""
+    with bar(len(posts) * n, "pool", policy.world) as progress:
+        return summarise(policy.model, policy.tokenizer, [p for p in posts for _ in range(n)],
+                         limit_query=policy.query_length, limit_response=policy.response_length,
+                         fill=policy.fill, temperature=temperature, seed=cfg.seed, purpose="pool",
+                         rows_at_once=cfg.rows_at_once, progress=progress, world=policy.world)
+
+
 def describe(texts, posts, grades, won, length, seed):
     """The report's numbers on one policy's greedy summaries.
 
@@ -401,13 +412,7 @@ def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature
                      "kl": float(kl.mean()), "step": step,
                      **please(reward, judge, posts, texts, cfg)[0]})
     posts, sizes = posts[:POOLS], [2 ** k for k in range(cfg.pool.bit_length())]     # 1, 2, 4, ...
-    with bar(len(posts) * cfg.pool, "best of n", supervised.world) as progress:
-        texts = summarise(supervised.model, supervised.tokenizer,
-                          [p for p in posts for _ in range(cfg.pool)], purpose="pool",
-                          limit_query=supervised.query_length, temperature=temperature,
-                          limit_response=supervised.response_length, fill=supervised.fill,
-                          seed=cfg.seed, rows_at_once=cfg.rows_at_once, progress=progress,
-                          world=supervised.world)
+    texts = write_pool(supervised, posts, cfg.pool, temperature, cfg)
     found = please(reward, judge, posts, texts, cfg, sizes=sizes)
     return rows + [{"method": "best_of_n", "beta": None, "n": n, "kl": math.log(n) - (n - 1) / n,
                     "step": None, **row} for n, row in zip(sizes, found, strict=True)]
@@ -616,13 +621,33 @@ def draw(report, log, out):
         pyplot.close(page)
 
 
+@dataclass(frozen=True)
+class Recorded:
+    run: str = flag("", "folder of a sweep of figures.py, or of a demo")
+    reference: str = flag("", "recorded bands: some sweep's reference.json")
+
+
+def compare_command(words):
+    """evaluate.py compare RUN FILE: hand over to the appendix that knows what a sweep records."""
+    from figures_numbers import hold_against
+    if len(words) == 2 and not words[0].startswith("-"):
+        words = ["--run", words[0], "--reference", words[1]]
+    cfg = parse(Recorded, {}, words, __doc__)
+    if not (cfg.run and cfg.reference):
+        raise Problem("python evaluate.py compare RUN REFERENCE: a run's folder, a recorded file")
+    hold_against(cfg.run, cfg.reference)
+
+
 def main(argv=None):
-    """Measure, write, print, draw: in this order, so that nothing is lost on the way. With a first
-    word `doctor`, be the appendix doctor.py: what ails a run, by its logs?"""
+    """Measure, write, print, draw: in this order, so that nothing is lost on the way. A first word
+    `doctor` or `compare` opens an appendix: what ails a run, by its logs? do its figures lie
+    within the recorded bands?"""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["doctor"]:
         import doctor
         return doctor.main(argv[1:])
+    if argv[:1] == ["compare"]:
+        return compare_command(argv[1:])
     cfg = parse(Config, {}, argv, __doc__)
     if min(cfg.posts, cfg.samples, cfg.pool, cfg.rows_at_once) < 1 or cfg.examples < 0:
         raise Problem("--posts, --samples, --pool, --rows-at-once count from 1, --examples from 0")

@@ -1,0 +1,622 @@
+"""Appendix. The paper's figures in miniature: a list of commands, run once each, then measured.
+
+    point      a command and the folder or file it makes: points/s0/supervised-toy-<hash>
+    hash       of the command, in which the paths of its inputs stand, with their hashes: so what
+               was made is used again exactly if nothing that led to it changed. (The code is not
+               hashed: after changing it, give another --out)
+    measure    a point that asks about held-out posts and keeps one number for each, as json
+
+An interrupted sweep goes on where it stopped, another beta costs one PPO run, and every command is
+listed in commands.sh, to be repeated by hand.
+
+    python figures.py sweep --out runs/figures --jobs 2        # an hour on two cores
+    python figures.py sweep --out runs/figures --seeds 3       # two more towns, for wider bands
+    python figures.py draw --out runs/figures                  # figures and report.md once more
+
+The sweep ends with measured.json (a number a post), curves.json (means and intervals: what
+`evaluate.py compare` takes as a reference), figure1.png ... and report.md, by figures_draw.py.
+
+Read after: evaluate.py.
+"""
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import toy
+from data import encode_query, encode_response, lead_3, read_jsonl, write_jsonl
+from evaluate import (
+    JUDGES,
+    best_of,
+    checkpoints,
+    choose_judge,
+    grade,
+    log_prob,
+    opinions,
+    sample_with_kl,
+    wins,
+    write_greedily,
+    write_pool,
+)
+from figures_draw import draw_everything
+from ppo import PRESETS
+from runtime import (
+    Machine,
+    Problem,
+    config_of,
+    entry,
+    flag,
+    generator,
+    join_world,
+    mixed,
+    parse,
+    write_atomically,
+)
+from sample import held_out, load_checkpoint, score_texts, worked_examples
+
+
+@dataclass(frozen=True)
+class Sweep:
+    out: str = flag("runs/figures", "folder of the sweep; what is there already is not done again")
+    jobs: int = flag(2, "points worked on side by side, which share the cores (and GPUs) evenly; "
+                        "0: one after another in this process")
+    seeds: int = flag(1, "towns, each with its own people, posts and networks")
+    sizes: str = flag("toy-small,toy,toy-large", "rows of model.py's table; the second is used "
+                                                 "wherever one size is enough")
+    labels: str = flag("600,1200,2400,4800,9600", "comparisons that reward models learn from; most "
+                                                  "figures use the last")
+    few: int = flag(2400, "comparisons behind the reward model that is over-optimised")
+    betas: str = flag("0,0.02,0.05,0.2", "prices of a nat of KL in the over-optimisation figure")
+    iterations: int = flag(40, "PPO's iterations at each of them")
+    snapshots: int = flag(10, "policies on the way that are measured, more of the early ones")
+    scale: float = flag(1.0, "shrinks all trainings and measurements, to try the sweep out")
+    list: bool = flag(False, "only say which points there are, and which are done")
+
+
+@dataclass(frozen=True)
+class Measure(Machine):
+    policy: str = flag("", "checkpoint folder; for greedy also `reference` or `lead_3`")
+    feedback: str = flag("", "for pairs: checkpoint folder of the policy after PPO")
+    reward: str = flag("", "checkpoint folder of a reward model")
+    pairs: str = flag("", "for agree and prefer: file of labelled pairs, by `figures.py pairs`")
+    data: str = flag("", "folder of posts, of which the held-out ones are used")
+    out: str = flag("", "json file to write")
+    judge: str = flag("auto", "as in evaluate.py", choices=tuple(JUDGES) + ("auto",))
+    posts: int = flag(1000, "held-out posts asked about")
+    pool: int = flag(32, "for pool: samples a post")
+    snapshots: int = flag(10, "for samples: policies on the way, close together early on")
+    examples: int = flag(0, "for greedy: worked examples before the post")
+    rows_at_once: int = flag(128, "summaries written side by side")
+    seed: int = flag(0, "which posts, and every random number")
+
+
+# ---------------------------------------------------------------------------- 1. the list of points
+
+class Point(NamedTuple):
+    name: str            # s0/supervised-toy: the seed's folder, then what it is
+    path: Path           # what its commands make: the name and its hash
+    commands: tuple      # to be typed one after another in the repository, without "python"
+    made: Path           # the file that is there when all is done
+
+    @property
+    def done(self):
+        return self.made.exists()
+
+    def needs(self, other):
+        """Whether another point's folder or file stands in these commands."""
+        return other is not self and any(str(other.path) in c for c in self.commands)
+
+
+class Points(list):
+    """Points in the order in which they should be begun."""
+
+    def __init__(self, out):
+        self.root = Path(out) / "points"
+
+    def add(self, name, *commands, made="model.pt"):
+        """Commands with OUT where the path of what they make shall stand. Returns: that path;
+        the same commands are the same point.
+
+        made: a file in that folder; or the ending of a file's name, when it is a file that is made.
+        """
+        told = " && ".join(commands).replace(str(self.root), "")       # the same in every --out
+        stem = f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        path = self.root / (stem + made if made.startswith(".") else stem)
+        if path not in (point.path for point in self):
+            commands = tuple(c.replace("OUT", str(path)) for c in commands)
+            self.append(Point(name, path, commands, path if made.startswith(".") else path / made))
+        return path
+
+
+def scaled(cfg, n, least=1, multiple=1):
+    """n things at --scale, in whole multiples."""
+    return max(least, round(n * cfg.scale / multiple) * multiple)
+
+
+def list_points(cfg):
+    """The whole sweep. Raises: Problem for lists that cannot be."""
+    try:
+        labels, betas = [int(n) for n in cfg.labels.split(",")], [
+            float(b) for b in cfg.betas.split(",")]
+    except ValueError as error:
+        raise Problem(f"--labels and --betas are numbers, comma between: {error}") from None
+    if cfg.few not in labels or cfg.seeds < 1 or cfg.jobs < 0 or not 0 < cfg.scale <= 1:
+        raise Problem(f"--few {cfg.few} has to be one of --labels {cfg.labels}; --seeds counts "
+                      "from 1, --jobs from 0; --scale is at most 1")
+    points = Points(cfg.out)
+    for seed in range(cfg.seeds):
+        town(points, cfg, seed, cfg.sizes.split(","), labels, betas)
+    return points
+
+
+class Town(NamedTuple):
+    """One seed's networks, each by its folder."""
+    data: Path
+    pretrained: dict         # of each size
+    supervised: dict
+    rewards: dict            # (size, number of labels or "best"): folder
+    overoptimised: dict      # of each beta: PPO against few labels
+    feedback: dict           # of each size: PPO as in `make demo`
+    critics: dict            # the same at the base size, with each kind of critic
+    journalist: Path         # supervised, on news
+
+
+def town(points, cfg, seed, sizes, labels, betas):
+    """One seed's points: a toy world of its own, networks in it, and what is asked of them."""
+    s, base, batch = f"--seed {seed}", sizes[len(sizes) // 2], PRESETS["toy"]["batch"]
+
+    def add(name, *commands, **more):
+        return points.add(f"s{seed}/{name}", *(f"{c} {s} --out OUT" if "OUT" not in c else c
+                                               for c in commands), **more)
+
+    def train(name, command):
+        return add(name, f"{command} --resume")
+
+    def sft(name, on, steps, data, start):
+        return train(name, f"sft.py --preset toy --loss-on {on} --steps {scaled(cfg, steps)} "
+                           f"--data {data} {start}")
+
+    # 1. a town, and every size's imitation of its authors, as in `make demo`
+    data = add("data", f"toy.py --posts {scaled(cfg, 12000, 2000)} {s} --out OUT",
+               "data.py tokenizer --data OUT --vocab 1024", made="tokenizer.tiktoken")
+    base_first = sorted(sizes, key=lambda size: size != base)
+    made = Town(data, {}, {}, {}, {}, {}, {}, None)
+    for size in base_first:
+        made.pretrained[size] = sft(f"pretrained-{size}", "all", 200, data, f"--size {size}")
+        made.supervised[size] = sft(f"supervised-{size}", "summary", 1300, data,
+                                    f"--init {made.pretrained[size]}")
+    made = made._replace(journalist=sft("supervised-news", "summary", 1300, f"{data}/news",
+                                        f"--init {made.pretrained[base]}"))
+    # 2. labels, bought once, and reward models
+    pairs = add("pairs", f"sample.py --policy {made.supervised[base]} --data {data} "
+                f"--pairs {scaled(cfg, 4000, 150)} --with-reference 0.5", made=".jsonl")
+    people = add("comparisons", f"label.py simulate --pairs {pairs} --labels 3", made=".jsonl")
+
+    def reward(size, n, name=None, more=""):
+        made.rewards[size, name or n] = train(
+            f"reward-{size}-{name or n}", f"reward.py --preset toy --init {made.supervised[size]} "
+            f"--comparisons {people} --limit {scaled(cfg, n, 16)}{more}")
+
+    def ppo(name, size, n, episodes, more=""):
+        return train(name, f"ppo.py --preset toy --policy {made.supervised[size]} --reward "
+                     f"{made.rewards[size, n]} --data {data} --episodes {episodes}{more}")
+
+    # 3. over-optimisation, the longest runs, so begun first
+    reward(base, cfg.few)
+    for beta in betas:     # steps, not summaries, drive a policy away: half as many of these do
+        made.overoptimised[beta] = ppo(
+            f"ppo-beta{beta:g}", base, cfg.few, batch // 2 * scaled(cfg, cfg.iterations),
+            f" --batch {batch // 2} --kl-coef {beta:g} --snapshot-every 1")
+
+    # 4. human feedback at every size, by a reward model of that size and all labels
+    for size in base_first:
+        for n in reversed(labels):
+            reward(size, n)
+        made.feedback[size] = ppo(f"ppo-{size}", size, labels[-1], batch * scaled(cfg, 12))
+    made.critics["reward"] = made.feedback[base]
+    for critic in ("policy", "shared"):
+        made.critics[critic] = ppo(f"ppo-critic-{critic}", base, labels[-1],
+                                   batch * scaled(cfg, 12), f" --critic {critic}")
+    reward(base, labels[-1], "best", " --seeds 3")
+    questions(add, cfg, made, base)
+
+
+def questions(add, cfg, made, base):
+    """What is asked of a town's networks. add: town's. made: Town."""
+    few, news = made.rewards[base, cfg.few], f"{made.data}/news"
+
+    def ask(name, command, posts, ending=".json", of=made.data):
+        return add(name, f"figures.py {command} --data {of} --posts {scaled(cfg, posts, 16)}",
+                   made=ending)
+
+    # 1. sampled, PPO's snapshots and best of n
+    for beta, folder in made.overoptimised.items():
+        ask(f"samples-beta{beta:g}", f"samples --policy {folder} --snapshots {cfg.snapshots}", 256)
+    for critic, folder in made.critics.items():
+        ask(f"samples-critic-{critic}", f"samples --policy {folder}", 256)
+    ask("pool", f"pool --policy {made.supervised[base]} --reward {few} "
+        f"--pool {scaled(cfg, 32, 4)}", 150)
+
+    # 2. greedily, posts; what the base size writes is scored, too
+    for size, folder in made.supervised.items():
+        scored = f" --reward {few}" if size == base else ""
+        ask(f"greedy-{size}-pretrained", f"greedy --policy {made.pretrained[size]} --examples 3",
+            1000)
+        ask(f"greedy-{size}-supervised", f"greedy --policy {folder}{scored}", 1000)
+        ask(f"greedy-{size}-human_feedback", f"greedy --policy {made.feedback[size]}{scored}", 1000)
+    worst = made.overoptimised[min(made.overoptimised)]
+    for name, policy in (("reference", "reference"), ("overoptimised", worst)):
+        ask(f"greedy-{name}", f"greedy --policy {policy} --reward {few}", 1000)
+
+    # 3. greedily, news
+    for name, policy in (("pretrained", f"{made.pretrained[base]} --examples 3"),
+                         ("supervised", made.supervised[base]),
+                         ("human_feedback", made.feedback[base]),
+                         ("supervised_news", made.journalist), ("lead_3", "lead_3"),
+                         ("reference", "reference")):
+        ask(f"greedy-news-{name}", f"greedy --policy {policy}", 500, of=news)
+
+    # 4. which of two summaries? people, measures that need no labels, reward models
+    held = ask("labelled", f"pairs --policy {made.supervised[base]} "
+               f"--feedback {made.feedback[base]}", 700, ".jsonl")
+    ask("prefer", f"prefer --policy {made.supervised[base]} --pairs {held}", 700)
+    for (size, n), folder in made.rewards.items():
+        ask(f"agree-{size}-{n}", f"agree --reward {folder} --pairs {held}", 400)
+
+
+# --------------------------------------------------------------------------------- 2. carrying out
+
+def carry_out(point, env, children, lock):
+    """Run a point's commands; what they say goes to its .log. Returns: seconds.
+
+    env: of the processes; None: call the scripts' `main` in this one. Raises: Problem when one
+    fails.
+    """
+    began, log = time.perf_counter(), point.path.with_name(point.path.name + ".log")
+    point.path.parent.mkdir(parents=True, exist_ok=True)
+    if point.path.is_dir() and not any("--resume" in c for c in point.commands):
+        shutil.rmtree(point.path)                    # half made, and it cannot go on
+    for command in point.commands:
+        script, *words = shlex.split(command)
+        if env is None:
+            importlib.import_module(script.removesuffix(".py")).main(words)
+            continue
+        with open(log, "a") as said:
+            print(f"$ python {command}", file=said, flush=True)
+            # A session of its own: Ctrl-C reaches us alone, and we pass it on once. The lock goes
+            # along, so that no second sweep starts while an orphan still writes.
+            child = subprocess.Popen([sys.executable, Path(__file__).with_name(script), *words],
+                                     stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=env,
+                                     start_new_session=True, pass_fds=(lock.fileno(),))
+            children.add(child)
+            code = child.wait()
+            children.discard(child)
+        if code:
+            last = (log.read_text(errors="replace").splitlines() or [""])[-1]
+            raise Problem(f"{point.name} ended with exit code {code}: {last[-300:]!r}; all of it "
+                          f"is in {log}, and this command repeats it: python {command}")
+    if not point.done:
+        raise Problem(f"{point.name} ended without making {point.made}; see {log}")
+    return time.perf_counter() - began
+
+
+def environments(jobs):
+    """What each of the jobs' processes shall see: its share of the cores, and one GPU."""
+    cores, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    for job in range(jobs):
+        yield {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // jobs)),
+               **({"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus > 1 else {})}
+
+
+def run_all(points, jobs, lock):
+    """Carry out all points that are not done, each after those it needs, the first listed first.
+
+    Ctrl-C (or SIGTERM) is passed on to what is running, which saves its state. Raises: Problem when
+    one fails, after the others have been stopped likewise.
+    """
+    todo = [p for p in points if not p.done]
+    total, running, children, began = len(todo), {}, set(), time.perf_counter()
+    free = list(environments(jobs))
+    done = 0
+
+    def report(point, seconds):
+        nonlocal done
+        done += 1
+        print(f"{done:4} of {total}  {point.name:34}{seconds:7.0f} s"
+              f"{time.perf_counter() - began:8.0f} s in all", flush=True)
+
+    if not jobs:                        # in the list every point stands after those it needs
+        for point in todo:
+            report(point, carry_out(point, None, children, lock))
+        return
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with ThreadPoolExecutor(len(free)) as workers:
+            try:
+                while todo or running:
+                    waiting = todo + [p for p, _ in running.values()]
+                    ready = [p for p in todo if not any(p.needs(q) for q in waiting)]
+                    for point, env in zip(ready, list(free), strict=False):
+                        todo.remove(point)
+                        free.remove(env)
+                        job = workers.submit(carry_out, point, env, children, lock)
+                        running[job] = point, env
+                    for job in wait(running, return_when=FIRST_COMPLETED).done:
+                        point, env = running.pop(job)
+                        free.append(env)
+                        report(point, job.result())
+            finally:                    # all done, or stopped: nobody is left working
+                for child in list(children):
+                    child.terminate()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def collect(points, out):
+    """measured.json: for each seed, what each measuring point found, by its name."""
+    seeds = {}
+    for point in points:
+        seed, name = point.name.split("/")
+        if point.path.suffix == ".json" and point.done:
+            seeds.setdefault(seed, {})[name] = json.loads(point.path.read_text())
+    measured = {"seeds": list(seeds.values())}
+    write_atomically(Path(out) / "measured.json", json.dumps(measured) + "\n")
+    return measured
+
+
+def sweep(cfg):
+    """Whatever is not done yet; then the figures."""
+    points, out = list_points(cfg), Path(cfg.out)
+    if cfg.list:
+        for point in points:
+            print(f"{'done' if point.done else '-':5} {point.name:34} {point.path}")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "commands.sh", "".join(
+        f"{command}\n" for point in points for command in (
+            f"# {point.name}", *(f"python {c}" for c in point.commands))))
+    with open(out / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Problem(f"{out}: another sweep, or what an interrupted one left running, is at "
+                          "work here: wait for it, or choose another --out") from None
+        try:
+            run_all(points, cfg.jobs, lock)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            raise
+        draw(cfg)
+
+
+def draw(cfg):
+    """measured.json, curves.json, the figures and report.md from what has been measured so far."""
+    points = list_points(cfg)
+    measured = collect(points, cfg.out)
+    if not measured["seeds"]:
+        raise Problem(f"{cfg.out}: nothing is measured yet: `python figures.py sweep` does it")
+    draw_everything(measured, cfg)
+
+
+# ------------------------------------------------------------------------------------ 3. measuring
+
+SHOWN = 12               # posts whose texts are kept, for the table of samples
+
+
+def asked(cfg):
+    """The posts to ask about, those of evaluate.py, and the judge."""
+    posts = held_out(cfg.data)
+    order = generator(cfg.seed, "evaluate").permutation(len(posts))
+    posts = [posts[i] for i in order[:cfg.posts]]
+    return posts, JUDGES[choose_judge(cfg, posts)]
+
+
+def parameters(model):
+    """Weights in the decoder's blocks: what the paper's sizes count, embeddings aside."""
+    return sum(p.numel() for p in model.blocks.parameters())
+
+
+def greedy(cfg, world):
+    """One policy's summaries as they are judged: grades on every axis, the win, length."""
+    posts, judge = asked(cfg)
+    authors, found = [p["summary"].strip() for p in posts], {}
+    if cfg.policy == "reference":
+        texts = authors
+    elif cfg.policy == "lead_3":
+        texts = [lead_3(p["article"]) for p in posts]
+    else:
+        policy = load_checkpoint(cfg.policy, world)
+        found["parameters"] = parameters(policy.model)
+        texts = write_greedily(policy, posts, cfg, "greedy",
+                               worked_examples(cfg.data, cfg.examples, cfg.seed))
+    grades = grade(judge, posts, texts)
+    found |= {**grades, "win": wins(grades["overall"], grade(judge, posts, authors)["overall"]),
+              "characters": [len(t) for t in texts],
+              "authors_characters": [len(t) for t in authors],
+              "texts": texts[:SHOWN], "posts": [p.get("post") for p in posts[:SHOWN]]}
+    if cfg.reward:
+        found["rm"] = score_texts(load_checkpoint(cfg.reward, world, "scalar"), posts, texts)
+    return found
+
+
+def samples(cfg, world):
+    """What PPO's snapshots write at the rollout temperature: KL, and both judges' opinions.
+
+    Of `final` iterations the k-th of n looked at is number final * (k / n)^2, since most happens
+    early.
+    """
+    posts, judge = asked(cfg)
+    ppo = load_checkpoint(cfg.policy, world)
+    final, n = ppo.flags["episodes"] // ppo.flags["batch"], cfg.snapshots
+    wanted = {0, final, *(max(1, round(final * (k / n) ** 2)) for k in range(1, n))}
+    supervised = load_checkpoint(ppo.flags["policy"], world)
+    reward, rows = load_checkpoint(ppo.flags["reward"], world, "scalar"), []
+    for step, model in chain([(0, supervised.model)], checkpoints(ppo)):
+        if step not in wanted:
+            continue
+        texts, kl = sample_with_kl(model, supervised, posts, ppo.flags["temperature"], cfg,
+                                   f"step {step}")
+        rows.append({"kl": kl, **{name: seen[:, 0] for name, seen in
+                                  opinions(reward, judge, posts, texts, cfg).items()}})
+        rows[-1]["step"] = step
+    log = [line for _, line in read_jsonl(Path(cfg.policy) / "log.jsonl")]
+    kept = ("episodes", "score", "score_std", "kl", "explained_variance")
+    return {"beta": ppo.flags["kl_coef"], "batch": ppo.flags["batch"],
+            "rows": rows, "log": {key: [line[key] for line in log] for key in kept}}
+
+
+def pool(cfg, world):
+    """Best of n by four choosers, on one pool of samples: what each n's choice is worth."""
+    posts, judge = asked(cfg)
+    policy = load_checkpoint(cfg.policy, world)
+    reward = load_checkpoint(cfg.reward, world, "scalar")
+    texts = write_pool(policy, posts, cfg.pool, 1.0, cfg)
+    records = [p for p in posts for _ in range(cfg.pool)]
+    seen = opinions(reward, judge, posts, texts, cfg)                                # (P, N) each
+    choosers = {"reward model": seen["rm"]}
+    for name, measure in measures(policy, cfg, world).items():
+        choosers[name] = np.reshape(measure(records, texts), (len(posts), cfg.pool))
+    sizes = [2 ** k for k in range(cfg.pool.bit_length())]
+    return {"n": sizes, "by": {by: {key: [best_of(scores, seen[key], n) for n in sizes]
+                                    for key in seen} for by, scores in choosers.items()}}
+
+
+def measures(policy, cfg, world):
+    """Ways of comparing summaries that need no labels: {name: (records, texts) -> (n,)}."""
+    def likelihood(records, texts):
+        queries = [encode_query(policy.tokenizer, r, policy.query_length) for r in records]
+        responses = [encode_response(policy.tokenizer, t, policy.response_length) for t in texts]
+        return log_prob(policy.model, queries, responses, 1.0, world, cfg.rows_at_once)
+    return {"ROUGE": lambda records, texts: grade(JUDGES["rouge"], records, texts)["overall"],
+            "log-prob": likelihood,
+            "length": lambda records, texts: np.array([float(len(t)) for t in texts])}
+
+
+def pairs(cfg, world):
+    """Held-out pairs, each labelled by two people of the toy world: a list of records.
+
+    Three kinds: two samples of the supervised policy; one of them and the author's summary; two
+    samples of the policy after PPO, which are the hardest to tell apart (section 4.4).
+    """
+    posts, _ = asked(cfg)
+    records = []
+    for kind, folder in (("supervised", cfg.policy), ("reference", cfg.policy),
+                         ("feedback", cfg.feedback)):
+        policy = load_checkpoint(folder, world)
+        drawn = write_pool(policy, posts, 2, 1.0, cfg)
+        if kind == "reference":
+            drawn[1::2] = (p["summary"].strip() for p in posts)
+        for row, texts in enumerate(zip(drawn[::2], drawn[1::2], strict=True)):
+            rng = generator(cfg.seed, f"labelled {kind}", row=row)
+            if texts[0] != texts[1]:
+                two = rng.choice(len(toy.LABELLERS), 2, replace=False)
+                records.append({"kind": kind, "info": posts[row], "texts": texts, "answers": [
+                    toy.decide(toy.LABELLERS[i], posts[row], texts, rng) for i in two]})
+    return records
+
+
+def read_pairs(cfg):
+    """The records of `pairs`, and their first and second texts."""
+    records = [record for _, record in read_jsonl(cfg.pairs)]
+    return [r["info"] for r in records], *zip(*(r["texts"] for r in records), strict=True), records
+
+
+def prefer(cfg, world):
+    """How much people and label-free measures prefer the second text of each labelled pair."""
+    policy = load_checkpoint(cfg.policy, world)
+    posts, first, second, records = read_pairs(cfg)
+    ways = {**measures(policy, cfg, world),
+            "gold": lambda records, texts: grade(JUDGES["gold"], records, texts)["overall"]}
+    return {"kind": [r["kind"] for r in records],
+            "choices": [[a["choice"] for a in r["answers"]] for r in records],
+            "confidence": [[a["confidence"] for a in r["answers"]] for r in records],
+            "margin": {name: way(posts, second) - way(posts, first) for name, way in ways.items()}}
+
+
+DAMAGES = {      # name: (facts, rng) -> the ideal summary, damaged; None where that cannot be
+    "swapped roles": lambda f, rng: None if f.owner == "me" else toy.ideal(
+        f._replace(actor=f.owner, owner=f.actor)),
+    "invented fact": lambda f, rng: toy.ideal(toy.with_wrong_value(f, rng.choice(
+        [s for s in f._fields if s not in ("actor", "owner") and getattr(f, s)]), rng)),
+    "missing question": lambda f, rng: toy.ideal(f._replace(ask=None)),
+    "repetition": lambda f, rng: f"{toy.ideal(f)} {toy.ideal(f._replace(ask=None))}",
+    "small talk": lambda f, rng: f"{toy.ideal(f)} {rng.choice(toy.CHAT)}",
+}
+
+
+def agree(cfg, world):
+    """A reward model's margin on each labelled pair, and between ideal and damaged summaries."""
+    reward = load_checkpoint(cfg.reward, world, "scalar")
+    records, first, second, _ = read_pairs(cfg)
+    first, second = (np.array(score_texts(reward, records, t)) for t in (first, second))
+    posts, damage = asked(cfg)[0], {}
+    facts = [toy.facts_of(toy.source(p)) for p in posts]
+    best = np.array(score_texts(reward, posts, [toy.ideal(f) for f in facts]))
+    for kind, spoil in DAMAGES.items():
+        worse = [spoil(f, toy.seeded(cfg.seed, kind, row)) for row, f in enumerate(facts)]
+        kept = [i for i, text in enumerate(worse) if text]
+        damage[kind] = best[kept] - score_texts(reward, [posts[i] for i in kept],
+                                                [worse[i] for i in kept])
+    known = config_of(cfg.reward)
+    return {"margin": second - first, "damage": damage, "parameters": parameters(reward.model),
+            "comparisons": known["flags"].get("limit"), "valid1": known.get("valid1")}
+
+
+def plain(value):
+    """Arrays as lists, numbers with four digits behind the point."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(v) for v in value]
+    return round(float(value), 4) if isinstance(value, float | np.floating) else value
+
+
+def measure(cfg, how):
+    """Ask one question, write the answers to --out."""
+    if not (cfg.out and cfg.data):
+        raise Problem("--data (a folder of posts) and --out (a file to write) are both needed")
+    with join_world(cfg) as world, mixed(world):
+        found = how(cfg, world)
+    if world.rank == 0 and how is pairs:
+        write_jsonl(cfg.out, found)
+    elif world.rank == 0:
+        write_atomically(cfg.out, json.dumps(plain(found)) + "\n")
+
+
+MEASURES = {f.__name__: f for f in (greedy, samples, pool, pairs, prefer, agree)}
+
+
+def main(argv=None):
+    """Run the command that the first word names, with the flags behind it."""
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["none"]
+    if command in ("-h", "--help"):
+        print(__doc__)
+    elif command in MEASURES:
+        measure(parse(Measure, {}, rest, MEASURES[command].__doc__), MEASURES[command])
+    elif command in ("sweep", "draw"):
+        (sweep if command == "sweep" else draw)(parse(Sweep, {}, rest, __doc__))
+    else:
+        raise Problem(f"command {command!r} is unknown: python figures.py sweep | draw | "
+                      f"{' | '.join(MEASURES)} (then --help lists its flags)")
+
+
+if __name__ == "__main__":
+    entry(main)
