@@ -1,4 +1,5 @@
 # make demo            toy posts, from nothing to a report, in some minutes     (make demo SEED=1)
+# make figures         the paper's figures in miniature, in about an hour: SEEDS=1 JOBS=2
 # make rounds          the paper's outer loop: sample -> label -> reward -> ppo, ROUNDS=3 times
 # make test            the tests
 # make check-gpu       two minutes before paying for a night: GPUS=8 SIZE=1.3b PARALLEL=fsdp
@@ -18,7 +19,7 @@ POSTS ?= 1000
 PY = .venv/bin/python
 READY = .venv/ready
 .DELETE_ON_ERROR:
-.PHONY: demo rounds test check-gpu clean here
+.PHONY: demo figures rounds test check-gpu clean here
 
 demo: here $(RUN)/report/report.json
 	@echo
@@ -85,6 +86,13 @@ $(RUN)/ppo/model.pt: $(RUN)/reward/model.pt
 
 $(RUN)/report/report.json: $(RUN)/ppo/model.pt
 	$(PY) evaluate.py --run $(RUN) --data $(DATA) --posts $(POSTS) --seed $(SEED) --out $(RUN)/report
+
+# A list of runs of its own, each done once: `figures.py sweep --list` shows them.
+SEEDS ?= 1
+JOBS ?= 2
+
+figures: $(READY)
+	$(PY) figures.py sweep --out runs/figures --seeds $(SEEDS) --jobs $(JOBS)
 
 # The outer loop (section 3.1). Every round asks about summaries of the newest policy, of the best of 4
 # of its own, of the supervised one and of the authors (BY=uncertainty: about those pairs that the reward
