@@ -6,9 +6,7 @@ Every policy of a run summarises the same held-out posts greedily, and a judge t
 trained on compares (sections 4.1-4.4). What a win rate hides is shown beside it: summaries may win
 by being long, by copying, or only in the reward model's eyes.
 
-    --judge gold     the toy world's true quality: toy posts only
-    --judge rouge    likeness to the author's summary (ROUGE-L), for real posts. Nothing beats the
-                     author's own then, so look at who is preferred to the supervised policy
+    --judge gold | rouge | reward:DIR | command:CMD | labels:DB           who they are: judges.py
 
     python evaluate.py --run runs/demo --data data/toy --out runs/demo/report           # 40 s
     python evaluate.py doctor runs/demo                     what ails a run, by its logs: doctor.py
@@ -17,10 +15,11 @@ Writes report.json (every number), report.md (the same in words), report.png and
 
     python evaluate.py compare runs/demo reference/toy.json       # within what others measured?
 
-Before:  ppo.py.    After: the world; change a flag and look again.
+Before:  judges.py.    After: the world; change a flag and look again.
 """
 import json
 import math
+import re
 import sys
 import time
 from bisect import bisect_left
@@ -30,9 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-import toy
 from data import (
     decode_response,
     encode_query,
@@ -43,10 +40,21 @@ from data import (
     rouge,
     same_tokenizer,
 )
+from judges import (
+    AXES,
+    Command,
+    answered,
+    choose_judge,
+    judge_rouge,
+    load_judge,
+    preferred,
+    wins,
+)
 from model import lay_out, load_weights, skeleton, token_logp
 from runtime import (
     Machine,
     Problem,
+    bar,
     config_of,
     entry,
     flag,
@@ -74,8 +82,11 @@ class Config(Machine):
     run: str = flag("", "folder with pretrained/, supervised/, reward/, ppo/; some may be missing")
     data: str = flag("", "folder of posts; none: the one the supervised policy learned from")
     out: str = flag("", "folder of the report; none: report/ in --run")
-    judge: str = flag("auto", "who compares; auto: gold for toy posts, else rouge",
-                      choices=("auto", "gold", "rouge"))
+    judge: str = flag("auto", "who compares: gold, rouge, reward:DIR (a reward model), command:CMD "
+                              "(a program, asked pair by pair) or labels:DB (people, by label.py); "
+                              "auto: gold for toy posts, else rouge")
+    jobs: int = flag(4, "programs of --judge command: that run side by side")
+    patience: float = flag(120.0, "seconds one of them may take over a comparison")
     comparisons: str = flag("", "labels to try the reward model on, comma between files; none: the "
                                 "run's, else those of its training; always their split valid2")
     axes: str = flag("", "people's grades, from label.py export: shown beside the judge's")
@@ -89,38 +100,10 @@ class Config(Machine):
 
 
 FOLDERS = {"pretrained": "pretrained", "supervised": "supervised", "human_feedback": "ppo"}
-AXES = ("coverage", "accuracy", "coherence", "overall")
 POOLS = 150            # posts on which best of n is estimated, from --pool samples each
 
 
-# ----------------------------------------------- 1. judges: (record, summary) -> {axis: grade}
-
-def judge_gold(record, summary):
-    """The toy world's truth, 1 to 7 on each of the paper's axes."""
-    grades = toy.gold(record, summary)
-    return {axis: getattr(grades, axis) for axis in AXES}
-
-
-def judge_rouge(record, summary):
-    """Likeness to the author's summary, 0 to 1; there are no axes."""
-    return {"overall": rouge(summary, record["summary"])["rouge_l"]}
-
-
-JUDGES = {"gold": judge_gold, "rouge": judge_rouge}
-
-
-def grade(judge, records, texts):
-    """A judge's grades of one summary for each record: {axis: (n,) array}."""
-    grades = [judge(r, t) for r, t in zip(records, texts, strict=True)]
-    return {axis: np.array([g[axis] for g in grades]) for axis in grades[0]}
-
-
-# --------------------------------------------------------------------------------- 2. statistics
-
-def wins(ours, theirs):
-    """1 where ours is better, 0 where theirs is, 1/2 where they are level; any shapes that fit."""
-    return (np.sign(np.asarray(ours) - np.asarray(theirs)) + 1) / 2
-
+# --------------------------------------------------------------------------------- 1. statistics
 
 def bootstrap(values, seed, resamples=2000):
     """Standard error and 95 % interval of a mean over posts, by drawing posts with replacement.
@@ -195,11 +178,7 @@ def copied(summary, source):
     return len(rising) / max(1, len(ours) - 1)
 
 
-# ------------------------------------------------------------------------- 3. what policies write
-
-def bar(total, name, world):
-    return tqdm(total=total, desc=name, unit="summary", leave=False, disable=world.rank > 0)
-
+# ------------------------------------------------------------------------- 2. what policies write
 
 def write_greedily(policy, posts, cfg, name, examples=()):
     """The summaries by which a policy is judged."""
@@ -261,7 +240,7 @@ def write_pool(policy, posts, n, temperature, cfg):
 def describe(texts, posts, grades, won, length, seed):
     """The report's numbers on one policy's greedy summaries.
 
-    grades: what `grade` said of them. won: (n,) against the reference. length: (n,) tokens.
+    grades: what the judge said of them. won: (n,) against the reference. length: (n,) tokens.
     """
     overlap = [rouge(t, p["summary"]) for t, p in zip(texts, posts, strict=True)]
     sources = [f"{p['title']}\n{p['article' if 'article' in p else 'post']}" for p in posts]
@@ -286,10 +265,9 @@ def compare(policies, posts, judge, cfg, data):
         texts["lead_3"] = [lead_3(p["article"]) for p in posts]
     encode = policies["supervised"].tokenizer.encode_ordinary
     length = {name: np.array([len(encode(" " + t)) for t in some]) for name, some in texts.items()}
-    grades = {name: grade(judge, posts, some) for name, some in texts.items()}
-    overall = {name: g["overall"] for name, g in grades.items()}                     # (n,) each
-    won = {name: wins(o, overall["reference"]) for name, o in overall.items()}       # (n,) each
-    rows = {name: describe(texts[name], posts, grades[name], won[name], length[name], cfg.seed)
+    said = {name: judge(posts, some) for name, some in texts.items()}
+    won = {name: preferred(judge, s, said["reference"]) for name, s in said.items()} # (n,) each
+    rows = {name: describe(texts[name], posts, said[name], won[name], length[name], cfg.seed)
             for name in texts}
     rivals = [name for name in texts if name != "reference"]
     for name, rate in length_controlled(
@@ -297,8 +275,9 @@ def compare(policies, posts, judge, cfg, data):
             {n: np.log(length[n] / length["reference"]) for n in rivals}).items():
         rows[name]["length_controlled_win_rate"] = rate
     found = {"policies": rows, "against_supervised": {
-        name: win_rate(wins(o, overall["supervised"]), cfg.seed)
-        for name, o in overall.items() if name != "supervised"}}
+        name: win_rate(1 - won["supervised"] if name == "reference" else      # asked already
+                       preferred(judge, s, said["supervised"]), cfg.seed)
+        for name, s in said.items() if name != "supervised"}}
     best = "human_feedback" if "human_feedback" in policies else "supervised"
     if best == "human_feedback":
         gain = won[best] - won["supervised"]                             # (n,) on the same posts
@@ -306,9 +285,9 @@ def compare(policies, posts, judge, cfg, data):
         found["difference"] = {"mean": float(gain.mean()), "se": float(se), "95": interval}
     if cfg.against:
         other = load_checkpoint(cfg.against, policies[best].world)
-        other = grade(judge, posts, write_greedily(other, posts, cfg, "against"))["overall"]
+        other = judge(posts, write_greedily(other, posts, cfg, "against"))
         found["against"] = {"policy": cfg.against, "ours": policies[best].folder,
-                            **win_rate(wins(overall[best], other), cfg.seed)}
+                            **win_rate(preferred(judge, said[best], other), cfg.seed)}
     return found, texts
 
 
@@ -330,7 +309,7 @@ def human_axes(path, seed):
                      for axis, g in found.items()} for policy, found in grades.items()}
 
 
-# ------------------------------------------------------------- 4. the reward model, and its misuse
+# ------------------------------------------------------------- 3. the reward model, and its misuse
 
 def reward_accuracy(reward, run, judge, data, cfg):
     """How often the reward model agrees with labels it has not seen, and how often the judge does:
@@ -351,9 +330,12 @@ def reward_accuracy(reward, run, judge, data, cfg):
     if judge is judge_rouge:                    # its opinion needs the author's summary
         own = {p["id"]: p for p in read_posts(data, "train")}
         pairs = [(own[p["id"]], a, b) for p, a, b in pairs if p["id"] in own]
-    judged = [wins(judge(p, a)["overall"], judge(p, b)["overall"]) for p, a, b in pairs]
+    judged = None
+    if pairs and not isinstance(judge, Command):
+        posts, chosen, rejected = zip(*pairs, strict=True)
+        judged = preferred(judge, judge(posts, chosen), judge(posts, rejected))
     return {"accuracy": float(right.mean()), "accuracy_95": bootstrap(right, cfg.seed)[1],
-            "n": len(labels), "ceiling": float(np.mean(judged)) if judged else None}
+            "n": len(labels), "ceiling": None if judged is None else float(judged.mean())}
 
 
 def opinions(reward, judge, posts, texts, cfg):
@@ -366,8 +348,8 @@ def opinions(reward, judge, posts, texts, cfg):
     records = [p for p in posts for _ in range(len(texts) // len(posts))]
     rm = np.reshape(score_texts(reward, records, texts, cfg.rows_at_once), shape)    # (P, N)
     own_rm = np.reshape(score_texts(reward, posts, own, cfg.rows_at_once), shape)    # (P, 1)
-    gold = grade(judge, records, texts)["overall"].reshape(shape)                    # (P, N)
-    own_gold = grade(judge, posts, own)["overall"].reshape(shape)                    # (P, 1)
+    gold = judge(records, texts)["overall"].reshape(shape)                           # (P, N)
+    own_gold = judge(posts, own)["overall"].reshape(shape)                           # (P, 1)
     return {"rm": rm, "gold": gold, "win_rate": wins(gold, own_gold),
             "predicted_win_rate": 1 / (1 + np.exp(own_rm - rm))}
 
@@ -418,12 +400,10 @@ def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature
                     "step": None, **row} for n, row in zip(sizes, found, strict=True)]
 
 
-# ----------------------------------------------------------------------------------- 5. the report
+# ----------------------------------------------------------------------------------- 4. the report
 
 def load_policies(cfg, world):
     """The finished policies of a run: {name in the report: Checkpoint}, supervised among them."""
-    if not cfg.run:
-        raise Problem("--run is missing: a folder of stages, such as runs/demo")
     found = {name: load_checkpoint(Path(cfg.run) / folder, world)
              for name, folder in FOLDERS.items()
              if name == "supervised" or (Path(cfg.run) / folder / "model.pt").exists()}
@@ -432,14 +412,6 @@ def load_policies(cfg, world):
             raise Problem(f"{policy.folder} has another tokenizer than {cfg.run}/supervised: they "
                           "are not of one run")
     return found
-
-
-def choose_judge(cfg, posts):
-    """The judge's name. Raises: Problem for the toy world's judge on posts from elsewhere."""
-    foreign = next((p["id"] for p in posts if not p["id"].startswith("toy")), None)
-    if cfg.judge == "gold" and foreign:
-        raise Problem(f"--judge gold knows toy posts only, not {foreign!r}: use --judge rouge")
-    return cfg.judge if cfg.judge != "auto" else "rouge" if foreign else "gold"
 
 
 def seconds_of(run):
@@ -468,7 +440,7 @@ def evaluate(cfg, world):
     order = generator(cfg.seed, "evaluate").permutation(len(posts))
     posts = [posts[i] for i in order[:cfg.posts]]
     name, some = choose_judge(cfg, posts), posts[:cfg.samples]
-    judge = JUDGES[name]
+    judge = load_judge(cfg, name, world, supervised.tokenizer)
     found, texts = compare(policies, posts, judge, cfg, data)
     report = {"judge": name, "data": str(data), **found, "human_axes": people,
               "reward_model": None, "overoptimisation": []}
@@ -481,13 +453,50 @@ def evaluate(cfg, world):
     if (Path(cfg.run) / "reward" / "model.pt").exists():
         reward = load_reward(Path(cfg.run) / "reward", world, supervised.tokenizer)
         report["reward_model"] = reward_accuracy(reward, cfg.run, judge, data, cfg)
-        report["overoptimisation"] = overoptimisation(supervised, ppo, samples, reward, judge, some,
-                                                      temperature, cfg)
+        if not isinstance(judge, Command):
+            report["overoptimisation"] = overoptimisation(supervised, ppo, samples, reward, judge,
+                                                          some, temperature, cfg)
+    return ended(report, cfg, began), (posts[0], {name: t[0] for name, t in texts.items()})
+
+
+def ended(report, cfg, began):
+    """A report with its seed and seconds; five digits of each float, more than posts support."""
     seconds = {**seconds_of(cfg.run), "evaluate": time.perf_counter() - began}
     report |= {"seed": cfg.seed, "seconds": {**seconds, "total": sum(seconds.values())}}
-    # Round every float, whatever it is nested in: five digits are more than the posts support.
-    report = json.loads(json.dumps(report), parse_float=lambda x: round(float(x), 5))
-    return report, (posts[0], {name: some[0] for name, some in texts.items()})
+    return json.loads(json.dumps(report), parse_float=lambda x: round(float(x), 5))
+
+
+def people_say(cfg):
+    """The report of --judge labels:DB, as `evaluate`'s, and no post: nothing is written.
+
+    People saw sampled texts, not greedy ones, and are asked about no others. `labels` holds every
+    two policies that they compared. A policy of the run is found there by the name that
+    sample.py --pairs gives it (supervised_t0.7), at the temperature of most answers; what people
+    were not asked is None.
+    """
+    began = time.perf_counter()
+    config_of(Path(cfg.run) / "supervised")               # complain about a run that is none
+    if cfg.against:
+        raise Problem("--against needs a judge of new texts; --judge labels: knows old ones only")
+    rows = answered(cfg.judge.partition(":")[2])
+    known = {name: rf"{folder}_t[\d.]+" for name, folder in FOLDERS.items()
+             if (Path(cfg.run) / folder / "model.pt").exists()} | {"reference": "ref"}
+
+    def rate(name, rival):
+        row = max((row for row in rows if re.fullmatch(known[name], row["policy"])
+                   and re.fullmatch(known[rival], row["against"])), key=lambda row: row["n"],
+                  default={"share": None, "95": None, "n": 0})
+        return {"win_rate": row["share"], "win_rate_95": row["95"], "n": row["n"]}
+
+    blank = dict.fromkeys(("length", "length_controlled_win_rate", "kl", "rouge_1", "rouge_2",
+                           "rouge_l", "copied")) | {"axes": dict.fromkeys(AXES)}
+    rivals = {name: rate(name, "supervised") for name in known if name != "supervised"}
+    report = {"judge": cfg.judge, "data": None, "labels": rows,
+              "policies": {name: rate(name, "reference") | blank for name in known},
+              "against_supervised": {name: r for name, r in rivals.items() if r["n"]},
+              "human_axes": human_axes(cfg.axes, cfg.seed) if cfg.axes else None,
+              "reward_model": None, "overoptimisation": []}
+    return ended(report, cfg, began), None
 
 
 def table(header, rows):
@@ -512,7 +521,12 @@ def cell(x, form=".2f", interval=None):
 
 
 def policy_table(report, brief=False):
-    """Policies and authors, one row each; brief: the columns that fit a narrow terminal."""
+    """Policies and authors, one row each; brief: the columns that fit a narrow terminal. Of people:
+    every two policies that they compared."""
+    if "labels" in report:
+        return table([["policy", "against", "preferred", "answers"]], [
+            [r["policy"], r["against"], cell(r["share"], ".1%", r["95"]), cell(r["n"])]
+            for r in report["labels"]])
     header = ["policy", "beats author", "same length", "beats supervised", "grade", "ROUGE-L",
               "copied", "tokens", "KL"]
     rows = []
@@ -524,7 +538,7 @@ def policy_table(report, brief=False):
                      cell(p["axes"]["overall"]), cell(p["rouge_l"], ".3f"),
                      cell(p["copied"], ".0%"), cell(p["length"], ".1f"), cell(p["kl"], ".1f")])
     kept = range(len(header)) if not brief else (
-        (0, 1, 2, 4, 7, 8) if report["judge"] == "gold" else (0, 3, 5, 6, 7, 8))
+        (0, 3, 5, 6, 7, 8) if report["judge"] == "rouge" else (0, 1, 2, 4, 7, 8))
     return table(*([[row[i] for i in kept] for row in part] for part in ([header], rows)))
 
 
@@ -540,10 +554,18 @@ MEANING = """
 
 def markdown(report, example):
     """report.md: the tables, and what each number means."""
+    if "labels" in report:
+        return (f"# Report\n\nPeople's answers, `{report['judge']}`: sampled summaries of training "
+                "posts, not greedy ones\nof held-out posts. In brackets the 95 % interval; a tie is "
+                f"half; *ref* is the author.\n\n{policy_table(report)}\n")
     post, texts = example
     parts = [f"# Report\n\n{report['policies']['reference']['n']} held-out posts of "
              f"`{report['data']}`, summarised greedily; the judge is `{report['judge']}`.\n",
              policy_table(report), MEANING]
+    if report["judge"].startswith("command:"):
+        parts += ["\nThis judge compares and does not grade: there are no grades, no ceiling for "
+                  "the reward\nmodel, and no curve of pleasing it. Which summary came first was "
+                  "drawn for each post."]
     if d := report.get("difference"):
         low, high = d["95"]
         parts += [f"\nHuman feedback's share minus supervised's, on the same posts: "
@@ -562,7 +584,8 @@ def markdown(report, example):
     if r := report["reward_model"]:
         parts += [f"\n## The reward model\n\nIt agrees with "
                   f"{cell(r['accuracy'], '.1%', r['accuracy_95'])} of {r['n']} labels it has not "
-                  f"seen. Labels are noisy: the judge agrees with {cell(r['ceiling'], '.1%')}."]
+                  "seen." + (f" Labels are noisy: the judge agrees with {r['ceiling']:.1%}."
+                             if r["ceiling"] is not None else "")]
     if rows := report["overoptimisation"]:
         keys = {"method": "", "n": "", "step": "", "kl": ".2f", "rm": "+.2f", "gold": ".2f",
                 "win_rate": ".1%", "predicted_win_rate": ".1%"}
@@ -592,9 +615,10 @@ def draw(report, log, out):
         raise Problem(f"{out}: report.json and report.md are written; for the figure, "
                       "`pip install matplotlib`") from None
     blue, orange, grey = "#0072B2", "#D55E00", "#999999"     # told apart by all eyes (Okabe, Ito)
-    rivals = ("policies", "the human reference") if report["judge"] == "gold" else (
-        "against_supervised", "the supervised policy")
-    bars = {name: report[rivals[0]][name] for name in FOLDERS if name in report[rivals[0]]}
+    rivals = ("against_supervised", "the supervised policy") if report["judge"] == "rouge" else (
+        "policies", "the human reference")
+    bars = {name: row for name in FOLDERS
+            if (row := report[rivals[0]].get(name)) and row["win_rate"] is not None}
     with pyplot.rc_context({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False,
                             "svg.hashsalt": "report"}):
         page = pyplot.figure(figsize=(11, 4.6), layout="constrained")
@@ -651,8 +675,13 @@ def main(argv=None):
     cfg = parse(Config, {}, argv, __doc__)
     if min(cfg.posts, cfg.samples, cfg.pool, cfg.rows_at_once) < 1 or cfg.examples < 0:
         raise Problem("--posts, --samples, --pool, --rows-at-once count from 1, --examples from 0")
+    if cfg.jobs < 1 or cfg.patience <= 0:
+        raise Problem("--jobs counts from 1, and --patience is more than 0 seconds")
+    if not cfg.run:
+        raise Problem("--run is missing: a folder of stages, such as runs/demo")
     with join_world(cfg) as world, mixed(world):
-        report, example = evaluate(cfg, world)
+        report, example = (people_say(cfg) if cfg.judge.startswith("labels:") else
+                           evaluate(cfg, world))
     if world.rank > 0:
         return None
     out, log = Path(cfg.out or Path(cfg.run) / "report"), Path(cfg.run) / "ppo" / "log.jsonl"

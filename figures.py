@@ -41,19 +41,16 @@ import torch
 import toy
 from data import encode_query, encode_response, lead_3, read_jsonl, write_jsonl
 from evaluate import (
-    JUDGES,
     best_of,
     checkpoints,
-    choose_judge,
-    grade,
     log_prob,
     opinions,
     sample_with_kl,
-    wins,
     write_greedily,
     write_pool,
 )
 from figures_draw import draw_everything
+from judges import JUDGES, choose_judge, wins
 from ppo import PRESETS
 from runtime import (
     Machine,
@@ -447,8 +444,8 @@ def greedy(cfg, world):
         found["parameters"] = parameters(policy.model)
         texts = write_greedily(policy, posts, cfg, "greedy",
                                worked_examples(cfg.data, cfg.examples, cfg.seed))
-    grades = grade(judge, posts, texts)
-    found |= {**grades, "win": wins(grades["overall"], grade(judge, posts, authors)["overall"]),
+    grades = judge(posts, texts)
+    found |= {**grades, "win": wins(grades["overall"], judge(posts, authors)["overall"]),
               "characters": [len(t) for t in texts],
               "authors_characters": [len(t) for t in authors],
               "texts": texts[:SHOWN], "posts": [p.get("post") for p in posts[:SHOWN]]}
@@ -505,7 +502,7 @@ def measures(policy, cfg, world):
         queries = [encode_query(policy.tokenizer, r, policy.query_length) for r in records]
         responses = [encode_response(policy.tokenizer, t, policy.response_length) for t in texts]
         return log_prob(policy.model, queries, responses, 1.0, world, cfg.rows_at_once)
-    return {"ROUGE": lambda records, texts: grade(JUDGES["rouge"], records, texts)["overall"],
+    return {"ROUGE": lambda records, texts: JUDGES["rouge"](records, texts)["overall"],
             "log-prob": likelihood,
             "length": lambda records, texts: np.array([float(len(t)) for t in texts])}
 
@@ -544,7 +541,7 @@ def prefer(cfg, world):
     policy = load_checkpoint(cfg.policy, world)
     posts, first, second, records = read_pairs(cfg)
     ways = {**measures(policy, cfg, world),
-            "gold": lambda records, texts: grade(JUDGES["gold"], records, texts)["overall"]}
+            "gold": lambda records, texts: JUDGES["gold"](records, texts)["overall"]}
     return {"kind": [r["kind"] for r in records],
             "choices": [[a["choice"] for a in r["answers"]] for r in records],
             "confidence": [[a["confidence"] for a in r["answers"]] for r in records],

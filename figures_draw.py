@@ -13,7 +13,7 @@ import json
 import math
 from pathlib import Path
 
-from evaluate import AXES, cell, table
+from evaluate import cell, table
 from figures_numbers import (
     CRITICS,
     FIGURES,
@@ -32,6 +32,7 @@ from figures_numbers import (
     reference,
     resampled,
 )
+from judges import AXES
 from runtime import Problem, write_atomically
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate import AXES, cell, length_controlled, table, wins
+from evaluate import cell, length_controlled, table
+from judges import AXES, wins
 from runtime import Problem, generator
 
 RESAMPLES = 1000

@@ -68,6 +68,11 @@ def entry(main):
         raise SystemExit(1) from None
 
 
+def bar(total, name, world, unit="summary"):
+    """A progress bar of this many units, which only the first process shows."""
+    return tqdm(total=total, desc=name, unit=unit, leave=False, disable=world.rank > 0)
+
+
 # ------------------------------------------------------------------------------------------ flags
 
 def flag(default, help, choices=None):

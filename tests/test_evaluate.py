@@ -13,7 +13,8 @@ import label
 import ppo
 import sample
 from data import encode_query, encode_response, load_tokenizer, write_jsonl
-from evaluate import best_of, bootstrap, cell, copied, length_controlled, log_ratio, table, wins
+from evaluate import best_of, bootstrap, cell, copied, length_controlled, log_ratio, table
+from judges import wins
 from model import load_model, token_logp
 from runtime import ALONE, Problem, config_of, save_tensors, write_atomically
 

@@ -17,6 +17,7 @@ import evaluate
 import figures
 import figures_draw
 import figures_numbers
+import judges
 import ppo
 import toy
 from figures import DAMAGES, Points, Sweep, list_points, run_all
@@ -52,7 +53,7 @@ def run_of(rng, beta, n, fall, steps=9):
 
 def greedy_of(rng, p, n, i):
     return {"win": coins(rng, p, n), **{axis: rng.normal(1 + 6 * p, 0.2, n).tolist()
-                                        for axis in evaluate.AXES},
+                                        for axis in judges.AXES},
             "characters": rng.integers(60, 140, n).tolist(), "authors_characters": [100] * n,
             "parameters": 1e5 * 3 ** i, "rm": [p] * n, "texts": [f"It is p = {p}."] * 2,
             "posts": ["My sister sold my bike.\nHelp | me."] * 2}

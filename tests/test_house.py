@@ -20,7 +20,7 @@ import runtime
 import sft
 
 READING_ORDER = ["runtime", "data", "toy", "model", "sft", "sample", "label_store", "label_stats",
-                 "label_site", "label", "reward", "ppo", "evaluate"]
+                 "label_site", "label", "reward", "ppo", "judges", "evaluate"]
 APPENDICES = {"convert", "doctor", "download", "figures", "figures_draw", "figures_numbers",
               "plan"}                      # beside the reading path: opened inside a function only
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
@@ -50,7 +50,7 @@ def test_a_chapter_imports_only_chapters_before_it(name):
 
 @pytest.mark.parametrize("name", ["ppo", "reward", "sft", "model", "runtime", "data"])
 def test_the_gold_judge_stays_with_those_who_measure(name):
-    assert not set(imports_of(name)) & {"toy", "evaluate", "label"}
+    assert not set(imports_of(name)) & {"toy", "judges", "evaluate", "label"}
     assert not any("gold" in (getattr(node, "id", ""), getattr(node, "attr", ""))
                    for node in ast.walk(tree_of(name)))
 

@@ -1,0 +1,190 @@
+"""Chapter 9, first page. Who says which of two summaries is better?
+
+    --judge gold           the toy world's true quality: toy posts only
+    --judge rouge          likeness to the author's summary (ROUGE-L), for real posts. Nothing beats
+                           the author's own then, so look at who is preferred to supervised
+    --judge reward:DIR     another reward model's score: the "gold" model of Gao et al. (2022)
+    --judge command:CMD    any program, so any language model: asked about one pair at a time
+    --judge labels:DB      people's answers to `label.py serve`, about the texts that they saw
+
+The first three grade a text, and the higher grade wins. A command only compares: each time it is
+started anew, reads one JSON object with the keys id, subreddit, title, post, summary_a, summary_b
+(of news: id, site, title, article) on standard input, and prints A, B or tie; what it adds behind
+that word is ignored. Which summary comes as A is drawn for each post, so that a taste for the first
+cancels out on average. It should retry by itself: one failure ends the evaluation. A whole judge:
+
+    import json, sys
+    asked = json.load(sys.stdin)
+    a, b = (len(asked[side]) for side in ("summary_a", "summary_b"))
+    print("tie" if a == b else "A" if a > b else "B")
+
+    python evaluate.py --run runs/demo --posts 200 --judge "command:python longer.py" --out runs/l
+
+Before:  ppo.py.    After: evaluate.py, which asks these judges.
+"""
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import toy
+from data import fields_of, rouge
+from label_stats import numbers
+from label_store import Store
+from runtime import Problem, World, bar, generator
+from sample import load_reward, score_texts
+
+AXES = ("coverage", "accuracy", "coherence", "overall")
+
+
+# ------------------------------------ 1. graders: (records, texts) -> {axis: (n,) grades}
+
+def judge_gold(records, texts):
+    """The toy world's truth, 1 to 7 on each of the paper's axes."""
+    grades = [toy.gold(r, t) for r, t in zip(records, texts, strict=True)]
+    return {axis: np.array([getattr(g, axis) for g in grades]) for axis in AXES}
+
+
+def judge_rouge(records, texts):
+    """Likeness to the author's summary, 0 to 1; there are no axes."""
+    return {"overall": np.array([rouge(t, r["summary"])["rouge_l"]
+                                 for r, t in zip(records, texts, strict=True)])}
+
+
+JUDGES = {"gold": judge_gold, "rouge": judge_rouge}
+
+
+def judge_reward(folder, world, tokenizer, rows_at_once):
+    """A reward model's score, in its own units; it should not be the one that PPO was trained on.
+
+    tokenizer: the policies'. Raises: Problem when the reward model reads another one.
+    """
+    model = load_reward(folder, world, tokenizer)
+    return lambda records, texts: {
+        "overall": np.array(score_texts(model, records, texts, rows_at_once))}
+
+
+def wins(ours, theirs):
+    """1 where ours is better, 0 where theirs is, 1/2 where they are level; any shapes that fit."""
+    return (np.sign(np.asarray(ours) - np.asarray(theirs)) + 1) / 2
+
+
+# ------------------------------------------------------------------- 2. a program that compares
+
+@dataclass(frozen=True)
+class Command:
+    """A judge that has no grades: called as a grader is, it only keeps what was written."""
+    words: list                  # the program and its arguments
+    seed: int                    # of which summary comes as A
+    jobs: int                    # programs that run side by side, in each process
+    patience: float              # seconds for one comparison
+    world: World
+
+    def __call__(self, records, texts):
+        return {"written": list(zip(records, texts, strict=True))}
+
+    def ask(self, record, ours, theirs):
+        """1 when the program prefers ours, 0 theirs, 1/2 neither; the same text is not asked about.
+
+        Raises: Problem naming the post, for a program that fails, is silent, unclear or too slow.
+        """
+        if ours == theirs:
+            return 0.5
+        # One order for a post, whoever the rivals are and wherever it stands in the list.
+        turned = generator(self.seed, "judge", row=zlib.crc32(record["id"].encode())).random() < 0.5
+        a, b = (theirs, ours) if turned else (ours, theirs)
+        question = {**{field: record[field] for field in fields_of(record)},
+                    "summary_a": a, "summary_b": b}
+        where = f"--judge command:{shlex.join(self.words)}, post {record['id']!r}"
+        try:
+            done = subprocess.run(self.words, input=json.dumps(question) + "\n", encoding="utf-8",
+                                  errors="replace", capture_output=True, timeout=self.patience)
+        except subprocess.TimeoutExpired:
+            raise Problem(f"{where}: no answer within {self.patience:g} s: raise --patience or "
+                          "mend the program") from None
+        except OSError as error:
+            raise Problem(f"{where}: cannot be started: {error.strerror}") from None
+        answer = re.match(r"\W*(a|b|tie)\b", done.stdout, re.IGNORECASE)
+        if done.returncode or not answer:
+            said = (done.stdout.strip() or done.stderr.strip() if not done.returncode else
+                    done.stderr.strip() or done.stdout.strip())
+            raise Problem(f"{where}: " + (f"failed with exit code {done.returncode}"
+                                          if done.returncode else "answers neither A, B nor tie") +
+                          f", saying {said.splitlines()[-1][:200]!r}" if said else
+                          f"{where}: says nothing (exit code {done.returncode}), not A, B or tie")
+        answer = answer[1].lower()
+        return 0.5 if answer == "tie" else float((answer == "b") == turned)
+
+    def compare(self, ours, theirs):
+        """`ask` about each pair of (record, text), shared among processes. Returns: (n,)."""
+        mine = self.world.share(range(len(ours)))
+        with (bar(len(ours), "judge", self.world, "pair") as progress,
+              ThreadPoolExecutor(self.jobs) as pool):
+            def one(i):
+                won = self.ask(*ours[i], theirs[i][1])
+                progress.update(self.world.size)
+                return won
+            # When one fails, `map` takes back those that have not begun.
+            found = self.world.merge(dict(zip(mine, pool.map(one, mine), strict=True)))
+        return np.array([found[i] for i in range(len(ours))])
+
+
+def preferred(judge, ours, theirs):
+    """(n,) of 1, 1/2 or 0; ours, theirs: what the judge returned for two lists of texts."""
+    if isinstance(judge, Command):
+        return judge.compare(ours["written"], theirs["written"])
+    return wins(ours["overall"], theirs["overall"])
+
+
+# ---------------------------------------------------------------------------- 3. which, then?
+
+def choose_judge(cfg, posts):
+    """The judge's name. Raises: Problem for the toy world's judge on posts from elsewhere."""
+    foreign = next((p["id"] for p in posts if not p["id"].startswith("toy")), None)
+    if cfg.judge == "gold" and foreign:
+        raise Problem(f"--judge gold knows toy posts only, not {foreign!r}: use --judge rouge")
+    return cfg.judge if cfg.judge != "auto" else "rouge" if foreign else "gold"
+
+
+def load_judge(cfg, name, world, tokenizer):
+    """A grader, or a Command. Raises: Problem when there is no such judge, folder or program."""
+    kind, _, what = name.partition(":")
+    if name in JUDGES:
+        return JUDGES[name]
+    if kind == "reward" and what:
+        return judge_reward(what, world, tokenizer, cfg.rows_at_once)
+    if kind != "command" or not what:
+        raise Problem(f"--judge {name} is unknown: auto, gold, rouge, reward:DIR, command:CMD or "
+                      "labels:DB")
+    try:
+        words = shlex.split(what)
+    except ValueError as error:
+        raise Problem(f"--judge {name} cannot be split into words: {error}") from None
+    if not words or not shutil.which(words[0]):
+        raise Problem(f"--judge {name}: there is no program {' '.join(words[:1])!r} here: give its "
+                      "path, and make it executable")
+    return Command(words, cfg.seed, cfg.jobs, cfg.patience, world)
+
+
+def answered(path):
+    """What people prefer: `numbers`' win rates of each policy against each other one.
+
+    Returns: [{"policy", "against", "share", "95", "n"}], by policy. Raises: Problem without any.
+    """
+    if not Path(path).is_file():
+        raise Problem(f"--judge labels:{path}: there is no such file: `python label.py serve` "
+                      "makes it")
+    with closing(Store(path)) as store:
+        rows = [row for row in numbers(store)["policies"] if row["against"]]
+    if not rows:
+        raise Problem(f"--judge labels:{path}: nobody has compared two policies there yet: "
+                      "`python label.py serve` asks people")
+    return rows

@@ -1,0 +1,198 @@
+"""Chapter 9's first page: programs and people as judges, and another reward model."""
+import json
+import re
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_sample import make_checkpoint, make_data
+
+import evaluate
+import judges
+import label
+import sample
+from judges import Command, preferred
+from label_stats import numbers
+from label_store import Store
+from runtime import ALONE, Problem
+from sample import load_checkpoint, score_texts
+
+POSTS = [{"id": f"t{i}", "subreddit": "advice", "title": "what now", "post": "my cat sold my bike",
+          "summary": "a cat"} for i in range(200)]
+OURS = ["x" * (i % 7 + 1) for i in range(200)]
+THEIRS = ["y" * (i % 5 + 2) for i in range(200)]
+LONGER = re.search(r"A whole judge:\n\n((?:    .+\n)+)", judges.__doc__)[1].replace("\n    ", "\n")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A run of random weights with labels in a database, another reward model, and foreign/, which
+    reads another tokenizer."""
+    folder = tmp_path_factory.mktemp("judges")
+    data, run = make_data(folder / "data", posts=60), folder / "run"
+    make_checkpoint(run / "supervised", data)
+    make_checkpoint(run / "reward", data, "scalar")
+    make_checkpoint(run / "ppo", data, seed=1, episodes=40, batch=10, kl_coef=0.05, temperature=0.9)
+    make_checkpoint(folder / "other", data, "scalar", seed=3)
+    make_checkpoint(folder / "foreign", make_data(folder / "more", vocab=270), "scalar")
+    sample.main(["--policy", str(run / "supervised"), "--others", str(run / "ppo"), "--pairs", "60",
+                 "--device", "cpu", "--with-reference", "0.5", "--out", str(run / "pairs.jsonl")])
+    label.main(["simulate", "--pairs", str(run / "pairs.jsonl"), "--db", str(folder / "labels.db"),
+                "--out", str(run / "comparisons.jsonl")])
+    (folder / "longer.py").write_text(LONGER.strip())
+    return folder
+
+
+def command(program, tmp_path, jobs=4, patience=20.0, seed=0):
+    path = tmp_path / "judge.py"
+    path.write_text(program)
+    return Command([sys.executable, "-S", str(path)], seed, jobs, patience, ALONE)
+
+
+def compared(judge, n=200, ours=OURS, theirs=THEIRS):
+    return preferred(judge, judge(POSTS[:n], ours[:n]), judge(POSTS[:n], theirs[:n]))
+
+
+def report_of(world, out, *flags):
+    evaluate.main(["--run", str(world / "run"), "--device", "cpu", "--pool", "4", "--out", str(out),
+                   *map(str, flags)])
+    return json.loads((out / "report.json").read_text())
+
+
+# ---------------------------------------------------------------------------------- a program
+
+def test_the_example_of_the_docstring_wins_exactly_where_ours_is_longer(tmp_path):
+    assert len(LONGER.strip().splitlines()) == 4
+    found = compared(command(LONGER.strip(), tmp_path), 60)
+    assert found.tolist() == [(np.sign(len(a) - len(b)) + 1) / 2
+                              for a, b in zip(OURS[:60], THEIRS[:60], strict=True)]
+
+
+def test_a_judge_that_always_says_a_prefers_ours_where_ours_was_a_and_that_is_half(tmp_path):
+    """It says A, and notes which text that was: ours are made of x."""
+    program = ("import json, sys\nasked = json.load(sys.stdin)\nopen(sys.argv[0] + asked['id'], "
+               "'w').write(asked['summary_a'])\nprint('A')")
+    found = compared(command(program, tmp_path))
+    was_a = [(tmp_path / f"judge.py{p['id']}").read_text()[0] == "x" for p in POSTS]
+    assert found.tolist() == was_a
+    assert abs(found.mean() - 0.5) < 3 * 0.5 / 200 ** 0.5
+    again = compared(command(program, tmp_path, jobs=1), 20)
+    assert again.tolist() == was_a[:20]                        # whoever else is asked about
+    other = compared(command(program, tmp_path, seed=1), 20)
+    assert other.tolist() != was_a[:20]
+
+
+def test_what_a_program_reads_is_the_whole_post_and_both_summaries(tmp_path):
+    program = ("import json, sys\nasked = json.load(sys.stdin)\n"
+               "assert set(asked) == {'id', 'title', 'subreddit', 'post', 'summary_a', 'summary_b'}\n"
+               "assert asked['post'] == 'my cat sold my bike', asked\nprint('tie')")
+    assert compared(command(program, tmp_path), 3).tolist() == [0.5] * 3
+
+
+def test_the_same_text_is_a_tie_about_which_nobody_is_asked(tmp_path):
+    assert compared(command("raise SystemExit('asked')", tmp_path), 5, OURS, OURS).tolist() == [.5] * 5
+
+
+@pytest.mark.parametrize("said, ours_as_a", [("A", 1), ("b", 0), (" Tie.", 0.5), ("**A**: clear", 1),
+                                             ("(B)\nIt is short.", 0)])
+def test_an_answer_is_its_first_word(said, ours_as_a, tmp_path):
+    first = compared(command("print('A')", tmp_path), 1)[0] == 1
+    found = compared(command(f"print({said!r})", tmp_path), 1)[0]
+    assert found == (ours_as_a if first else 1 - ours_as_a)
+
+
+@pytest.mark.parametrize("program, words", [
+    ("raise ValueError('no key')", r"post 't0': failed with exit code 1, saying 'ValueError: no key'"),
+    ("print('B'); raise SystemExit(3)", "exit code 3, saying 'B'"),
+    ("", r"post 't0': says nothing \(exit code 0\)"),
+    ("print('Both are good')", "neither A, B nor tie, saying 'Both are good'"),
+    ("import time; time.sleep(30)", r"post 't0': no answer within 0.5 s: raise --patience"),
+])
+def test_a_program_that_fails_is_named_with_the_post_in_one_line_and_the_rest_is_not_asked(
+        program, words, tmp_path):
+    began = time.perf_counter()
+    with pytest.raises(Problem, match=words) as found:
+        compared(command(program, tmp_path, patience=0.5 if "sleep" in program else 20, jobs=2))
+    assert "\n" not in str(found.value)
+    assert time.perf_counter() - began < 4
+
+
+def test_a_report_by_a_program_has_the_win_rates_and_leaves_out_what_needs_grades(world, tmp_path):
+    judge = f"command:{sys.executable} -S {world / 'longer.py'}"
+    report = report_of(world, tmp_path, "--judge", judge, "--against", world / "run/supervised")
+    gold = report_of(world, tmp_path / "gold")
+    assert report["judge"] == judge and set(report) == set(gold) | {"against"}
+    for name, row in report["policies"].items():
+        assert set(row) == set(gold["policies"][name]) and row["n"] == 8
+        assert set(row["axes"].values()) == {None}
+        assert row["rouge_l"] == gold["policies"][name]["rouge_l"]
+    assert report["policies"]["reference"]["win_rate"] == 0.5
+    rates = report["against_supervised"]
+    assert rates["reference"]["win_rate"] == 1 - report["policies"]["supervised"]["win_rate"]
+    assert report["against"]["win_rate"] == rates["human_feedback"]["win_rate"]
+    assert report["overoptimisation"] == [] and report["reward_model"]["ceiling"] is None
+    assert report["reward_model"]["accuracy"] == gold["reward_model"]["accuracy"]
+    page = (tmp_path / "report.md").read_text()
+    assert "does not grade" in page and "Pleasing" not in page and "agrees with -" not in page
+
+
+# --------------------------------------------------------------------- another reward model, people
+
+def test_the_grade_of_another_reward_model_is_its_score(world, tmp_path):
+    report = report_of(world, tmp_path, "--judge", f"reward:{world / 'other'}")
+    posts = sample.held_out(world / "data")
+    scores = score_texts(load_checkpoint(world / "other", head="scalar"), posts,
+                         [p["summary"].strip() for p in posts])
+    assert report["policies"]["reference"]["axes"]["overall"] == pytest.approx(np.mean(scores), abs=1e-4)
+    assert len(report["overoptimisation"]) == 4 and report["reward_model"]["ceiling"] is not None
+
+
+def test_the_runs_own_reward_model_as_the_judge_sees_what_it_foretold(world, tmp_path):
+    report = report_of(world, tmp_path, "--judge", f"reward:{world / 'run/reward'}")
+    for row in report["overoptimisation"]:
+        assert row["gold"] == pytest.approx(row["rm"], abs=1e-4)
+    assert report["reward_model"]["ceiling"] == report["reward_model"]["accuracy"]
+
+
+def test_what_people_say_is_what_label_stats_says(world, tmp_path, capsys):
+    report = report_of(world, tmp_path, "--judge", f"labels:{world / 'labels.db'}")
+    known = {(r["policy"], r["against"]): r for r in numbers(Store(world / "labels.db"))["policies"]}
+    assert len(report["labels"]) == 6                # three policies, each against two others
+    for row in report["labels"]:
+        truth = known[row["policy"], row["against"]]
+        assert row["n"] == truth["n"] > 0
+        assert [row["share"], *row["95"]] == pytest.approx([truth["share"], *truth["95"]], abs=1e-4)
+    for name, theirs in (("supervised", "supervised_t1"), ("human_feedback", "ppo_t1")):
+        truth, row = known[theirs, "ref"], report["policies"][name]
+        assert (row["n"], row["win_rate"]) == (truth["n"], pytest.approx(truth["share"], abs=1e-4))
+        assert row["rouge_l"] is None
+    assert report["against_supervised"]["human_feedback"]["n"] == known["ppo_t1", "supervised_t1"]["n"]
+    assert "ppo_t1" in (tmp_path / "report.md").read_text() and "ppo_t1" in capsys.readouterr().out
+    assert (tmp_path / "report.png").exists()
+
+
+def test_people_who_were_asked_nothing_are_not_quoted(world, tmp_path):
+    Store(tmp_path / "new.db").close()
+    with pytest.raises(Problem, match="nobody has compared"):
+        report_of(world, tmp_path, "--judge", f"labels:{tmp_path / 'new.db'}")
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--judge", "me"], "--judge me is unknown"), (["--judge", "reward:"], "unknown"),
+    (["--judge", "reward:/nowhere"], "nowhere"),
+    (["--judge", "reward:{world}/run/ppo"], "holds a policy"),
+    (["--judge", "reward:{world}/foreign"], "another tokenizer"),
+    (["--judge", "command:no-such-program -x"], "there is no program 'no-such-program'"),
+    (["--judge", "command: "], "there is no program"),
+    (["--judge", "command:say 'A"], "cannot be split into words"),
+    (["--judge", "labels:/nowhere.db"], "/nowhere.db: there is no such file"),
+    (["--judge", "labels:{world}/longer.py"], "cannot be used as a database"),
+    (["--judge", "labels:{world}/labels.db", "--against", "x"], "--against"),
+    (["--judge", "labels:{world}/labels.db", "--run", "/nowhere"], "nowhere"),
+    (["--jobs", "0"], "--jobs"), (["--patience", "0"], "--patience"),
+])
+def test_a_mistake_is_answered_in_one_line(world, tmp_path, flags, words):
+    with pytest.raises(Problem, match=words) as found:
+        report_of(world, tmp_path / "out", *(f.format(world=world) for f in flags))
+    assert "\n" not in str(found.value) and not (tmp_path / "out").exists()
