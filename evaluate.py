@@ -19,7 +19,6 @@ Before:  judges.py.    After: the world; change a flag and look again.
 """
 import json
 import math
-import re
 import sys
 import time
 from bisect import bisect_left
@@ -43,10 +42,10 @@ from data import (
 from judges import (
     AXES,
     Command,
-    answered,
     choose_judge,
     judge_rouge,
     load_judge,
+    people_say,
     preferred,
     wins,
 )
@@ -466,34 +465,15 @@ def ended(report, cfg, began):
     return json.loads(json.dumps(report), parse_float=lambda x: round(float(x), 5))
 
 
-def people_say(cfg):
-    """The report of --judge labels:DB, as `evaluate`'s, and no post: nothing is written.
-
-    People saw sampled texts, not greedy ones, and are asked about no others. `labels` holds every
-    two policies that they compared. A policy of the run is found there by the name that
-    sample.py --pairs gives it (supervised_t0.7), at the temperature of most answers; what people
-    were not asked is None.
-    """
+def of_people(cfg):
+    """The report of --judge labels:DB, as `evaluate`'s; nothing is written, so there is no post."""
     began = time.perf_counter()
     config_of(Path(cfg.run) / "supervised")               # complain about a run that is none
     if cfg.against:
         raise Problem("--against needs a judge of new texts; --judge labels: knows old ones only")
-    rows = answered(cfg.judge.partition(":")[2])
-    known = {name: rf"{folder}_t[\d.]+" for name, folder in FOLDERS.items()
-             if (Path(cfg.run) / folder / "model.pt").exists()} | {"reference": "ref"}
-
-    def rate(name, rival):
-        row = max((row for row in rows if re.fullmatch(known[name], row["policy"])
-                   and re.fullmatch(known[rival], row["against"])), key=lambda row: row["n"],
-                  default={"share": None, "95": None, "n": 0})
-        return {"win_rate": row["share"], "win_rate_95": row["95"], "n": row["n"]}
-
-    blank = dict.fromkeys(("length", "length_controlled_win_rate", "kl", "rouge_1", "rouge_2",
-                           "rouge_l", "copied")) | {"axes": dict.fromkeys(AXES)}
-    rivals = {name: rate(name, "supervised") for name in known if name != "supervised"}
-    report = {"judge": cfg.judge, "data": None, "labels": rows,
-              "policies": {name: rate(name, "reference") | blank for name in known},
-              "against_supervised": {name: r for name, r in rivals.items() if r["n"]},
+    names = {name: folder for name, folder in FOLDERS.items()
+             if (Path(cfg.run) / folder / "model.pt").exists()}
+    report = {"judge": cfg.judge, "data": None, **people_say(cfg.judge.partition(":")[2], names),
               "human_axes": human_axes(cfg.axes, cfg.seed) if cfg.axes else None,
               "reward_model": None, "overoptimisation": []}
     return ended(report, cfg, began), None
@@ -554,14 +534,13 @@ MEANING = """
 
 def markdown(report, example):
     """report.md: the tables, and what each number means."""
-    if "labels" in report:
-        return (f"# Report\n\nPeople's answers, `{report['judge']}`: sampled summaries of training "
-                "posts, not greedy ones\nof held-out posts. In brackets the 95 % interval; a tie is "
-                f"half; *ref* is the author.\n\n{policy_table(report)}\n")
-    post, texts = example
     parts = [f"# Report\n\n{report['policies']['reference']['n']} held-out posts of "
              f"`{report['data']}`, summarised greedily; the judge is `{report['judge']}`.\n",
              policy_table(report), MEANING]
+    if "labels" in report:
+        parts = [f"# Report\n\nPeople's answers, `{report['judge']}`: to sampled summaries of "
+                 "training posts, not\nto greedy ones of held-out posts. In brackets the 95 % "
+                 "interval; a tie is half; *ref* is the author.\n", policy_table(report)]
     if report["judge"].startswith("command:"):
         parts += ["\nThis judge compares and does not grade: there are no grades, no ceiling for "
                   "the reward\nmodel, and no curve of pleasing it. Which summary came first was "
@@ -594,11 +573,13 @@ def markdown(report, example):
                   "rate. Where they part, optimising has\ngone too far.\n",
                   table([list(keys)], [[cell(row[k], form) for k, form in keys.items()]
                                      for row in rows])]
-    text = f"{post['title']}\n\n{post['article' if 'article' in post else 'post']}"
-    parts += ["\n## One post\n", *("> " + line for line in text.split("\n")), "",
-              *(f"* **{name.replace('_', ' ')}**: {summary}" for name, summary in texts.items()),
-              "\n## Seconds\n", table([list(report["seconds"])], [
-                  [f"{s:.0f}" for s in report["seconds"].values()]])]
+    if example:
+        post, said = example
+        text = f"{post['title']}\n\n{post['article' if 'article' in post else 'post']}"
+        parts += ["\n## One post\n", *("> " + line for line in text.split("\n")), "",
+                  *(f"* **{name.replace('_', ' ')}**: {summary}" for name, summary in said.items())]
+    parts += ["\n## Seconds\n", table([list(report["seconds"])], [
+        [f"{s:.0f}" for s in report["seconds"].values()]])]
     return "\n".join(parts) + "\n"
 
 
@@ -680,7 +661,7 @@ def main(argv=None):
     if not cfg.run:
         raise Problem("--run is missing: a folder of stages, such as runs/demo")
     with join_world(cfg) as world, mixed(world):
-        report, example = (people_say(cfg) if cfg.judge.startswith("labels:") else
+        report, example = (of_people(cfg) if cfg.judge.startswith("labels:") else
                            evaluate(cfg, world))
     if world.rank > 0:
         return None

@@ -114,12 +114,11 @@ class Command:
             raise Problem(f"{where}: cannot be started: {error.strerror}") from None
         answer = re.match(r"\W*(a|b|tie)\b", done.stdout, re.IGNORECASE)
         if done.returncode or not answer:
-            said = (done.stdout.strip() or done.stderr.strip() if not done.returncode else
-                    done.stderr.strip() or done.stdout.strip())
-            raise Problem(f"{where}: " + (f"failed with exit code {done.returncode}"
-                                          if done.returncode else "answers neither A, B nor tie") +
-                          f", saying {said.splitlines()[-1][:200]!r}" if said else
-                          f"{where}: says nothing (exit code {done.returncode}), not A, B or tie")
+            voices = (done.stderr, done.stdout) if done.returncode else (done.stdout, done.stderr)
+            said = next((v.strip() for v in voices if v.strip()), "nothing").splitlines()[-1]
+            raise Problem(f"{where}: " + (f"failed with exit code {done.returncode}" if
+                                          done.returncode else "should answer A, B or tie")
+                          + f"; it says {said[:200]!r}")
         answer = answer[1].lower()
         return 0.5 if answer == "tie" else float((answer == "b") == turned)
 
@@ -144,7 +143,7 @@ def preferred(judge, ours, theirs):
     return wins(ours["overall"], theirs["overall"])
 
 
-# ---------------------------------------------------------------------------- 3. which, then?
+# ------------------------------------------------------------------------------ 3. which, then?
 
 def choose_judge(cfg, posts):
     """The judge's name. Raises: Problem for the toy world's judge on posts from elsewhere."""
@@ -174,10 +173,18 @@ def load_judge(cfg, name, world, tokenizer):
     return Command(words, cfg.seed, cfg.jobs, cfg.patience, world)
 
 
-def answered(path):
-    """What people prefer: `numbers`' win rates of each policy against each other one.
+# ------------------------------------------------------------------------------------- 4. people
 
-    Returns: [{"policy", "against", "share", "95", "n"}], by policy. Raises: Problem without any.
+def people_say(path, run):
+    """What `label.py stats` says of policies, as parts of the report.
+
+    People saw sampled texts, not greedy ones, and are asked about no others. `labels` holds every
+    two policies that they compared. A policy of the run is found there by the name that
+    sample.py --pairs gives it (supervised_t0.7), at the temperature of most answers. What people
+    were not asked is None.
+
+    run: {name in the report: folder's name}. Returns: {"labels": [{"policy", "against", "share",
+    "95", "n"}], "policies", "against_supervised"}. Raises: Problem when there is nothing.
     """
     if not Path(path).is_file():
         raise Problem(f"--judge labels:{path}: there is no such file: `python label.py serve` "
@@ -187,4 +194,17 @@ def answered(path):
     if not rows:
         raise Problem(f"--judge labels:{path}: nobody has compared two policies there yet: "
                       "`python label.py serve` asks people")
-    return rows
+    known = {name: rf"{folder}_t[\d.]+" for name, folder in run.items()} | {"reference": "ref"}
+
+    def rate(name, rival):
+        row = max((row for row in rows if re.fullmatch(known[name], row["policy"])
+                   and re.fullmatch(known[rival], row["against"])), key=lambda row: row["n"],
+                  default={"share": None, "95": None, "n": 0})
+        return {"win_rate": row["share"], "win_rate_95": row["95"], "n": row["n"]}
+
+    blank = dict.fromkeys(("length", "length_controlled_win_rate", "kl", "rouge_1", "rouge_2",
+                           "rouge_l", "copied")) | {"axes": dict.fromkeys(AXES)}
+    rivals = {name: rate(name, "supervised") for name in known if name != "supervised"}
+    return {"labels": rows,
+            "policies": {name: rate(name, "reference") | blank for name in known},
+            "against_supervised": {name: r for name, r in rivals.items() if r["n"]}}

@@ -19,9 +19,9 @@ from runtime import ALONE, Problem
 from sample import load_checkpoint, score_texts
 
 POSTS = [{"id": f"t{i}", "subreddit": "advice", "title": "what now", "post": "my cat sold my bike",
-          "summary": "a cat"} for i in range(200)]
-OURS = ["x" * (i % 7 + 1) for i in range(200)]
-THEIRS = ["y" * (i % 5 + 2) for i in range(200)]
+          "summary": "a cat"} for i in range(100)]
+OURS = ["x" * (i % 7 + 1) for i in range(100)]
+THEIRS = ["y" * (i % 5 + 2) for i in range(100)]
 LONGER = re.search(r"A whole judge:\n\n((?:    .+\n)+)", judges.__doc__)[1].replace("\n    ", "\n")
 
 
@@ -50,7 +50,7 @@ def command(program, tmp_path, jobs=4, patience=20.0, seed=0):
     return Command([sys.executable, "-S", str(path)], seed, jobs, patience, ALONE)
 
 
-def compared(judge, n=200, ours=OURS, theirs=THEIRS):
+def compared(judge, n=100, ours=OURS, theirs=THEIRS):
     return preferred(judge, judge(POSTS[:n], ours[:n]), judge(POSTS[:n], theirs[:n]))
 
 
@@ -64,19 +64,19 @@ def report_of(world, out, *flags):
 
 def test_the_example_of_the_docstring_wins_exactly_where_ours_is_longer(tmp_path):
     assert len(LONGER.strip().splitlines()) == 4
-    found = compared(command(LONGER.strip(), tmp_path), 60)
+    found = compared(command(LONGER.strip(), tmp_path), 35)
     assert found.tolist() == [(np.sign(len(a) - len(b)) + 1) / 2
-                              for a, b in zip(OURS[:60], THEIRS[:60], strict=True)]
+                              for a, b in zip(OURS[:35], THEIRS[:35], strict=True)]
 
 
 def test_a_judge_that_always_says_a_prefers_ours_where_ours_was_a_and_that_is_half(tmp_path):
     """It says A, and notes which text that was: ours are made of x."""
     program = ("import json, sys\nasked = json.load(sys.stdin)\nopen(sys.argv[0] + asked['id'], "
                "'w').write(asked['summary_a'])\nprint('A')")
-    found = compared(command(program, tmp_path))
-    was_a = [(tmp_path / f"judge.py{p['id']}").read_text()[0] == "x" for p in POSTS]
+    found = compared(command(program, tmp_path), 100)
+    was_a = [(tmp_path / f"judge.py{p['id']}").read_text()[0] == "x" for p in POSTS[:100]]
     assert found.tolist() == was_a
-    assert abs(found.mean() - 0.5) < 3 * 0.5 / 200 ** 0.5
+    assert abs(found.mean() - 0.5) < 3 * 0.5 / 100 ** 0.5
     again = compared(command(program, tmp_path, jobs=1), 20)
     assert again.tolist() == was_a[:20]                        # whoever else is asked about
     other = compared(command(program, tmp_path, seed=1), 20)
@@ -103,10 +103,10 @@ def test_an_answer_is_its_first_word(said, ours_as_a, tmp_path):
 
 
 @pytest.mark.parametrize("program, words", [
-    ("raise ValueError('no key')", r"post 't0': failed with exit code 1, saying 'ValueError: no key'"),
-    ("print('B'); raise SystemExit(3)", "exit code 3, saying 'B'"),
-    ("", r"post 't0': says nothing \(exit code 0\)"),
-    ("print('Both are good')", "neither A, B nor tie, saying 'Both are good'"),
+    ("raise ValueError('no key')", r"post 't0': failed with exit code 1; it says 'ValueError: no key'"),
+    ("print('B'); raise SystemExit(3)", "exit code 3; it says 'B'"),
+    ("", "post 't0': should answer A, B or tie; it says 'nothing'"),
+    ("print('Both are good')", "A, B or tie; it says 'Both are good'"),
     ("import time; time.sleep(30)", r"post 't0': no answer within 0.5 s: raise --patience"),
 ])
 def test_a_program_that_fails_is_named_with_the_post_in_one_line_and_the_rest_is_not_asked(
@@ -115,7 +115,7 @@ def test_a_program_that_fails_is_named_with_the_post_in_one_line_and_the_rest_is
     with pytest.raises(Problem, match=words) as found:
         compared(command(program, tmp_path, patience=0.5 if "sleep" in program else 20, jobs=2))
     assert "\n" not in str(found.value)
-    assert time.perf_counter() - began < 4
+    assert time.perf_counter() - began < 15
 
 
 def test_a_report_by_a_program_has_the_win_rates_and_leaves_out_what_needs_grades(world, tmp_path):
