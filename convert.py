@@ -28,13 +28,23 @@ import torch
 
 from data import ENDOFTEXT, build_tokenizer, load_tokenizer, save_tokenizer
 from model import GPT, ModelConfig, load_model, load_weights
-from runtime import Problem, config_of, entry, save_tensors, write_atomically, write_config
+from runtime import (
+    Problem,
+    config_of,
+    entry,
+    read_text,
+    replacing,
+    save_tensors,
+    write_atomically,
+    write_config,
+)
 
 # --------------------------------------------------------------------------------- files of tensors
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
          "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
          "U8": torch.uint8, "BOOL": torch.bool}
+HEADER = 100_000_000               # bytes of a safetensors file's header, at most
 
 
 def read_safetensors(path):
@@ -51,14 +61,15 @@ def read_safetensors(path):
         with open(path, "rb") as f:
             size = os.fstat(f.fileno()).st_size
             start = 8 + int.from_bytes(f.read(8), "little")
-            if start > size:
+            if start > min(size, HEADER):
                 raise ValueError("its header does not fit into it")
-            header = json.loads(f.read(start - 8))
+            header, end = json.loads(f.read(start - 8)), 0
             header.pop("__metadata__", None)
-            for name, entry in header.items():
+            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 kind, (first, last) = TYPES[entry["dtype"]], entry["data_offsets"]
-                if not 0 <= first <= last <= size - start:
-                    raise ValueError(f"{name} does not lie inside it")
+                if not end <= first <= last <= size - start:
+                    raise ValueError(f"{name} does not lie inside it, behind the one before")
+                end = last
                 if last - first != math.prod(entry["shape"]) * kind.itemsize:
                     raise ValueError(f"{name} has {last - first} bytes, its shape wants others")
                 tensors[name] = torch.empty(entry["shape"], dtype=kind)
@@ -66,7 +77,9 @@ def read_safetensors(path):
                 if last > first:
                     f.readinto(tensors[name].view(-1).view(torch.uint8).numpy())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise Problem(f"{path} cannot be read as safetensors ({error}): fetch it again") from None
+        # (RecursionError, of a header nested too deeply, is a RuntimeError.)
+        why = str(error).partition("\n")[0][:200]
+        raise Problem(f"{path} cannot be read as safetensors ({why}): fetch it again") from None
     return tensors
 
 
@@ -79,14 +92,11 @@ def write_safetensors(path, tensors):
         end = header[name]["data_offsets"][1]
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-len(text) % 8)                      # tensors begin at a multiple of 8 bytes
-    temporary = Path(path).with_name(Path(path).name + ".part")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, "wb") as f:
+    with replacing(path) as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for t in tensors.values():
             if t.numel():
                 f.write(t.detach().contiguous().view(-1).view(torch.uint8).numpy())
-    os.replace(temporary, path)
 
 
 def read_pickle(path):
@@ -167,8 +177,9 @@ def read_hugging_face(folder, known):
     theirs = {name.removeprefix("transformer."): t for name, t in theirs.items()}
     try:
         return config, from_hugging_face(theirs, config)
-    except (KeyError, IndexError, RuntimeError) as error:
-        raise Problem(f"{paths[0]} does not fit config.json: {error}") from None
+    except (KeyError, IndexError, RuntimeError, TypeError, OverflowError) as error:
+        why = str(error).partition("\n")[0]
+        raise Problem(f"{paths[0]} does not fit config.json: {why}") from None
 
 
 def from_hugging_face(theirs, config):
@@ -224,20 +235,23 @@ def read_vocabulary(folder):
     path, bytes_of = old if old.exists() else new, {c: b for b, c in byte_characters().items()}
     try:
         if path == old:
-            vocabulary = json.loads(old.read_text(encoding="utf-8"))
-            lines = old.with_name("merges.txt").read_text(encoding="utf-8").splitlines()
+            vocabulary = json.loads(read_text(old))
+            lines = read_text(old.with_name("merges.txt")).splitlines()
             merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
         else:
-            known = json.loads(new.read_text(encoding="utf-8"))["model"]
+            known = json.loads(read_text(new))["model"]
             vocabulary, merges = known["vocab"], known["merges"]         # "a b", later ["a", "b"]
             merges = [m.split(" ") if isinstance(m, str) else m for m in merges]
         order = [vocabulary["".join(pair)] for pair in merges]
         last = vocabulary.pop(ENDOFTEXT)
         ranks = {bytes(bytes_of[c] for c in token): i
                  for token, i in sorted(vocabulary.items(), key=lambda item: item[1])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Problem(f"{path} is no byte-level vocabulary like GPT-2's ({error!r:.60})") from None
-    if [*ranks.values(), last] != list(range(len(vocabulary) + 1)):
+    if any(bytes([byte]) not in ranks for byte in range(256)):
+        raise Problem(f"{path} has not a token for every byte, which texts may hold")
+    if ([*ranks.values(), last] != list(range(len(vocabulary) + 1))
+            or any(type(i) is not int for i in (*ranks.values(), last))):
         raise Problem(f"{path}: the ids do not count from 0 up to {ENDOFTEXT}'s: other special "
                       "tokens are not read here")
     if order != sorted(order):
@@ -361,8 +375,8 @@ def read_openai(folder, n_vocab):
     folder = Path(folder)
     where = folder / "info.json"
     try:
-        known = check_info(json.loads(where.read_text()), where)
-    except (OSError, ValueError, AttributeError) as error:
+        known = check_info(json.loads(read_text(where)), where)
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise Problem(f"{where} cannot be read ({error}): give the folder of a released model, "
                       "such as `python data.py download sup4` fetches") from None
 

@@ -23,9 +23,12 @@ import base64
 import gzip
 import heapq
 import json
+import math
+import os
 import re
 import zlib
 from collections import Counter, defaultdict
+from contextlib import closing
 from functools import cache
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -53,6 +56,33 @@ ARTICLE_FIELDS = ("id", "site", "title", "article")
 # ------------------------------------------------------------------------- files, one record a line
 
 
+LINE, ARRAY = 1 << 24, 1 << 28       # bytes of a line, of a file that is one array: 16 and 256 MB
+INFLATED = 200                       # times that a .gz may grow: text grows 3 times, a bomb 1,000
+
+
+def lines_of(path):
+    """Yield (line number, bytes) of a file or .gz; no more than a line is in memory.
+
+    Raises: Problem for a line that is too long, and for a .gz that is nearly nothing but one byte.
+    """
+    zipped = str(path).endswith(".gz")
+    with (gzip.open if zipped else open)(path, "rb") as lines:
+        most = max(ARRAY, INFLATED * os.path.getsize(path)) if zipped else math.inf
+        for number, line in enumerate(iter(lambda: lines.readline(LINE + 1), b""), 1):
+            if number == 1 and line.lstrip().startswith(b"["):
+                line += lines.read(ARRAY)
+                if lines.read(1):
+                    raise Problem(f"{path}, line 1: an array of more than {ARRAY >> 20} MB: write "
+                                  "its objects one a line, without the brackets")
+            elif len(line) > LINE:
+                raise Problem(f"{path}, line {number}: is longer than {LINE >> 20} MB: write one "
+                              "record a line")
+            if zipped and lines.tell() > most:
+                raise Problem(f"{path}, line {number}: more than {most >> 20} MB in a file of "
+                              f"{os.path.getsize(path):,} bytes: unpack it, and look into it first")
+            yield number, line
+
+
 def read_jsonl(path):
     """Yield (line number, object) for each line of a .jsonl or .jsonl.gz file, one at a time.
 
@@ -61,12 +91,12 @@ def read_jsonl(path):
     """
     number = 0
     try:
-        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
+        with closing(lines_of(path)) as lines:
+            for number, line in lines:
                 if line.isspace():
                     continue
                 array = number == 1 and line.lstrip().startswith(b"[")
-                records = json.loads(line + lines.read()) if array else [json.loads(line)]
+                records = json.loads(line) if array else [json.loads(line)]
                 for i, record in enumerate(records):
                     number += i > 0
                     if not isinstance(record, dict):
@@ -90,6 +120,9 @@ def write_jsonl(path, records):
     write_atomically(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
 
+BLANKS = 100_000                     # in a row; at a million tiktoken's regular expression panics
+
+
 def check_texts(where, record, names):
     """Raise a Problem unless `record` has every one of the fields `names`, as text."""
     for name in names:
@@ -98,6 +131,8 @@ def check_texts(where, record, names):
         if not isinstance(record[name], str):
             kind = type(record[name]).__name__
             raise Problem(f"{where}: field {name!r} is {kind}, not text: write it in quotes")
+        if len(record[name]) > BLANKS and re.search(rf"\s{{{BLANKS}}}", record[name]):
+            raise Problem(f"{where}: field {name!r} has {BLANKS:,} blanks in a row: delete them")
 
 
 def fields_of(record):
@@ -126,7 +161,10 @@ def read_posts(folder, split, need_summary=True):
     posts = []
     for number, record in read_jsonl(path):
         where = f"{path}, line {number}"
-        check_texts(where, record, fields_of(record) + ("summary",) * need_summary)
+        if record.get("summary", "") is None and not need_summary:
+            del record["summary"]
+        check_texts(where, record, fields_of(record) +
+                    ("summary",) * (need_summary or "summary" in record))
         if need_summary and not record["summary"].strip():
             raise Problem(f"{where}: field 'summary' is blank: write one, or delete the line")
         posts.append(record)
@@ -141,7 +179,7 @@ def check_comparison(where, record):
     info, summaries, choice = (record.get(name) for name in ("info", "summaries", "choice"))
     if not isinstance(info, dict):
         raise Problem(f"{where}: field 'info' is no object: put the post or article there")
-    check_texts(f"{where}, 'info'", info, fields_of(info))
+    check_texts(f"{where}, 'info'", info, fields_of(info) + ("summary",) * ("summary" in info))
     if not isinstance(summaries, list) or len(summaries) != 2:
         found = len(summaries) if isinstance(summaries, list) else type(summaries).__name__
         raise Problem(f"{where}: field 'summaries' holds {found}, not a list of 2: "
@@ -358,7 +396,7 @@ def load_tokenizer(where):
         raise Problem(f"{path}: no such tokenizer: train one with "
                       "`python data.py tokenizer --data DIR`, or say gpt2")
     ranks = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in lines_of(path):    # read by the line: it may be any file
         try:
             token, rank = line.split()
             token, rank = base64.b64decode(token, validate=True), int(rank)

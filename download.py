@@ -31,8 +31,9 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections import Counter, defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ from tqdm import tqdm
 
 from data import (
     ARTICLE_FIELDS,
+    LINE,
     POST_FIELDS,
     check_comparison,
     find,
@@ -50,7 +52,7 @@ from data import (
     read_posts,
     save_tokenizer,
 )
-from runtime import Problem, generator, write_atomically
+from runtime import Problem, generator, read_text, replacing, write_atomically
 
 OPENAI = "https://openaipublic.blob.core.windows.net/summarize-from-feedback"
 HUB = "https://huggingface.co"
@@ -103,11 +105,16 @@ def wanted(what, out):
                 yield File(HUB, f"openai-community/{owner}/resolve/main/{name}", name)
     elif what in MODELS:
         yield File(OPENAI, f"models/{what}/info.json", "info.json")
-        known = read_json(out / "info.json").get("model_hparams", {})
+        known = read_json(out / "info.json").get("model_hparams")
+        known = known if isinstance(known, dict) else {}
+        layers, shards = known.get("n_layer", 0), known.get("n_shards", 1)
+        if not (type(layers) is type(shards) is int and 0 <= layers <= 128 and 1 <= shards <= 64):
+            raise Problem(f"{out / 'info.json'} speaks of {layers!r:.40} layers in {shards!r:.40} "
+                          "parts: delete it, and give the same command again")
         head = "output_head_reward" if what == "rm4" else "output_unembeddings"
         for piece in ("input_embeddings", "position_embedding", "final_layer_norm", head,
-                      *(f"resblock_{i:04}" for i in range(known.get("n_layer", 0)))):
-            for s in range(known.get("n_shards", 1)):
+                      *(f"resblock_{i:04}" for i in range(layers))):
+            for s in range(shards):
                 name = f"checkpoint/{piece}_shard_{s:03}.pkl"
                 yield File(OPENAI, f"models/{what}/{name}", name)
 
@@ -172,7 +179,11 @@ def checksum(path, kind="sha256"):
 def recorded(folder):
     """What SHA256SUMS says: {file name: sha256}."""
     path = Path(folder) / "SHA256SUMS"
-    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        lines = read_text(path).splitlines() if path.exists() else []
+    except ValueError as error:
+        raise Problem(f"{path} cannot be read ({error}): delete it, and give the same command "
+                      "again") from None
     return {line[66:]: line[:64] for line in lines}
 
 
@@ -215,8 +226,8 @@ def fetch(url, path, sha256=None):
 def read_json(path):
     """One JSON object. Raises: Problem when the file holds anything else."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        known = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         known = error
     if not isinstance(known, dict):
         raise Problem(f"{path} is no JSON object ({known!r:.60}): delete it and fetch it again")
@@ -259,7 +270,8 @@ def receive(url, part):
                 forget(part)
                 raise Fault(f"asked for bytes from {have}, got {answer.headers['Content-Range']}")
             length = answer.headers.get("Content-Length")
-            total = int(spot[2]) if have else int(length) if length else None
+            total = (int(spot[2]) if have else
+                     int(length) if length and length.isdecimal() else None)
             if (tag := answer.headers.get("ETag", "W/")).startswith('"'):
                 mark.write_text(tag)
             save(answer, part, have, total)
@@ -269,7 +281,7 @@ def receive(url, part):
         wait = error.headers.get("Retry-After", "")
         raise Fault(f"the server says {error.code} {error.reason}",
                     error.code >= 500 or error.code in (408, 416, 429),
-                    min(60, int(wait)) if wait.isdigit() else 0) from None
+                    min(60, int(wait)) if wait.isdecimal() else 0) from None
     except ValueError as error:                      # no such thing as this address
         raise Fault(f"not an address ({error})", again=False) from None
     except (OSError, http.client.HTTPException) as error:
@@ -283,6 +295,7 @@ def stated_checksums(answer, linked):
     """Azure states the md5 of the whole file, Hugging Face the sha256 of a large one."""
     md5 = answer.headers.get("x-ms-blob-content-md5")
     md5 = md5 or (answer.headers.get("Content-MD5") if answer.status == 200 else None)
+    md5 = md5 if re.fullmatch("[A-Za-z0-9+/]{22}==", md5 or "") else None
     sha256 = re.fullmatch('"?([0-9a-f]{64})"?', linked or answer.headers.get("X-Linked-ETag", ""))
     return ({"md5": base64.b64decode(md5).hex()} if md5 else {}) | (
         {"sha256": sha256[1]} if sha256 else {})
@@ -325,12 +338,9 @@ def settle(part, path):
 @contextmanager
 def writing(path):
     """A function that writes a record to path, .jsonl or .jsonl.gz, which appears when all are."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    zipped = path.suffix == ".gz"
-    with gzip.open(part, "wt", 3, "utf-8") if zipped else open(part, "w", encoding="utf-8") as f:
-        yield lambda record: f.write(json.dumps(record, ensure_ascii=False) + "\n")
-    os.replace(part, path)
+    with replacing(path) as raw:
+        with (gzip.GzipFile("", "wb", 3, raw) if path.suffix == ".gz" else nullcontext(raw)) as f:
+            yield lambda record: f.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
 
 
 def bare_posts(out):
@@ -349,9 +359,9 @@ def sort_comparisons(out):
         with writing(out / f"{group}.jsonl") as write:
             for name in names:
                 for _, record in read_jsonl(out / "raw" / f"{name}.json"):
-                    info = record.get("info") or {}
-                    fields = ARTICLE_FIELDS if info.get("article") is not None else POST_FIELDS
-                    record["info"] = {k: info.get(k) or "" for k in fields}
+                    if isinstance(info := record.get("info"), dict):
+                        fields = ARTICLE_FIELDS if info.get("article") is not None else POST_FIELDS
+                        record["info"] = {k: info.get(k) or "" for k in fields}
                     try:
                         check_comparison("", record)
                     except Problem as fault:
@@ -381,8 +391,9 @@ def read_axes(path):
                           "'info'")
         summary["axes"] = {name: grade for name, grade in axes.items() if grade is not None}
         for name, grade in summary["axes"].items():
-            if name != "compatible" and (type(grade) is not int or not 1 <= grade <= 7):
-                raise Problem(f"{path}, line {number}: {name!r} is {grade!r:.40}, not 1 to 7")
+            if type(grade) is not bool if name == "compatible" else (
+                    type(grade) is not int or not 1 <= grade <= 7):
+                raise Problem(f"{path}, line {number}: {name!r:.40} is {grade!r:.40}, not 1 to 7")
         records.append(record)
     return records
 
@@ -419,8 +430,12 @@ def write_articles(out):
     4.2), `supervised` is how a policy learns from news (PAPER's cnndm_task)."""
     raw, split_of, left_out = out / "raw", {}, 0
     for theirs, split in (("train", "train"), ("val", "valid"), ("test", "test")):
-        for url in (raw / f"all_{theirs}.txt").read_text().split():
-            split_of[hashlib.sha1(url.encode()).hexdigest()] = split
+        path = raw / f"all_{theirs}.txt"
+        try:
+            urls = read_text(path).split()
+        except ValueError as error:
+            raise Problem(f"{path} is damaged ({error}): delete it and fetch it again") from None
+        split_of |= {hashlib.sha1(url.encode()).hexdigest(): split for url in urls}
     titles = read_json(raw / "titles.json")
     with ExitStack() as files:
         writers = {(kind, s): files.enter_context(writing(out / kind / f"{s}.jsonl.gz"))
@@ -435,7 +450,7 @@ def write_articles(out):
                 if not (article and summary):
                     left_out += 1
                     continue
-                record = {"id": name, "site": site, "title": titles.get(name) or "",
+                record = {"id": name, "site": site, "title": str(titles.get(name) or ""),
                           "article": article, "summary": summary}
                 writers["transfer", split](record)
                 writers["supervised", split]({**record, "format": "supervised"})
@@ -449,9 +464,12 @@ def stories_of(path):
         with tarfile.open(path, "r|gz") as archive:
             for member in archive:
                 if member.isfile() and member.name.endswith(".story"):
+                    if member.size > LINE:
+                        raise Problem(f"{path}: {member.name!r:.80} has {member.size:,} bytes, and "
+                                      "is no news story: delete it and fetch it again")
                     text = archive.extractfile(member).read()
                     yield Path(member.name).stem, text.decode(errors="replace")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
         raise Problem(f"{path} is damaged ({error}): delete it and fetch it again") from None
 
 
@@ -539,8 +557,8 @@ def describe_comparisons(path):
     split, batch, sure, pairs, first = Counter(), Counter(), Counter(), Counter(), 0
     for number, record in read_jsonl(path):
         check_comparison(f"{path}, line {number}", record)
-        split[record.get("split")] += 1
-        batch[record.get("batch")] += 1
+        split[str(record.get("split"))] += 1
+        batch[str(record.get("batch"))] += 1
         sure[(record.get("extra") or {}).get("confidence")] += 1
         pairs[" - ".join(sorted(str(s.get("policy")) for s in record["summaries"]))] += 1
         first += record["choice"] == 0

@@ -62,6 +62,7 @@ from runtime import (
     join_world,
     mixed,
     parse,
+    read_text,
     write_atomically,
 )
 from sample import (
@@ -300,10 +301,12 @@ def human_axes(path, seed):
         try:
             for axis in AXES:
                 if (given := record["summary"]["axes"].get(axis)) is not None:
+                    if type(given) not in (int, float) or not 1 <= given <= 7:
+                        raise ValueError
                     grades[record["summary"]["policy"]][axis].append(float(given))
         except (KeyError, TypeError, ValueError, AttributeError):
             raise Problem(f"{path}, line {number}: is no axis record: write {{\"summary\": "
-                          '{"policy": name, "axes": {"overall": 7}}, ...}') from None
+                          '{"policy": name, "axes": {"overall": 7}}, ...}, of 1 to 7') from None
     return {policy: {axis: {"mean": float(np.mean(g)), "95": bootstrap(g, seed)[1], "n": len(g)}
                      for axis, g in found.items()} for policy, found in grades.items()}
 
@@ -417,7 +420,10 @@ def seconds_of(run):
     """How long each stage took, as each wrote down when it ended."""
     def noted(name):
         path = Path(run) / name
-        return json.loads(path.read_text()).get("seconds") or 0.0 if path.exists() else 0.0
+        try:
+            return float(json.loads(read_text(path))["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return 0.0                         # never begun, or never ended
 
     # Labels cost the writing of the pairs and the answering.
     return {"pretrained": noted("pretrained/config.json"),
@@ -670,7 +676,7 @@ def main(argv=None):
     write_atomically(out / "report.md", markdown(report, example))
     print(policy_table(report, brief=True))
     lines = [line for _, line in read_jsonl(log)] if log.exists() else []
-    draw(report, [line for line in lines if "event" not in line], out)
+    draw(report, [line for line in lines if {"episodes", "score", "kl"} <= line.keys()], out)
     print(f"\n{out / 'report.md'} says what it means ({report['seconds']['evaluate']:.0f} s)")
 
 

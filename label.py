@@ -41,7 +41,7 @@ import toy
 from data import check_texts, fields_of, read_jsonl, rouge, write_jsonl
 from label_site import LOOPBACK, Site
 from label_stats import numbers, report
-from label_store import Plan, Store, second_is_better
+from label_store import DAMAGE, Plan, Store, second_is_better
 from runtime import Machine, Problem, entry, flag, join_world, mixed, parse, write_config
 from sample import load_checkpoint, score_texts
 
@@ -258,10 +258,12 @@ def simulate(cfg):
     began = time.perf_counter()
     pairs, ask = read_pairs(cfg.pairs), LABELLERS[cfg.labeller]
     store = Store(cfg.db, Plan(shared=1.0))
-    with store.transaction():
+    # (The bar is closed before an error is told, which then stands on a line of its own.)
+    with store.transaction(), tqdm(total=len(pairs), desc="labels", unit="pair") as bar:
         store.add(pairs)
         pairs = list(store.pairs().values())
-        for row, pair in enumerate(tqdm(pairs, desc="labels", unit="pair")):
+        for row, pair in enumerate(pairs):
+            bar.update()
             for again in range(cfg.labels if pair["split"] == "train" else 1):
                 answer = ask(pair, cfg.seed, row + again * len(pairs))
                 worker, confidence = (answer["worker"], answer["confidence"]) if answer else (
@@ -367,7 +369,12 @@ def main(argv=None):
         print(__doc__)
     elif command in COMMANDS:
         config, act = COMMANDS[command]
-        act(parse(config, {}, rest, __doc__))
+        cfg = parse(config, {}, rest, __doc__)
+        try:
+            act(cfg)
+        except DAMAGE as error:
+            raise Problem(f"--db {cfg.db}: {error}: is the disk full, or the file damaged, or of "
+                          "another program?") from None
     else:
         raise Problem(f"command {command!r} is unknown: python label.py {' | '.join(COMMANDS)} "
                       "(then --help lists its flags)")

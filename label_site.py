@@ -24,6 +24,7 @@ import hmac
 import json
 import re
 import socket
+import sqlite3
 import sys
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -228,6 +229,9 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(409, {"error": str(gone)})
         except (ConnectionError, TimeoutError):
             raise
+        except sqlite3.Error as error:                   # the disk is full, most likely
+            print(f"error: {self.server.store.path}: {error}: nothing was kept", file=sys.stderr)
+            self.reply(503, {"error": f"nothing was kept: {error}"})
         except Exception:
             traceback.print_exc()
             self.reply(500, {"error": "the server failed; nothing was kept"})

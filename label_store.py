@@ -61,6 +61,10 @@ APART = 10                  # items between a pair and its repeat, or one would 
 RESEARCHERS = "(SELECT name FROM labellers WHERE state = 'researcher')"
 
 
+# What sqlite3 raises for a damaged file; the second, when its complaint quotes what is no text.
+DAMAGE = (sqlite3.Error, UnicodeDecodeError)
+
+
 class Gone(Exception):
     """The item is not this person's any more: its lease ran out and somebody else has it."""
 
@@ -101,7 +105,7 @@ class Store:
             self.db.execute("PRAGMA synchronous = FULL")
             self.db.execute("PRAGMA foreign_keys = ON")
             self.db.executescript(SCHEMA)
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             raise Problem(f"{path}: cannot be used as a database of labels ({error}): "
                           "choose another --db") from None
 

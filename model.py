@@ -428,10 +428,11 @@ def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
                       "reward.py or ppo.py?")
     else:
         try:
-            config = ModelConfig(**known["model"])
+            config, weights = ModelConfig(**known["model"]), read_weights(path)
         except TypeError as error:
             raise Problem(f"{folder}/config.json does not describe a network of this code: "
                           f"{error}") from None
+    check_config(config, weights, f"{folder}/config.json", path)
     fresh = ("head.",) if head == "scalar" != config.head else ()
     config = ModelConfig(**{**asdict(config), "head": head or config.head})
     model = skeleton(config, world, frozen)
@@ -442,6 +443,31 @@ def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
     return model
 
 
+def check_config(config, weights, where, path):
+    """Raise a Problem unless `config` describes a network, and one as large as these named tensors:
+    memory is asked for only what a file really holds. where, path: of the two."""
+    sizes = (config.n_vocab, config.layers, config.width, config.heads, config.context)
+    if not (all(type(n) is int and n > 0 for n in sizes) and config.width % config.heads == 0
+            and config.head in ("lm", "scalar") and type(config.tied) is bool
+            and config.activation in tuple(ACTIVATIONS)):
+        raise Problem(f"{where} does not describe a network of this code: {config}"[:500])
+    layers = sum(name.endswith(".norm_1.weight") for name in weights)
+    if layers != config.layers:
+        raise Problem(f"{path} does not fit: it has {layers} layers, {where} says {config.layers}; "
+                      "it comes from another size")
+    check_shapes(path, weights, {"wte.weight": (config.rows, config.width),
+                                 "wpe.weight": (config.context, config.width)})
+
+
+def check_shapes(path, weights, wanted):
+    """Raise a Problem for the first of the `wanted` {name: shape} that `weights` do not have."""
+    for name, shape in wanted.items():
+        found = tuple(weights[name].shape) if name in weights else None
+        if found != shape:
+            raise Problem(f"{path} does not fit: {name} is {found}, the network wants {shape}; it "
+                          "comes from another size or another kind of stage")
+
+
 def load_weights(model, path, fresh=(), weights=None):
     """Fill a network from a file of plain tensors, or from `weights`, which came from that path.
 
@@ -450,11 +476,9 @@ def load_weights(model, path, fresh=(), weights=None):
     weights = read_weights(path) if weights is None else weights
     own, weights = ({k: v for k, v in d.items() if not k.startswith(tuple(fresh))}
                     for d in (model.state_dict(), weights))
-    for name in sorted(own.keys() | weights.keys()):
-        a, b = (tuple(d[name].shape) if name in d else None for d in (own, weights))
-        if a != b:
-            raise Problem(f"{path} does not fit: {name} is {b}, the network wants {a}; it comes "
-                          "from another size or another kind of stage")
+    wanted = {name: tuple(own[name].shape) if name in own else None
+              for name in sorted(own.keys() | weights.keys())}
+    check_shapes(path, weights, wanted)
     for name, p in own.items():
         fill(p, weights[name])           # from disk, one weight at a time
 
@@ -467,8 +491,10 @@ def read_weights(path):
         raise Problem(f"{path} is missing: that stage has not finished (--resume it)") from None
     except Exception as error:           # torch raises many kinds for a damaged file
         raise Problem(f"{path} is damaged ({type(error).__name__}): run that stage again") from None
-    if not isinstance(weights, dict):
-        raise Problem(f"{path} holds a {type(weights).__name__}, not named tensors: is it another "
+    if not (isinstance(weights, dict) and all(
+            isinstance(name, str) and torch.is_tensor(t) and t.is_floating_point()
+            and t.layout == torch.strided and not t.is_meta for name, t in weights.items())):
+        raise Problem(f"{path} does not hold named tensors of numbers alone: is it another "
                       "program's file?")
     return weights
 

@@ -255,6 +255,8 @@ def main(argv):
     cfg = parse(Config, {}, argv, __doc__)
     sized(cfg.size, cfg.vocabulary)                    # complains about an unknown size
     job = work(cfg)
+    if min(cfg.peak, cfg.utilisation, cfg.bandwidth, cfg.network) <= 0:
+        raise Problem("--peak, --utilisation, --bandwidth and --network must be above 0")
     if cfg.gpus < 1 or job.batch % cfg.gpus or cfg.memory <= 0:
         raise Problem(f"--gpus {cfg.gpus}, --memory {cfg.memory:g}: both count from 1, and the "
                       f"batch of {job.batch} has to divide over the GPUs")

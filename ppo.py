@@ -393,6 +393,9 @@ def train(cfg, world):
                       f"{cfg.minibatches} --minibatches, and be at most --episodes {cfg.episodes}")
     if cfg.critic == "shared" and world.size > 1:
         raise Problem("--critic shared works in one process: two would each average its gradients")
+    if min(cfg.epochs, cfg.response_length) < 1 or cfg.temperature <= 0:
+        raise Problem("--epochs and --response-length count from 1, and --temperature "
+                      f"{cfg.temperature:g} must be above 0: PPO learns from what it samples")
     tokenizer, posts, *networks = load_networks(cfg, world)
     policy, reference, critic, reward = networks
     trained, _, valued, _ = (parallelize(network, world, cfg) for network in networks)

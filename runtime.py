@@ -18,11 +18,13 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 import zlib
 
@@ -53,19 +55,47 @@ class Diverged(Problem):
 
 
 def entry(main):
-    """Run a script's `main`; a Problem becomes one line on stderr and exit code 2."""
+    """Run a script's `main`; what the user can mend becomes one line on stderr and exit code 2.
+
+    That is a Problem, and whatever disk or memory refuse. With --debug among the arguments the
+    place in the code is shown above that line.
+    """
+    debug, sys.argv = "--debug" in sys.argv, [word for word in sys.argv if word != "--debug"]
     who = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    if hasattr(sys.stdout, "reconfigure"):        # a terminal without emoji shows their numbers
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
-    except Problem as problem:
-        print(f"{who}error: {problem}", file=sys.stderr, flush=True)
+    except BrokenPipeError:                       # `python sample.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (Problem, OSError, MemoryError, RuntimeError) as error:
+        told = in_one_line(error)
+        if told is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"{who}error: {told}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:                       # `python sample.py ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+
+
+def in_one_line(error):
+    """What to tell the user of an error; None when it is none of theirs. Texts of their files may
+    stand in it: what would move a terminal's cursor becomes a blank."""
+    told = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(
+            "can't allocate memory|out of memory", told)):
+        told = ("the memory is full: lower --micro-batch (or --rollout-batch, --rows-at-once), or "
+                f"take a smaller network ({told})")
+    elif isinstance(error, OSError):
+        told = (f"{error.filename or 'a file or connection'}: {error.strerror or told}: check that "
+                "it is there, may be used, and that the disk has room")
+    elif not isinstance(error, Problem):
+        return None
+    return "".join(c if c.isprintable() else " " for c in told[:1000])
 
 
 def bar(total, name, world, unit="summary"):
@@ -104,6 +134,7 @@ class Common(Machine):
 
 COUNTS = {"batch", "micro_batch", "rollout_batch", "minibatches", "save_every", "eval_every",
           "eval_rows", "log_every", "zero_rows"}         # flags for which 0 means nothing
+SIGNED = {"seed", "temperature", "missing_eot"}          # and those that may be below 0
 
 
 def parse(config_class, presets, argv, doc, by=None):
@@ -116,7 +147,8 @@ def parse(config_class, presets, argv, doc, by=None):
         def error(self, message):
             raise Problem(f"{message} (--help lists every flag)")
 
-    parser = Parser(description=doc, allow_abbrev=False,
+    parser = Parser(description=doc, allow_abbrev=False, epilog="--debug: when something goes "
+                    "wrong, also show where in the code",
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     if presets:
         parser.add_argument("--preset", default=None, choices=list(presets),
@@ -139,9 +171,14 @@ def parse(config_class, presets, argv, doc, by=None):
     if by and preset:
         preset = preset[typed.get(by, getattr(config_class, by))]
     cfg = config_class(**{**preset, **typed})
-    for name in COUNTS & vars(cfg).keys():
-        if getattr(cfg, name) is not None and getattr(cfg, name) < 1:
-            raise Problem(f"--{name.replace('_', '-')} is {getattr(cfg, name)}: it counts from 1")
+    for name, value in vars(cfg).items():
+        if isinstance(value, str) or value is None:
+            continue
+        typed = f"--{name.replace('_', '-')} is {value}"
+        if name in COUNTS and value < 1:
+            raise Problem(f"{typed}: it counts from 1")
+        if not math.isfinite(value) or (value < 0 and name not in SIGNED):
+            raise Problem(f"{typed}: a number of 0 or more is expected")
     return cfg
 
 
@@ -260,9 +297,9 @@ def join_world(cfg):
     if device == "cuda":
         backend, own = "nccl", torch.device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(own)
-    dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
-    rank = dist.get_rank()
     try:
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
+        rank = dist.get_rank()
         with (contextlib.redirect_stdout(sys.stdout if rank == 0 else None),     # one voice
               last_words(cfg, rank)):
             yield World(rank, size, own or torch.device(device), bf16, cfg.parallel)
@@ -417,45 +454,139 @@ def linear(step, steps, peak):
 
 # ----------------------------------------------------------------------------------- files of a run
 
+@contextlib.contextmanager
+def replacing(path):
+    """A file to write, which takes the place of `path` once all of it is on the disk.
+
+    Whatever happens before - a full disk, kill -9, the power - `path` holds what it held. (The
+    name, too, is on the disk only when its folder is.)
+    Raises: Problem when the disk is full, or nothing may be written there.
+    """
+    path, temporary = pathlib.Path(path), pathlib.Path(f"{path}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        sync(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        cause = error.__context__ if type(error) is RuntimeError else error   # torch.save wraps it
+        if isinstance(cause, OSError):
+            raise Problem(f"{path} cannot be written ({cause.strerror or cause}); what was there "
+                          "before is kept: make room, or choose another place") from error
+        raise
+
+
+def sync(folder):
+    """Wait until the names in a folder are on the disk."""
+    if os.name == "posix":                           # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_atomically(path, content):
     """Write text or bytes so that the path holds either the old file or the whole new one."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as f:
-        f.write(content.encode() if isinstance(content, str) else content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as f:
+        f.write(content.encode(errors="replace") if isinstance(content, str) else content)
 
 
 def save_tensors(path, tensors):
-    """torch.save, atomically: plain CPU tensors, readable with weights_only=True."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    torch.save({name: t.detach().cpu() for name, t in tensors.items()}, temporary)
-    os.replace(temporary, path)
+    """torch.save, atomically: plain tensors, read with weights_only=True (map_location="cpu")."""
+    with replacing(path) as f:
+        torch.save({name: t.detach() for name, t in tensors.items()}, f)
+
+
+def read_text(path, most=1 << 26):
+    """The text of a file that is small. Raises: OSError; ValueError when it is not text, or has
+    more than `most` characters: no more than those are ever in memory."""
+    with open(path, encoding="utf-8") as f:
+        text = f.read(most + 1)
+    if len(text) > most:
+        raise ValueError(f"it has more than {most:,} characters")
+    return text
 
 
 def write_config(path, cfg, **more):
     """How a file or folder came to be: all flags, the code's commit, torch's version, `more`."""
-    here = pathlib.Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True)
-    known = dict(flags=dataclasses.asdict(cfg), commit=commit.stdout.strip() or None,
-                 torch=torch.__version__, **more)
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=pathlib.Path(__file__).parent,
+                                capture_output=True, text=True).stdout.strip()
+    except OSError:                                  # a machine without git
+        commit = ""
+    known = dict(flags=dataclasses.asdict(cfg), commit=commit or None, torch=torch.__version__,
+                 **more)
     write_atomically(path, json.dumps(known, indent=1) + "\n")
+
+
+def check_sizes(folder):
+    """Raise unless a training state's files are as long as its done.json says."""
+    for name, size in json.loads(read_text(folder / "done.json")).items():
+        if (folder / name).stat().st_size != size:
+            raise ValueError(f"{name} is not {size} bytes long")
+
+
+def in_brief(error):
+    """What is at an error's root, in one line: what a disk refused, or its last words."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]             # one rank's error of several
+    error = error.__context__ if isinstance(error.__context__, OSError) else error
+    told = getattr(error, "strerror", None) or str(error)
+    return (told.strip().splitlines() or [type(error).__name__])[-1][:200]
+
+
+# What later stages read of an earlier one's flags.
+READ = {"data": str, "comparisons": str, "query_length": int, "response_length": int,
+        "episodes": int, "batch": int, "temperature": float | int, "kl_coef": float | int}
 
 
 def config_of(folder):
     """The config.json of a finished or running stage, as a dict; {} for flags it does not have."""
     path = pathlib.Path(folder) / "config.json"
     try:
-        return {"flags": {}, **json.loads(path.read_text())}
-    except FileNotFoundError:
+        known = {"flags": {}, **json.loads(read_text(path))}
+        for name, kind in READ.items():
+            value = known["flags"].get(name)
+            if value is not None and (not isinstance(value, kind) or
+                                      kind is not str and not 0 <= value < math.inf):
+                raise ValueError(f"flag {name} is {value!r:.40}")
+        return known
+    except (FileNotFoundError, NotADirectoryError):
         raise Problem(f"{folder} is no checkpoint folder: {path} is missing") from None
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Problem(f"{path} is damaged ({error}): run that stage again") from None
+
+
+HELD = {}          # folders that this process trains in: {(inode, device): open handle}
+
+
+def hold(folder):
+    """Claim a folder until this process ends, however it ends: the lock is the kernel's.
+
+    Else two might write the same files: torchrun is killed, its workers live on, --resume is typed.
+    Raises: Problem when another process has it.
+    """
+    if os.name != "posix":
+        return
+    import fcntl  # Windows has none
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if os.fstat(handle)[1:3] not in HELD:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise Problem(f"{folder}: another process still trains there: wait for it, or end it, "
+                      "then give the same command again") from None
+    except OSError as error:
+        print(f"warning: {folder} cannot be locked ({error.strerror}): see to it that nothing else "
+              "trains there", file=sys.stderr)
+    HELD.setdefault(os.fstat(handle)[1:3], handle)
 
 
 # Flags that change how fast a run goes or where it lives, but not what it computes.
@@ -491,6 +622,9 @@ class Run:
         if started and not cfg.resume:
             raise Problem(f"{self.out} already holds a run: add --resume to go on, or choose "
                           "another --out")
+        if world.rank == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            hold(self.out)
         if started:
             known = config_of(self.out)
             before, self.described["history"] = known["flags"], known.get("history", [])
@@ -500,9 +634,11 @@ class Run:
                 elif name not in FREE and before.get(name, now) != now:
                     raise Problem(f"{self.out} was started with --{name.replace('_', '-')} "
                                   f"{before[name]}, not {now}: type that, or choose another --out")
-            self._load()
+            if not self.finished:
+                self._load()
+            elif world.rank == 0:                    # killed between the last file and tidying up
+                shutil.rmtree(self.out / "state", ignore_errors=True)
         elif world.rank == 0:
-            self.out.mkdir(parents=True, exist_ok=True)
             write_config(self.out / "config.json", cfg, **self.described)
 
     @property
@@ -514,36 +650,86 @@ class Run:
         weights, moments = get_state_dict(self.agent, self.optimizer)
         return {"weights": weights, "adam": moments}
 
+    def _save_state(self, final):
+        """Write weights and Adam's moments as a folder that appears complete; the last two stay.
+
+        done.json is its last file, and says how long the others are.
+        """
+        # Its name says the step: a rank that outlives a killed run can only write there what this
+        # one writes, for the steps are the same.
+        temporary = final.with_name(f"writing-{final.name[5:]}")
+        if self.world.rank == 0:
+            for left in final.parent.glob("writing*"):           # by somebody who was killed
+                shutil.rmtree(left, ignore_errors=True)
+            log = self.out / "log.jsonl"
+            if log.exists():                     # its lines are older than the state: so on disk
+                with open(log, "rb") as f:
+                    os.fsync(f.fileno())
+        self.world.wait()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                dcp.save(self._state(), checkpoint_id=temporary, no_dist=self.world.size == 1)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            raise Problem(f"{final} cannot be written ({in_brief(error)}); the state before it is "
+                          "kept: make room, then --resume") from error
+        if self.world.rank == 0:
+            sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+            write_atomically(temporary / "done.json", json.dumps(sizes))
+            shutil.rmtree(final, ignore_errors=True)             # a damaged one of that name
+            os.replace(temporary, final)
+            sync(final.parent)
+            sync(self.out)
+            for old in sorted(final.parent.glob("step-*"))[:-2]:
+                shutil.rmtree(old)
+        self.world.wait()                              # nobody leaves before the state is in place
+
+    def _load_state(self, folder):
+        """Fill weights and Adam's moments, whatever number of processes wrote them."""
+        state = self._state()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(state, checkpoint_id=folder, no_dist=self.world.size == 1)
+        set_state_dict(self.agent, self.optimizer, model_state_dict=state["weights"],
+                       optim_state_dict=state["adam"])
+
+    def _fault(self, act, folder):
+        """What is wrong with a state, as act(folder) finds on this or another rank; "": nothing."""
+        fault = ""
+        try:
+            act(folder)
+        except (Exception, CheckpointException) as error:   # one of many kinds, for a damaged state
+            fault = in_brief(error)
+        found = self.world.max(int(bool(fault)))
+        return (fault or "as another process finds") if found else ""
+
     def _load(self):
-        saved = sorted((self.out / "state").glob("step-*[0-9]"))
+        """Go back to the newest sound state, or the one before, and forget later lines."""
+        saved = sorted(path for path in self.out.glob("state/step-*") if path.name[5:].isdigit())
         while saved and not self.first:
             newest = saved.pop()
-            state = self._state()
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    dcp.load(state, checkpoint_id=newest, no_dist=self.world.size == 1)
-            except (Exception, CheckpointException) as error:   # many kinds, for a damaged state
-                if not saved:
-                    raise Problem(f"{newest} is damaged ({type(error).__name__}), and there is no "
-                                  "older one: start again in another --out") from None
-                print(f"warning: {newest} is damaged; going on from the state before it",
+            fault = self._fault(check_sizes, newest) or self._fault(self._load_state, newest)
+            if not fault:
+                self.first = int(newest.name[5:])
+            elif not saved:
+                raise Problem(f"{newest} is damaged ({fault}), and there is no older one: start "
+                              "again in another --out")
+            elif self.world.rank == 0:
+                print(f"warning: {newest} is damaged ({fault}); going on from the state before it",
                       file=sys.stderr)
-                continue
-            set_state_dict(self.agent, self.optimizer, model_state_dict=state["weights"],
-                           optim_state_dict=state["adam"])
-            self.first = int(newest.name[5:])
-        if not self.finished:
-            self._cut_log()
+        self._cut_log()
 
     def _cut_log(self):
         """Leave in the log each step before the first still to do, and each change of flags."""
         log = self.out / "log.jsonl"
         if not log.exists() or self.world.rank > 0:
             return
-        kept = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in kept if line["step"] < self.first and "event" not in line]
-        self.seconds = kept[-1]["seconds"] if kept else 0.0
+        try:                                     # (the last line may have been cut short)
+            kept = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in kept if line["step"] < self.first and "event" not in line]
+            self.seconds = float(kept[-1]["seconds"]) if kept else 0.0
+        except (ValueError, KeyError, TypeError) as error:
+            raise Problem(f"{log} is damaged ({error!r:.80}): repair or move it") from None
         changes = [{"step": min(c["step"], self.first), "event": "changed", "flags": c["flags"]}
                    for c in self.described["history"]]
         self.lines = sorted(changes + kept, key=lambda line: line["step"])   # changes come first
@@ -629,19 +815,6 @@ class Run:
                 print(f"stopped after step {step + 1} of {self.total}; the same command with "
                       "--resume goes on from there", file=sys.stderr)
             raise SystemExit(128 + (self.signal or signal.SIGINT))
-
-    def _save_state(self, final):
-        """Write weights and Adam's moments as a folder that appears complete; the last two stay."""
-        temporary = final.with_name("writing")
-        if not final.exists():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                dcp.save(self._state(), checkpoint_id=temporary, no_dist=self.world.size == 1)
-            if self.world.rank == 0:
-                os.replace(temporary, final)
-                for old in sorted((self.out / "state").glob("step-*[0-9]"))[:-2]:
-                    shutil.rmtree(old)
-            self.world.wait()                          # nobody leaves before the state is in place
 
     def save(self, name, network):
         """Write a network's weights, gathered from all ranks, to `name`.pt in the run's folder."""

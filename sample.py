@@ -56,6 +56,7 @@ from runtime import (
     join_world,
     mixed,
     parse,
+    read_text,
     uniforms,
     write_config,
 )
@@ -90,6 +91,9 @@ class Config(Machine):
     seed: int = flag(0, "which post is shown, and every random number")
 
 
+POST = 1 << 24             # characters of a post file, at most
+
+
 # -------------------------------------------------------------------------------------- checkpoints
 
 class Checkpoint(NamedTuple):
@@ -109,19 +113,23 @@ def load_checkpoint(folder, world=ALONE, head="lm", query_length=0, response_len
 
     head: "lm" for a policy, "scalar" for a reward model. Raises: Problem when it has the other one.
     """
-    known, model = config_of(folder), load_model(folder, world, frozen=True)
+    flags, model = config_of(folder)["flags"], load_model(folder, world, frozen=True)
     if model.config.head != head:
         kinds = {"lm": "policy", "scalar": "reward model"}
         raise Problem(f"{folder} holds a {kinds[model.config.head]}, not a {kinds[head]}: are the "
                       "folders swapped?")
-    response_length = response_length or known["flags"].get("response_length", 48)
+    response_length = response_length or flags.get("response_length") or 48
     room = model.config.context - response_length
-    query_length = min(query_length or known["flags"].get("query_length", room), room)
+    query_length = min(query_length or flags.get("query_length") or room, room)
     if query_length < 1:
         raise Problem(f"--response-length {response_length} leaves no room for a post in the "
                       f"context of {folder}, {model.config.context}")
-    return Checkpoint(str(folder), model, load_tokenizer(folder), query_length, response_length,
-                      known["flags"].get("fill", False), known["flags"], world)
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.n_vocab != model.config.n_vocab:
+        raise Problem(f"{folder} speaks {model.config.n_vocab} tokens, its tokenizer has "
+                      f"{tokenizer.n_vocab}: they are not of one run")
+    return Checkpoint(str(folder), model, tokenizer, query_length, response_length,
+                      bool(flags.get("fill")), flags, world)
 
 
 def load_reward(folder, world, tokenizer):
@@ -223,9 +231,9 @@ def typed_post(cfg):
     text = cfg.post
     if cfg.post_file is not None:
         try:
-            text = (sys.stdin.read() if cfg.post_file == "-" else
-                    Path(cfg.post_file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+            text = (sys.stdin.read(POST) if cfg.post_file == "-" else
+                    read_text(cfg.post_file, POST))
+        except (OSError, ValueError) as error:
             raise Problem(f"--post-file {cfg.post_file} cannot be read as text: {error}") from None
     if not text.strip():
         where = "--post" if cfg.post_file is None else f"--post-file {cfg.post_file}"

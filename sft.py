@@ -160,6 +160,9 @@ def start(cfg, world):
         config_of(cfg.init)              # complains first, and clearly, when it is no checkpoint
     if not cfg.data:
         raise Problem("--data is missing: a folder of posts, such as `python toy.py --out` makes")
+    if cfg.block_length < 2 or cfg.beta2 >= 1:
+        raise Problem(f"--block-length {cfg.block_length} must be 2 or more, --beta2 {cfg.beta2:g} "
+                      "less than 1")
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.init or cfg.data)
     model = (load_model(cfg.init, world, head="lm") if cfg.init else
              build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world))

@@ -399,7 +399,7 @@ def test_a_foreign_model_file_or_config_is_a_problem(tmp_path):
     config = ModelConfig(n_vocab=20, layers=1, width=8, heads=2, context=16)
     (tmp_path / "config.json").write_text(json.dumps({"model": asdict(config)}))
     torch.save(torch.zeros(3), tmp_path / "model.pt")
-    with pytest.raises(Problem, match="model.pt holds a Tensor"):
+    with pytest.raises(Problem, match="model.pt does not hold named tensors"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model": {"depth": 3}}))
     with pytest.raises(Problem, match="config.json does not describe"):
