@@ -124,7 +124,9 @@ BLANKS = 100_000                     # in a row; at a million tiktoken's regular
 
 
 def check_texts(where, record, names):
-    """Raise a Problem unless `record` has every one of the fields `names`, as text."""
+    """Raise a Problem unless `record` is an object with all of the fields `names`, as text."""
+    if not isinstance(record, dict):
+        raise Problem(f"{where}: {record!r:.20} is no object: write {{\"{names[0]}\": ...}}")
     for name in names:
         if name not in record:
             raise Problem(f"{where}: field {name!r} is missing: add it to the record")
@@ -185,8 +187,6 @@ def check_comparison(where, record):
         raise Problem(f"{where}: field 'summaries' holds {found}, not a list of 2: "
                       "write every pair on a line of its own")
     for i, summary in enumerate(summaries):
-        if not isinstance(summary, dict):
-            raise Problem(f"{where}: field 'summaries'[{i}] is no object: write {{\"text\": ...}}")
         check_texts(f"{where}, 'summaries'[{i}]", summary, ("text",))
     if summaries[0]["text"].strip() == summaries[1]["text"].strip():
         raise Problem(f"{where}: field 'summaries' holds one 'text' twice, and a choice between "

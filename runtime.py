@@ -536,7 +536,8 @@ def in_brief(error):
     """What is at an error's root, in one line: what a disk refused, or its last words."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]             # one rank's error of several
-    error = error.__context__ if isinstance(error.__context__, OSError) else error
+    if not isinstance(error, OSError) and isinstance(error.__context__, OSError):
+        error = error.__context__                                  # torch.save wraps it
     told = getattr(error, "strerror", None) or str(error)
     return (told.strip().splitlines() or [type(error).__name__])[-1][:200]
 

@@ -420,8 +420,7 @@ def test_two_processes_go_back_from_a_damaged_state_and_say_so_once(how, line, t
     with monkeypatch.context() as patch:
         patch.setattr(runtime.Run, "steps", steps)
         assert ranks(2, sft.main, out) == [9, 9]
-    part = max((tmp_path / "b/state/step-00000006").glob("rank-*"))
-    assert part.name == {"ddp": "rank-0.pt", "fsdp": "rank-1.pt"}[how]
+    part = max((tmp_path / "b/state/step-00000006").glob("*.distcp"))       # one rank's piece
     part.write_bytes(part.read_bytes()[:-1])
     capfd.readouterr()
     assert ranks(2, sft.main, out) == [0, 0]

@@ -307,11 +307,11 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, world, capsys):
     with pytest.raises(Killed):
         little_run(out, world, die_at=7)
     newest, older = (out / "state" / f"step-0000000{n}" for n in (6, 4))
-    piece, = newest.glob("rank-*")
+    piece, = newest.glob("*.distcp")
     piece.write_bytes(piece.read_bytes()[:100])
     assert torch.equal(little_run(out, world, "--resume"), expected)
     said = capsys.readouterr().err
-    assert f"{newest} is damaged (rank-0.pt is not" in said and "from the state before" in said
+    assert f"{newest} is damaged ({piece.name} is not" in said and "from the state before" in said
     assert [line["step"] for line in log_of(out)] == list(range(8))
 
 
@@ -334,14 +334,15 @@ def test_what_is_no_number_is_null_in_the_log(tmp_path, world):
 
 
 def test_a_state_half_written_is_not_taken_up(tmp_path, world, monkeypatch):
-    out, save = tmp_path / "run", runtime.save_tensors
+    out, save = tmp_path / "run", runtime.dcp.save
 
-    def dies(path, tensors):
+    def dies(state, checkpoint_id, **more):
         if (out / "state" / "step-00000002").exists():
-            path.write_text("x")
+            checkpoint_id.mkdir()
+            (checkpoint_id / "half").write_text("x")
             raise Killed
-        save(path, tensors)
-    monkeypatch.setattr(runtime, "save_tensors", dies)
+        save(state, checkpoint_id=checkpoint_id, **more)
+    monkeypatch.setattr(runtime.dcp, "save", dies)
     with pytest.raises(Killed):
         little_run(out, world)
     monkeypatch.undo()
