@@ -97,7 +97,7 @@ class Config(Common):
     critic: str = flag("reward", "the critic starts as the reward model, or as the supervised "
                                  "policy under a new head; shared: it is a second head on the "
                                  "policy itself", choices=("reward", "policy", "shared"))
-    snapshot_every: int = flag(0, "iterations between copies of the policy in snapshots/; 0: none")
+    snapshot_every: int = flag(0, "iterations between snapshots/ of policy and critic; 0: none")
 
 
 PRESETS = {     # the last two rows: the paper's (B.1); where it is silent, the 2019 code's
@@ -439,6 +439,7 @@ def train(cfg, world):
                 update_tokens_per_second=cfg.epochs * tokens / (done - written))
         if cfg.snapshot_every and (step + 1) % cfg.snapshot_every == 0:
             run.save(f"snapshots/step-{step + 1:06d}", policy)
+            run.save(f"snapshots/critic-{step + 1:06d}", critic)
         run.save_if_due(step)
     run.finish(model=policy, critic=critic)
 

@@ -420,7 +420,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(run_ppo, tmp_path, monkeypatch):
     assert kept == ["step-00000002", "step-00000004"]
     shutil.rmtree(tmp_path / "broken" / "state" / kept[1])         # go back further than needed
     broken = run_ppo("broken", more + " --resume")
-    for name in ("model.pt", "critic.pt", "snapshots/step-000003.pt", "snapshots/step-000006.pt"):
+    for name in ("model.pt", "critic.pt", "snapshots/step-000003.pt", "snapshots/step-000006.pt",
+                 "snapshots/critic-000003.pt"):
         ours, theirs = weights_of(broken, name), weights_of(whole, name)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
     ours, theirs = timeless(log_of(broken)), timeless(log_of(whole))
