@@ -22,7 +22,7 @@ import sft
 READING_ORDER = ["runtime", "data", "toy", "model", "sft", "sample", "label_store", "label_stats",
                  "label_site", "label", "reward", "ppo", "judges", "evaluate"]
 APPENDICES = {"convert", "doctor", "download", "figures", "figures_draw", "figures_numbers",
-              "plan"}                      # beside the reading path: opened inside a function only
+              "microscope", "plan"}        # beside the reading path: opened inside a function only
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 CHAPTERS = [name for name in READING_ORDER if name in SCRIPTS]
 

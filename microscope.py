@@ -1,0 +1,155 @@
+"""Appendix. The token microscope: report.html, where every token shows what PPO saw in it.
+
+    log-ratio   log pi(token) - log pi_sft(token), nats; a summary's sum is its KL estimate
+    reward      what the token earned                                      (ppo.token_rewards)
+    value       what the critic expected of the rest, before it saw the token
+    advantage   how much better than expected it went on, before whitening           (ppo.gae)
+    clipped     whether PPO's clipped side wins for it, under the next stop's policy
+
+A dozen held-out posts are summarised at several stops of training: supervised (with the critic that
+PPO starts from), snapshots that have their critic beside them (ppo.py --snapshot-every), and the
+final policy. Each stop draws with the same random numbers, so that what
+differs is the policy. The page is one file: it opens from the disk and asks no network.
+
+    python evaluate.py --run runs/demo            # calls this; report.html stands beside report.md
+
+Before:  ppo.py, whose functions these numbers come from.    After: evaluate.py.
+"""
+import base64
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from data import decode_response, encode_query
+from evaluate import checkpoints
+from model import load_weights, skeleton, token_logp
+from ppo import (
+    Config,
+    Rollout,
+    chosen_at,
+    gae,
+    load_critic,
+    policy_loss,
+    roll_out,
+    token_rewards,
+    whiten,
+)
+from runtime import mixed
+
+TEMPLATE = Path(__file__).with_name("microscope.html")
+SNAPSHOTS = 6          # stops between supervised and final, at most
+
+
+def stops(supervised, ppo, reward, cfg):
+    """Yield (name, policy, critic) along the training; the arguments are Checkpoints.
+
+    The snapshots share one critic, filled anew: use each stop before asking for the next.
+    """
+    folder, final = Path(ppo.folder), ppo.flags["episodes"] // ppo.flags["batch"]
+    yield "supervised", supervised.model, load_critic(cfg, supervised.model, ppo.world)
+    critic = skeleton(reward.model.config, ppo.world, frozen=True)      # whatever it started from
+    steps = [step for step in sorted(int(path.stem[7:]) for path in
+                                     folder.glob("snapshots/critic-*.pt")) if step < final]
+    chosen = torch.linspace(0, len(steps) - 1, min(SNAPSHOTS, len(steps))).round().int().tolist()
+    chosen = [steps[i] for i in chosen]
+    for step, policy in checkpoints(ppo):
+        if step in chosen:
+            load_weights(critic, folder / f"snapshots/critic-{step:06d}.pt")
+            yield f"iteration {step} of {final}", policy, critic
+    load_weights(critic, folder / "critic.pt")
+    yield f"final, iteration {final}", ppo.model, critic
+
+
+def token_numbers(rollout, cfg):
+    """What PPO makes of each response token, as in ppo.update: {name: (B, R)}, 0 at padding.
+
+    Whitened over the rollout's own tokens; training whitens over its far larger batch.
+    """
+    keep = rollout.is_response
+    reward = token_rewards(rollout, cfg.kl_coef)                                        # (B, R)
+    value = rollout.value.masked_fill(~keep, 0.0)                                       # (B, R)
+    advantage, _ = gae(reward, value, cfg.gamma, cfg.lam)                               # (B, R)
+    return {"log_ratio": rollout.old_logp - rollout.ref_logp, "reward": reward, "value": value,
+            "advantage": advantage, "whitened": whiten(advantage, keep),
+            "logp": rollout.old_logp, "ref_logp": rollout.ref_logp}
+
+
+def clipped(policy, rollout, whitened, cfg, world):
+    """Which tokens' clipped side would win if `policy` were what an iteration had made of the
+    policy that wrote them: policy_loss's own count, one token at a time. (B, R) long, 0 or 1."""
+    keep = rollout.is_response                                                          # (B, R)
+    with mixed(world):
+        logp = token_logp(policy(rollout.tokens, at=rollout.columns),
+                          chosen_at(rollout.tokens, rollout.columns), cfg.temperature)[keep]
+    counts = [policy_loss(*token, cfg.clip_ratio)[1]
+              for token in zip(logp, rollout.old_logp[keep], whitened[keep], strict=True)]
+    return torch.zeros_like(keep, dtype=torch.long).masked_scatter(keep, torch.stack(counts))
+
+
+def token_text(tokenizer, token):
+    """A token as text; bytes that are only a part of a character as \\xe2."""
+    return tokenizer.decode_single_token_bytes(token).decode(errors="backslashreplace")
+
+
+def responses(rollout, numbers, posts, tokenizer, judge):
+    """What the page shows of one stop, a dict for each post: its response's text, score, grade,
+    tokens and, for each of the numbers, a list as long as the tokens."""
+    found = []
+    for i, post in enumerate(posts):
+        n, first = int(rollout.is_response[i].sum()), int(rollout.columns[i, 0]) + 1
+        ids = rollout.tokens[i, first:first + n].tolist()
+        text = decode_response(tokenizer, ids)
+        found.append({"text": text, "score": round(rollout.score[i].item(), 5),
+                      "grade": round(float(judge(post, text)["overall"]), 5),
+                      "tokens": [token_text(tokenizer, token) for token in ids],
+                      **{name: [round(x, 5) for x in values[i, :n].tolist()]
+                         for name, values in numbers.items()}})
+    return found
+
+
+@torch.no_grad()
+def look(supervised, ppo, reward, posts, judge):
+    """The microscope's part of the page, ready for JSON.
+
+    supervised, ppo, reward: the run's Checkpoints; ppo's folder holds critic.pt too. posts: what is
+    summarised. judge(post, text) -> {"overall": grade}.
+    """
+    known = {k: v for k, v in ppo.flags.items() if k in Config.__dataclass_fields__}
+    cfg = Config(**known | {"policy": supervised.folder, "reward": reward.folder,
+                            "response_length": ppo.response_length})
+    queries = [encode_query(ppo.tokenizer, post, ppo.query_length) for post in posts]
+    seen = []
+    for name, policy, critic in stops(supervised, ppo, reward, cfg):
+        if seen:
+            _, rollout, numbers = seen[-1]
+            numbers["clipped"] = clipped(policy, rollout, numbers["whitened"], cfg, ppo.world)
+        rollout = roll_out(policy, supervised.model, critic, reward.model, queries,
+                           range(len(queries)), 0, cfg, ppo.world)
+        # Every rank wrote all of these few, so that each row is there `size` times.
+        rollout = Rollout(*(x[::ppo.world.size] for x in rollout))
+        seen.append((name, rollout, token_numbers(rollout, cfg)))
+    return {"beta": cfg.kl_coef, "clip": cfg.clip_ratio, "temperature": cfg.temperature,
+            "posts": [{"title": post.get("title", ""), "summary": post.get("summary", "").strip(),
+                       "text": post["article" if "article" in post else "post"]} for post in posts],
+            "stops": [{"name": name, "rows": responses(rollout, numbers, posts, ppo.tokenizer,
+                                                       judge)} for name, rollout, numbers in seen]}
+
+
+def page(markdown, folder, seen=None):
+    """A report as one HTML file: the template with its data.
+
+    markdown: the report's text; pictures that it names (alone in their line) are taken from folder,
+    those that are missing are left out. seen: what `look` found, or None. Texts travel as JSON in
+    which no markup can end or begin.
+    """
+    named = {name: Path(folder, name) for name in
+             re.findall(r"^!\[.*\]\((\w+\.png)\)$", markdown, re.MULTILINE)}
+    pictures = {name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+                for name, path in named.items() if path.exists()}
+    data = json.dumps({"markdown": markdown, "pictures": pictures, "microscope": seen},
+                      allow_nan=False)                               # ASCII: U+2028 is escaped too
+    for character in "<>&":
+        data = data.replace(character, f"\\u{ord(character):04x}")
+    return TEMPLATE.read_text(encoding="utf-8").replace("THE DATA", data, 1)
