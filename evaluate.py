@@ -11,7 +11,8 @@ by being long, by copying, or only in the reward model's eyes.
     python evaluate.py --run runs/demo --data data/toy --out runs/demo/report           # 40 s
     python evaluate.py doctor runs/demo                     what ails a run, by its logs: doctor.py
 
-Writes report.json (every number), report.md (the same in words), report.png and report.svg.
+Writes report.json (every number), report.md (the same in words), report.png and report.svg, and
+report.html: both in one file, and below them a microscope for tokens (microscope.py).
 
     python evaluate.py compare runs/demo reference/toy.json       # within what others measured?
 
@@ -100,6 +101,7 @@ class Config(Machine):
 
 
 FOLDERS = {"pretrained": "pretrained", "supervised": "supervised", "human_feedback": "ppo"}
+CLOSE = 12             # posts that the token microscope shows
 POOLS = 150            # posts on which best of n is estimated, from --pool samples each
 
 
@@ -433,7 +435,8 @@ def seconds_of(run):
 
 
 def evaluate(cfg, world):
-    """The report as a dict, and one post with everybody's summary of it."""
+    """The report as a dict, one post with everybody's summary of it, and what the token microscope
+    saw (None where no PPO was)."""
     began = time.perf_counter()
     people = human_axes(cfg.axes, cfg.seed) if cfg.axes else None
     policies = load_policies(cfg, world)
@@ -451,6 +454,7 @@ def evaluate(cfg, world):
               "reward_model": None, "overoptimisation": []}
 
     temperature = (ppo or supervised).flags.get("temperature", 1.0)
+    seen = None
     samples = ppo and sample_with_kl(ppo.model, supervised, some, temperature, cfg, "KL")
     report["policies"]["supervised"]["kl"] = 0.0
     if ppo:
@@ -461,7 +465,11 @@ def evaluate(cfg, world):
         if not isinstance(judge, Command):
             report["overoptimisation"] = overoptimisation(supervised, ppo, samples, reward, judge,
                                                           some, temperature, cfg)
-    return ended(report, cfg, began), (posts[0], {name: t[0] for name, t in texts.items()})
+        if ppo and Path(ppo.folder, "critic.pt").exists():
+            from microscope import look  # an appendix, opened when it is needed
+            seen = look(supervised, ppo, reward, posts[:CLOSE], judge)
+    example = posts[0], {name: t[0] for name, t in texts.items()}
+    return ended(report, cfg, began), example, seen
 
 
 def ended(report, cfg, began):
@@ -482,7 +490,7 @@ def of_people(cfg):
     report = {"judge": cfg.judge, "data": None, **people_say(cfg.judge.partition(":")[2], names),
               "human_axes": human_axes(cfg.axes, cfg.seed) if cfg.axes else None,
               "reward_model": None, "overoptimisation": []}
-    return ended(report, cfg, began), None
+    return ended(report, cfg, began), None, None
 
 
 def table(header, rows):
@@ -536,17 +544,18 @@ MEANING = """
 * **grade**: the judge's mean grade. **ROUGE-L**: words shared with the author's, in order.
 * **copied**: share of word pairs that stand in the post, in the same order.
 * **KL**: nats a summary from the supervised policy, when sampled."""
+PICTURE = "\n![Preference, and score and KL while PPO trains](report.png)"
 
 
 def markdown(report, example):
     """report.md: the tables, and what each number means."""
     parts = [f"# Report\n\n{report['policies']['reference']['n']} held-out posts of "
              f"`{report['data']}`, summarised greedily; the judge is `{report['judge']}`.\n",
-             policy_table(report), MEANING]
+             policy_table(report), MEANING, PICTURE]
     if "labels" in report:
         parts = [f"# Report\n\nPeople's answers, `{report['judge']}`: to sampled summaries of "
                  "training posts, not\nto greedy ones of held-out posts. In brackets the 95 % "
-                 "interval; a tie is half; *ref* is the author.\n", policy_table(report)]
+                 "interval; a tie is half; *ref* is the author.\n", policy_table(report), PICTURE]
     if report["judge"].startswith("command:"):
         parts += ["\nThis judge compares and does not grade: there are no grades, no ceiling for "
                   "the reward\nmodel, and no curve of pleasing it. Which summary came first was "
@@ -667,17 +676,22 @@ def main(argv=None):
     if not cfg.run:
         raise Problem("--run is missing: a folder of stages, such as runs/demo")
     with join_world(cfg) as world, mixed(world):
-        report, example = (of_people(cfg) if cfg.judge.startswith("labels:") else
-                           evaluate(cfg, world))
+        report, example, seen = (of_people(cfg) if cfg.judge.startswith("labels:") else
+                                 evaluate(cfg, world))
     if world.rank > 0:
         return None
+    from microscope import page
     out, log = Path(cfg.out or Path(cfg.run) / "report"), Path(cfg.run) / "ppo" / "log.jsonl"
     write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-    write_atomically(out / "report.md", markdown(report, example))
+    text = markdown(report, example)
+    write_atomically(out / "report.md", text)
     print(policy_table(report, brief=True))
     lines = [line for _, line in read_jsonl(log)] if log.exists() else []
-    draw(report, [line for line in lines if {"episodes", "score", "kl"} <= line.keys()], out)
-    print(f"\n{out / 'report.md'} says what it means ({report['seconds']['evaluate']:.0f} s)")
+    try:
+        draw(report, [line for line in lines if {"episodes", "score", "kl"} <= line.keys()], out)
+    finally:                                              # without the picture where it is missing
+        write_atomically(out / "report.html", page(text, out, seen))
+    print(f"\n{out / 'report.html'} says what it means ({report['seconds']['evaluate']:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def world(tmp_path_factory):
     make_checkpoint(run / "reward", data, "scalar")
     make_checkpoint(run / "ppo", data, seed=1, episodes=40, batch=10, kl_coef=0.05, temperature=0.9)
     save_tensors(run / "ppo/snapshots/step-000002.pt", load_model(run / "supervised").state_dict())
+    save_tensors(run / "ppo/critic.pt", load_model(run / "reward").state_dict())
     write_jsonl(run / "ppo/log.jsonl", [{"step": i, "episodes": 10 * i, "score": i, "kl": i}
                                         for i in range(4)])
     sample.main(["--policy", str(run / "supervised"), "--pairs", "60", "--device", "cpu",
@@ -146,6 +147,8 @@ def test_a_report_has_the_promised_keys(world, tmp_path, capsys):
                                                        abs=1e-3)
     for name in ("report.md", "report.png", "report.svg"):
         assert (tmp_path / name).stat().st_size > 500
+    shown = (tmp_path / "report.html").read_text()
+    assert "human feedback" in shown and "final, iteration 4" in shown and "image/png" in shown
     assert "human feedback" in capsys.readouterr().out
 
 
@@ -239,7 +242,7 @@ def test_without_matplotlib_the_numbers_are_kept(world, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(Problem, match="pip install matplotlib"):
         report_of(world, "--out", tmp_path)
-    assert (tmp_path / "report.json").exists() and (tmp_path / "report.md").exists()
+    assert all((tmp_path / f"report.{kind}").exists() for kind in ("json", "md", "html"))
 
 
 def test_stages_of_two_runs_are_not_mixed(world, tmp_path):
