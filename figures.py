@@ -14,7 +14,8 @@ listed in commands.sh, to be repeated by hand.
     python figures.py draw --out runs/figures                  # figures and report.md once more
 
 The sweep ends with measured.json (a number a post), curves.json (means and intervals: what
-`evaluate.py compare` takes as a reference), figure1.png ... and report.md, by figures_draw.py.
+`evaluate.py compare` takes as a reference), and by figures_draw.py figure1.png ..., report.md and
+report.html.
 
 Read after: evaluate.py.
 """

@@ -1,4 +1,5 @@
-"""Appendix. The sweep's figures as pictures, and report.md, which says what they show.
+"""Appendix. The sweep's figures as pictures, and report.md, which says what they show; report.html
+is the same as one file.
 
     measured.json -> figures_numbers.py -> figure1.png, figure1.svg, ..., report.md, curves.json
 
@@ -33,6 +34,7 @@ from figures_numbers import (
     resampled,
 )
 from judges import AXES
+from microscope import page
 from runtime import Problem, write_atomically
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -397,8 +399,10 @@ def draw_everything(measured, cfg):
             "numbers": numbers_of(figures, cfg)}), ("reference", reference(measured, cfg))):
         write_atomically(out / f"{name}.json",
                          json.dumps(content, indent=1, allow_nan=False) + "\n")
-    write_atomically(out / "report.md", report(found, cfg, figures, fits, claims))
+    text = report(found, cfg, figures, fits, claims)
+    write_atomically(out / "report.md", text)
     for c in claims:
         print(f"{c['verdict']:8} {c['claim']}: {shown(c, c['form'])}")
     draw_figures(figures, fits, out)
-    print(f"\n{out / 'report.md'} shows it all")
+    write_atomically(out / "report.html", page(text, out))
+    print(f"\n{out / 'report.md'} and report.html show it all")

@@ -96,17 +96,17 @@ def token_text(tokenizer, token):
 def responses(rollout, numbers, posts, tokenizer, judge):
     """What the page shows of one stop, a dict for each post: its response's text, score, grade,
     tokens and, for each of the numbers, a list as long as the tokens."""
-    found = []
-    for i, post in enumerate(posts):
-        n, first = int(rollout.is_response[i].sum()), int(rollout.columns[i, 0]) + 1
-        ids = rollout.tokens[i, first:first + n].tolist()
-        text = decode_response(tokenizer, ids)
-        found.append({"text": text, "score": round(rollout.score[i].item(), 5),
-                      "grade": round(float(judge(post, text)["overall"]), 5),
-                      "tokens": [token_text(tokenizer, token) for token in ids],
-                      **{name: [round(x, 5) for x in values[i, :n].tolist()]
-                         for name, values in numbers.items()}})
-    return found
+    first = (rollout.columns[:, 0] + 1).tolist()
+    ids = [tokens[at:at + int(keep.sum())].tolist() for tokens, at, keep in
+           zip(rollout.tokens, first, rollout.is_response, strict=True)]
+    texts = [decode_response(tokenizer, row) for row in ids]
+    grades = judge(posts, texts).get("overall")                  # (B,); a Command gives none
+    return [{"text": text, "score": round(rollout.score[i].item(), 5),
+             "grade": None if grades is None else round(float(grades[i]), 5),
+             "tokens": [token_text(tokenizer, token) for token in row],
+             **{name: [round(x, 5) for x in values[i, :len(row)].tolist()]
+                for name, values in numbers.items()}}
+            for i, (text, row) in enumerate(zip(texts, ids, strict=True))]
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def look(supervised, ppo, reward, posts, judge):
     """The microscope's part of the page, ready for JSON.
 
     supervised, ppo, reward: the run's Checkpoints; ppo's folder holds critic.pt too. posts: what is
-    summarised. judge(post, text) -> {"overall": grade}.
+    summarised. judge(posts, texts) -> {"overall": (n,) grades}, as in judges.py.
     """
     known = {k: v for k, v in ppo.flags.items() if k in Config.__dataclass_fields__}
     cfg = Config(**known | {"policy": supervised.folder, "reward": reward.folder,

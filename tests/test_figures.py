@@ -348,6 +348,7 @@ def test_figures_and_report_are_drawn_from_measurements_alone(true, tmp_path, ca
         assert (tmp_path / f"figure{number}.png").read_bytes()[:4] == b"\x89PNG"
         assert b"<svg" in (tmp_path / f"figure{number}.svg").read_bytes()
     report = (tmp_path / "report.md").read_text()
+    assert (tmp_path / "report.html").read_text().count("data:image/png") == 9
     assert "Not measured yet" not in report and report.count("![") == 9
     assert "over-optimised" in report and "swapped roles" in report
     assert " holds |" in report and "holds" in capsys.readouterr().out
