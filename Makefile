@@ -13,6 +13,7 @@ DATA ?= data/toy-$(SEED)
 RUN ?= runs/demo-$(SEED)
 PYTHON ?= python3
 # What the demo trains; a shrunk one types less here.
+NETWORK ?= toy
 PAIRS ?= 4000
 POSTS ?= 1000
 
@@ -64,7 +65,7 @@ $(DATA)/tokenizer.tiktoken: $(DATA)/train.jsonl
 	$(PY) data.py tokenizer --data $(DATA) --vocab 1024
 
 $(RUN)/pretrained/model.pt: $(DATA)/tokenizer.tiktoken
-	$(PY) sft.py --preset toy --data $(DATA) --loss-on all --seed $(SEED) --out $(RUN)/pretrained --resume
+	$(PY) sft.py --preset toy --size $(NETWORK) --data $(DATA) --loss-on all --seed $(SEED) --out $(RUN)/pretrained --resume
 
 $(RUN)/supervised/model.pt: $(RUN)/pretrained/model.pt
 	$(PY) sft.py --preset toy --data $(DATA) --loss-on summary --init $(RUN)/pretrained \
