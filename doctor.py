@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime import Problem, config_of, flag, parse
+from runtime import Problem, config_of, flag, log_line, parse
 
 
 @dataclass(frozen=True)
@@ -334,8 +334,8 @@ def read_log(path):
     texts, lines = Path(path).read_text().splitlines(), []
     for number, text in enumerate(texts, 1):
         try:
-            lines.append({"step": json.loads(text)["step"], **json.loads(text)})
-        except (ValueError, KeyError, TypeError):
+            lines.append(log_line(text))
+        except (ValueError, RecursionError):
             if number < len(texts):
                 raise Problem(f"{path}, line {number}: not a line of a training log: delete "
                               "it") from None

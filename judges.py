@@ -38,7 +38,7 @@ import numpy as np
 import toy
 from data import fields_of, rouge
 from label_stats import numbers
-from label_store import Store
+from label_store import DAMAGE, Store
 from runtime import Problem, World, bar, generator
 from sample import load_reward, score_texts
 
@@ -189,8 +189,11 @@ def people_say(path, run):
     if not Path(path).is_file():
         raise Problem(f"--judge labels:{path}: there is no such file: `python label.py serve` "
                       "makes it")
-    with closing(Store(path)) as store:
-        rows = [row for row in numbers(store)["policies"] if row["against"]]
+    try:
+        with closing(Store(path)) as store:
+            rows = [row for row in numbers(store)["policies"] if row["against"]]
+    except DAMAGE as error:
+        raise Problem(f"--judge labels:{path}: {error}: is the file damaged?") from None
     if not rows:
         raise Problem(f"--judge labels:{path}: nobody has compared two policies there yet: "
                       "`python label.py serve` asks people")

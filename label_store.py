@@ -62,7 +62,7 @@ RESEARCHERS = "(SELECT name FROM labellers WHERE state = 'researcher')"
 
 
 # What sqlite3 raises for a damaged file; the second, when its complaint quotes what is no text.
-DAMAGE = (sqlite3.Error, UnicodeDecodeError)
+DAMAGE = (sqlite3.Error, UnicodeDecodeError, json.JSONDecodeError)
 
 
 class Gone(Exception):

@@ -525,6 +525,17 @@ def write_config(path, cfg, **more):
     write_atomically(path, json.dumps(known, indent=1) + "\n")
 
 
+def log_line(text):
+    """A line of log.jsonl as a dict: its step, its seconds and figures, None where they were no
+    numbers; or an event. Raises: ValueError for anything else."""
+    line = json.loads(text)
+    if not (isinstance(line, dict) and type(line.get("step")) is int and (
+            "event" in line or type(line.get("seconds")) in (int, float)
+            and all(v is None or type(v) in (int, float) for v in line.values()))):
+        raise ValueError(f"{text[:60]!r} is no line of a training log")
+    return line
+
+
 def check_sizes(folder):
     """Raise unless a training state's files are as long as its done.json says."""
     for name, size in json.loads(read_text(folder / "done.json")).items():
@@ -726,11 +737,11 @@ class Run:
         if not log.exists() or self.world.rank > 0:
             return
         try:                                     # (the last line may have been cut short)
-            kept = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+            kept = [log_line(text) for text in log.read_text().splitlines() if text.endswith("}")]
             kept = [line for line in kept if line["step"] < self.first and "event" not in line]
-            self.seconds = float(kept[-1]["seconds"]) if kept else 0.0
-        except (ValueError, KeyError, TypeError) as error:
-            raise Problem(f"{log} is damaged ({error!r:.80}): repair or move it") from None
+        except (ValueError, RecursionError) as error:
+            raise Problem(f"{log} is damaged ({error!s:.100}): repair or move it") from None
+        self.seconds = float(kept[-1]["seconds"]) if kept else 0.0
         changes = [{"step": min(c["step"], self.first), "event": "changed", "flags": c["flags"]}
                    for c in self.described["history"]]
         self.lines = sorted(changes + kept, key=lambda line: line["step"])   # changes come first

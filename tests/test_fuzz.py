@@ -28,7 +28,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, write_posts
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import convert
@@ -48,6 +48,7 @@ from label_store import Store
 FUZZ = int(os.environ.get("FUZZ", 0))                  # FUZZ=10000 for the long version
 INPUTS = Counter()                                     # what was tried, and how it ended
 SOME = settings(max_examples=30, deadline=None, derandomize=not FUZZ, database=None,
+                phases=[Phase.generate, *([] if FUZZ else [Phase.shrink])],    # shrinking takes minutes
                 suppress_health_check=list(HealthCheck))
 
 
@@ -146,7 +147,8 @@ def damaged_json(value, damage):
     """A JSON value with some places set to odd values, dropped, renamed, added to or doubled; or a
     text replaced by another, which passes the checks of form and goes further."""
     value = json.loads(json.dumps(value))
-    for how, a, what, name in copy.deepcopy(damage):
+    for how, a, what, name in damage:
+        what = copy.deepcopy(what)                     # each its own: a list in itself is no JSON
         found = [(path, v) for path, v in places(value) if how != "text" or isinstance(v, str)]
         path = found[int(a * len(found))][0] if found else ()
         if not path:
