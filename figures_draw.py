@@ -88,7 +88,10 @@ def even(ax):
 def root_axis(ax, largest):
     """KL on a square-root scale, on which both of Gao's forms begin at 0 and light steps show."""
     ax.set_xscale("function", functions=(lambda x: abs(x) ** 0.5, lambda x: x ** 2))
-    ticks = [t for t in (0, .1, .5, 1, 2, 5, 10, 20, 50, 100) if t <= largest]
+    ticks = []
+    for t in (0, .1, .5, 1, 2, 5, 10, 20, 50, 100):
+        if t <= largest and (not ticks or t ** .5 - ticks[-1] ** .5 > .07 * largest ** .5):
+            ticks.append(t)                                       # far enough from the last to read
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.set_xlim(0, 1.05 * largest)
     ax.set_xlabel("KL from supervised, nats (root scale)")
@@ -119,10 +122,10 @@ def draw_2(page, curves, fits):
     largest = max(p["x"] for some in curves.values() for p in some)
     for i, way in enumerate(ways):
         label = way.replace("beta", "PPO, beta")
-        curve(top, curves[f"{way} actual"], label, **style(i))
+        curve(top, curves[f"{way} actual"], **style(i))
         curve(top, curves[f"{way} predicted"], band=False, ls=":", **style(i, marker=None))
         line = {} if way in fits else {"ls": "-"}
-        curve(bottom, curves[f"{way} gold"], **style(i, **line))
+        curve(bottom, curves[f"{way} gold"], label, **style(i, **line))
     even(top)
     top.plot([], [], color="black", lw=2.4, label="judge")
     top.plot([], [], color="black", lw=2.4, ls=":", label="as the reward model sees it")
@@ -143,7 +146,7 @@ def draw_2(page, curves, fits):
     bottom.set_title("The judge's grade, 1 to 7")
     for ax in (top, bottom):
         root_axis(ax, largest)
-        ax.legend()
+        ax.legend(loc="center right" if ax is top else "upper right")
 
 
 def gain(kl, alpha, beta, way):
