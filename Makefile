@@ -1,5 +1,5 @@
 # make demo            toy posts, from nothing to a report, in some minutes     (make demo SEED=1)
-# make figures         the paper's figures in miniature, in about an hour: SEEDS=1 JOBS=2
+# make figures         the paper's figures in miniature, in an hour or more: SEEDS=1 JOBS=2
 # make rounds          the paper's outer loop: sample -> label -> reward -> ppo, ROUNDS=3 times
 # make test            the tests
 # make check-gpu       two minutes before paying for a night: GPUS=8 SIZE=1.3b PARALLEL=fsdp

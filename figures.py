@@ -9,7 +9,7 @@
 An interrupted sweep goes on where it stopped, another beta costs one PPO run, and every command is
 listed in commands.sh, to be repeated by hand.
 
-    python figures.py sweep --out runs/figures --jobs 2        # an hour on two cores
+    python figures.py sweep --out runs/figures --jobs 2        # an hour and a half on two cores
     python figures.py sweep --out runs/figures --seeds 3       # two more towns, for wider bands
     python figures.py draw --out runs/figures                  # figures and report.md once more
 
