@@ -53,8 +53,8 @@ SOME = settings(max_examples=30, deadline=None, derandomize=not FUZZ, database=N
 
 
 def tries(share):
-    """Hypothesis's settings: `share` of FUZZ inputs, or of 400 in the suite."""
-    return settings(SOME, max_examples=max(5, round(share * (FUZZ or 400))))
+    """Hypothesis's settings: `share` of FUZZ inputs, or of 250 in the suite."""
+    return settings(SOME, max_examples=max(5, round(share * (FUZZ or 250))))
 
 
 # ------------------------------------------------------------------------------------ one input

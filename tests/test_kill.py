@@ -401,7 +401,7 @@ def good(row):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_killed_at_random_moments_ends_with_the_same_bits(stage, line, tmp_path):
-    row = shoot(stage, 1, [], line, tmp_path, 4, 0, random.Random(stage))
+    row = shoot(stage, 1, [], line, tmp_path, 2, 0, random.Random(stage))
     assert good(row), row
 
 
