@@ -146,7 +146,7 @@ def find(folder, split):
     """folder/split.jsonl, else .jsonl.gz, .json or .json.gz, else None."""
     endings = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
     paths = [Path(folder) / f"{split}{ending}" for ending in endings]
-    return next((path for path in paths if path.exists()), None)
+    return next((path for path in paths if os.path.exists(path)), None)
 
 
 def read_posts(folder, split, need_summary=True):

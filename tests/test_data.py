@@ -146,6 +146,10 @@ def test_a_missing_split_names_both_files_and_a_command(tmp_path):
         assert word in told
 
 
+def test_a_name_no_disk_takes_is_a_folder_without_posts(tmp_path):
+    assert data.find(tmp_path / ("x" * 3000), "train") is None
+
+
 def test_an_empty_split_is_a_problem(tmp_path):
     path = write(tmp_path / "train.jsonl", "", "  ")
     assert f"{path}: is empty" in problem_of(read_posts, tmp_path, "train")
