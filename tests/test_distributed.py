@@ -157,7 +157,8 @@ def test_a_run_goes_on_in_another_number_of_processes(script, how, line, tmp_pat
     assert_alike(tmp_path / "moved", tmp_path / "whole", 1e-9, ["model.pt"])
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.skipif(
+    "SLOW" not in os.environ, reason="ten seconds: set SLOW=1"))])
 def test_a_finished_run_is_extended_alike_in_one_process_and_in_two(how, line, tmp_path, float64):
     for out, act in (("alone", ppo.main), ("both", lambda words: ranks(2, ppo.main, words))):
         for more in ("--episodes 24", "--episodes 40 --kl-coef 0.2 --resume"):
@@ -201,7 +202,7 @@ def test_bf16_stays_near_fp32(line, tmp_path):
 
 
 def test_bf16_also_works_sharded(line, tmp_path):
-    argv = line("ppo", tmp_path / "run", "--precision bf16 --parallel fsdp --checkpointing")
+    argv = line("ppo", tmp_path / "run", "--precision bf16 --parallel fsdp --checkpointing --episodes 16")
     assert ranks(2, ppo.main, argv) == [0, 0]
     assert torch.load(tmp_path / "run/model.pt")["wte.weight"].dtype == torch.float32
 

@@ -169,13 +169,6 @@ def test_peoples_grades_reach_the_report(world, tmp_path):
         report_of(world, "--out", tmp_path, "--axes", tmp_path / "axes.jsonl")
 
 
-def test_same_seed_same_report(world, tmp_path):
-    one, two = (report_of(world, "--out", tmp_path / name) for name in "ab")
-    del one["seconds"], two["seconds"]
-    assert one == two
-    assert (tmp_path / "a/report.svg").read_bytes() == (tmp_path / "b/report.svg").read_bytes()
-
-
 def test_an_unfinished_run_reports_what_exists(world):
     report = report_of(world, run="half")
     assert set(report["policies"]) == {"supervised", "reference"}

@@ -19,6 +19,7 @@ import figures_draw
 import figures_numbers
 import judges
 import ppo
+import reward
 import toy
 from figures import DAMAGES, Points, Sweep, list_points, run_all
 from figures_numbers import Found, fit_gao, judge_claims, peak_of, reference, resampled, right
@@ -379,10 +380,10 @@ def test_a_run_is_held_against_recorded_bands(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "curves.json").write_text(json.dumps(
         {"numbers": figures_numbers.numbers_of(
-            figures_numbers.draw_up(Found({"seeds": [town(7)]}), CFG), CFG)}))
+            figures_numbers.draw_up(Found({"seeds": [town(7, n=80)]}), CFG), CFG)}))
     for k in (1, 3):
         recorded = tmp_path / f"recorded{k}.json"
-        bands = reference({"seeds": [town(seed) for seed in range(k)]}, CFG)
+        bands = reference({"seeds": [town(seed, n=80) for seed in range(k)]}, CFG)
         recorded.write_text(json.dumps(bands))
         evaluate.main(["compare", str(tmp_path / "mine"), str(recorded)])
         said = capsys.readouterr().out
@@ -450,6 +451,9 @@ def test_numbers_are_written_as_plain_json():
 def test_a_tiny_sweep_from_nothing_draws_every_figure_and_goes_on_where_it_was(tmp_path, monkeypatch,
                                                                              capsys):
     monkeypatch.setitem(ppo.PRESETS["toy"], "batch", 8)
+    zero = reward.zero_at_references
+    monkeypatch.setattr(reward, "zero_at_references", lambda model, tokenizer, posts, *more:
+                        zero(model, tokenizer, posts[:8], *more))
     line = ["sweep", "--out", str(tmp_path), "--jobs", "0", "--sizes", "toy-small", "--labels",
             "32,64", "--few", "64", "--betas", "0", "--iterations", "500", "--snapshots", "2",
             "--scale", "0.004"]

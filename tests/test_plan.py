@@ -66,8 +66,8 @@ def test_the_peak_of_a_real_step_is_foretold(size, vocabulary, n, checkpointing,
     assert expected == pytest.approx(of(tracker, "peak")["Total"], rel=0.15)
 
 
-@pytest.mark.parametrize("size", ["1.3b", pytest.param("6.7b", marks=pytest.mark.skipif(
-    "SLOW" not in os.environ, reason="half a minute: set SLOW=1"))])
+@pytest.mark.parametrize("size", ["gpt2", *(pytest.param(size, marks=pytest.mark.skipif(
+    "SLOW" not in os.environ, reason="half a minute: set SLOW=1")) for size in ("1.3b", "6.7b"))])
 def test_eight_imaginary_gpus_hold_what_the_plan_says(size, monkeypatch):
     """FSDP2 on fake ranks and fake tensors: weights, gradients, Adam, activations, each by itself."""
     def act():
