@@ -107,11 +107,16 @@ class Attention(nn.Module):
         """x: (B, T, C), what is looked at; read: (B, R, C), who looks; seen: (B, 1, R, S) bool, at
         which columns, or None when they are the same rows and look causally; past: a Layer."""
         B, T, C = x.shape
-        q = self.q(read).view(B, -1, self.heads, C // self.heads)                    # (B, R, H, D)
-        k, v = self.kv(x).view(B, T, 2, self.heads, C // self.heads).unbind(2)       # (B, T, H, D)
+        if read is x and T > 1:         # one large matmul is faster than two, once there is work
+            weight, bias = (torch.cat(pair) for pair in zip(
+                self.q.parameters(), self.kv.parameters(), strict=True))             # (3C, C), (3C,)
+            q, kv = F.linear(x, weight, bias).split([C, 2 * C], -1)            # (B, T, C), (B, T, 2C)
+        else:
+            q, kv = self.q(read), self.kv(x)                                   # (B, R, C), (B, T, 2C)
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)                        # (B, H, R, D)
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)          # (B, H, T, D)
         if past is not None:
-            k, v = past.extend(k, v)                                                 # (B, S, H, D)
-        q, k, v = (a.transpose(1, 2) for a in (q, k, v))                             # (B, H, ., D)
+            k, v = past.extend(k, v)                                                 # (B, H, S, D)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
         return self.out(mixed.transpose(1, 2).flatten(2))                            # (B, R, C)
 
@@ -248,8 +253,10 @@ def token_logp(logits, tokens, temperature=1.0):
     caller does not look, and count as id 0. Returns: (...).
     """
     tokens = tokens.masked_fill(tokens >= logits.shape[-1], 0)
-    logits = logits / temperature
-    return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
+    if temperature != 1:
+        logits = logits / temperature
+    nll = F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none")
+    return -nll.view(tokens.shape)
 
 
 class Rows(NamedTuple):
@@ -327,21 +334,22 @@ class Layer:
     """One layer's part of a Cache."""
 
     def __init__(self, cache):
-        self.cache, self.kv = cache, None                                          # (2, B, S, H, D)
+        self.cache, self.kv = cache, None                                          # (2, B, H, S, D)
 
     def extend(self, k, v):
-        """Store the new keys and values (B, T, H, D); returns what the queries may attend to."""
+        """Store the new keys and values (B, H, T, D); returns what the queries may attend to."""
         cache = self.cache
         if not cache.filled:
             # Unused columns hold zeros, not whatever memory held: a NaN would pass through
             # attention's 0 * v. The dtype is that of k, bf16 where that is the arithmetic.
-            B, T, *HD = k.shape
-            self.kv = k.new_zeros(2, B, cache.total, *HD)
-            self.kv[0, :, :T], self.kv[1, :, :T] = k, v
+            B, H, T, D = k.shape
+            self.kv = k.new_zeros(2, B, H, cache.total, D)
+            self.kv[0, :, :, :T], self.kv[1, :, :, :T] = k, v
             return k, v
         rows = torch.arange(len(k), device=k.device)                                 # (B,)
-        self.kv[0, rows, cache.columns], self.kv[1, rows, cache.columns] = k[:, 0], v[:, 0]
-        return self.kv[:, :, :cache.reach + 1].unbind(0)                             # (B, S, H, D)
+        for kv, new in zip(self.kv, (k, v), strict=True):
+            kv[rows, :, cache.columns] = new[:, :, 0]                                # (B, H, D)
+        return self.kv[:, :, :, :cache.reach + 1].unbind(0)                          # (B, H, S, D)
 
 
 def choose(logits, temperature=1.0, u=None):

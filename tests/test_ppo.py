@@ -362,7 +362,7 @@ def kl(p, q):
 @pytest.mark.parametrize("beta, temperature", [(0.6, 1.0), (0.4, 0.7)])
 def test_ppo_finds_the_optimum_of_a_language_small_enough_to_enumerate(world, beta, temperature):
     cfg = config(response_length=LENGTH, batch=256, epochs=2, minibatches=2, rollout_batch=256,
-                 micro_batch=128, lr=3e-3, kl_coef=beta, temperature=temperature, lam=1.0, seed=3)
+                 micro_batch=128, lr=1.5e-3, kl_coef=beta, temperature=temperature, lam=1.0, seed=3)
     draw, iterations = np.random.default_rng(103), 100
     scores = {s: draw.normal() for s in SENTENCES if s[-1] == END}
     reward = torch.tensor([scores.get(s, cfg.missing_eot) for s in SENTENCES]).double()
