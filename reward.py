@@ -153,7 +153,8 @@ def zero_at_references(model, tokenizer, posts, cfg, world):
                                [encode_response(tokenizer, p["summary"], cfg.response_length)
                                 for p in part])                          # (b,)
             total += torch.tensor([scores.cpu().double().sum().item(), len(part)])
-    points, summaries = world.sum(total.to(world.device, torch.float32)).tolist()
+    fine = torch.float32 if world.device.type == "mps" else torch.float64      # MPS has no float64
+    points, summaries = world.sum(total.to(world.device, fine)).tolist()
     model.head.bias -= points / summaries
     return points / summaries
 
