@@ -65,6 +65,22 @@ RESEARCHERS = "(SELECT name FROM labellers WHERE state = 'researcher')"
 DAMAGE = (sqlite3.Error, UnicodeDecodeError, json.JSONDecodeError)
 
 
+def stored(text, whole):
+    """A JSON object out of the file. Raises: one of DAMAGE when it is not what was put in."""
+    found = json.loads(text)
+    if not (isinstance(found, dict) and whole(found)):
+        raise sqlite3.DatabaseError(f"not what was stored: {text!r:.60}")
+    return found
+
+
+def is_pair(found):
+    """Whether that is what `add` takes: a post and two summaries, each with its policy."""
+    summaries = found.get("summaries")
+    return isinstance(found.get("info"), dict) and isinstance(summaries, list) and [
+        isinstance(s, dict) and isinstance(s.get("text"), str) and isinstance(s.get("policy"), str)
+        for s in summaries] == [True, True]
+
+
 class Gone(Exception):
     """The item is not this person's any more: its lease ran out and somebody else has it."""
 
@@ -105,6 +121,8 @@ class Store:
             self.db.execute("PRAGMA synchronous = FULL")
             self.db.execute("PRAGMA foreign_keys = ON")
             self.db.executescript(SCHEMA)
+            if self.one("PRAGMA foreign_key_check"):
+                raise sqlite3.DatabaseError("there are answers about pairs that it does not have")
         except DAMAGE as error:
             raise Problem(f"{path}: cannot be used as a database of labels ({error}): "
                           "choose another --db") from None
@@ -157,7 +175,7 @@ class Store:
 
     def pairs(self):
         """{id: pair}, in order."""
-        return {row["id"]: json.loads(row["record"])
+        return {row["id"]: stored(row["record"], is_pair)
                 for row in self.all("SELECT id, record FROM pairs ORDER BY id")}
 
     def set_margins(self, margins):
@@ -182,7 +200,7 @@ class Store:
         keys pair, labeller, purpose, swapped, seconds (None: unknown), confidence, more."""
         rows = self.all("SELECT pair, labeller, purpose, swapped, answered - shown AS seconds, "
                         "confidence, more FROM items WHERE answered IS NOT NULL ORDER BY id")
-        return [dict(row) | {"more": json.loads(row["more"])} for row in rows]
+        return [dict(row) | {"more": stored(row["more"], lambda more: True)} for row in rows]
 
     def record(self, pair, labeller, confidence):
         """An answer that nobody was shown a page for: a simulated one. It has no duration."""
@@ -221,8 +239,8 @@ class Store:
                     self.db.execute("UPDATE pairs SET taken = 1 WHERE id = ?", (pair,))
             row = self.one("SELECT i.id, i.swapped, i.purpose, p.record FROM items i "
                            "JOIN pairs p ON p.id = i.pair WHERE i.id = ?", item)
-        return {"item": row["id"], "swapped": row["swapped"], "record": json.loads(row["record"]),
-                "lesson": row["purpose"] == "lesson"}
+        return {"item": row["id"], "swapped": row["swapped"],
+                "record": stored(row["record"], is_pair), "lesson": row["purpose"] == "lesson"}
 
     def _choose(self, labeller, chance):
         """(purpose, pair) for somebody without an open item; pair is None when nothing is left.

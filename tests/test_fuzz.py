@@ -560,6 +560,30 @@ REQUEST = {"labeller": "ann", "item": 1, "confidence": 7, "notes": ["a", "b"], "
            "axes": [{"overall": 7}, {"accuracy": 1}]}
 
 
+def test_a_full_disk_loses_no_answer_that_was_confirmed(ground, site):
+    """SQLite's own "database or disk is full", in the middle of labelling."""
+    def ask(path, **body):
+        line = http.client.HTTPConnection("127.0.0.1", site.server_port, timeout=30)
+        line.request("POST", path, json.dumps({"labeller": "full", **body}),
+                     {"Content-Type": "application/json"})
+        reply = line.getresponse()
+        return reply.status, json.loads(reply.read())
+    store, told, sys.stderr = site.store, sys.stderr, io.StringIO()
+    try:
+        item = ask("/next")[1]["item"]
+        pages = store.one("PRAGMA page_count")[0]
+        store.db.execute(f"PRAGMA max_page_count = {pages}")
+        status, answer = ask("/answer", item=item, confidence=7, comment="x" * 4000,
+                             notes=["y" * 4000] * 2)
+        assert status == 503 and "full" in answer["error"]
+        assert sys.stderr.getvalue().startswith("error: ") and "Traceback" not in sys.stderr.getvalue()
+        store.db.execute("PRAGMA max_page_count = 1000000")
+        assert ask("/next")[1]["item"] == item and ask("/answer", item=item, confidence=7)[0] == 200
+    finally:
+        sys.stderr = told
+    assert store.one("SELECT confidence FROM items WHERE id = ?", item)[0] in (3, 7)
+
+
 @given(st.data())
 @tries(0.08)
 def test_label_requests(site, draw):
@@ -590,30 +614,6 @@ def test_label_requests(site, draw):
     assert "Traceback" not in said
     if reply.status >= 400 and verb != "HEAD":
         assert set(json.loads(text)) == {"error"}
-
-
-def test_a_full_disk_loses_no_answer_that_was_confirmed(ground, site):
-    """SQLite's own "database or disk is full", in the middle of labelling."""
-    def ask(path, **body):
-        line = http.client.HTTPConnection("127.0.0.1", site.server_port, timeout=30)
-        line.request("POST", path, json.dumps({"labeller": "full", **body}),
-                     {"Content-Type": "application/json"})
-        reply = line.getresponse()
-        return reply.status, json.loads(reply.read())
-    store, told, sys.stderr = site.store, sys.stderr, io.StringIO()
-    try:
-        item = ask("/next")[1]["item"]
-        pages = store.one("PRAGMA page_count")[0]
-        store.db.execute(f"PRAGMA max_page_count = {pages}")
-        status, answer = ask("/answer", item=item, confidence=7, comment="x" * 4000,
-                             notes=["y" * 4000] * 2)
-        assert status == 503 and "full" in answer["error"]
-        assert sys.stderr.getvalue().startswith("error: ") and "Traceback" not in sys.stderr.getvalue()
-        store.db.execute("PRAGMA max_page_count = 1000000")
-        assert ask("/next")[1]["item"] == item and ask("/answer", item=item, confidence=7)[0] == 200
-    finally:
-        sys.stderr = told
-    assert store.one("SELECT confidence FROM items WHERE id = ?", item)[0] in (3, 7)
 
 
 class Answers(threading.Thread):
