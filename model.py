@@ -106,13 +106,7 @@ class Attention(nn.Module):
     def forward(self, x, read, seen, past):
         """x: (B, T, C), what is looked at; read: (B, R, C), who looks; seen: (B, 1, R, S) bool, at
         which columns, or None when they are the same rows and look causally; past: a Layer."""
-        B, T, C = x.shape
-        if read is x and T > 1:         # one large matmul is faster than two, once there is work
-            weight, bias = (torch.cat(pair) for pair in zip(
-                self.q.parameters(), self.kv.parameters(), strict=True))         # (3C, C), (3C,)
-            q, kv = F.linear(x, weight, bias).split([C, 2 * C], -1)        # (B, R, C), (B, T, 2C)
-        else:
-            q, kv = self.q(read), self.kv(x)                               # (B, R, C), (B, T, 2C)
+        q, kv = self.q(read), self.kv(x)                                   # (B, R, C), (B, T, 2C)
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)                        # (B, H, R, D)
         k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)          # (B, H, T, D)
         if past is not None:
