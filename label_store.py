@@ -76,9 +76,10 @@ def stored(text, whole):
 def is_pair(found):
     """Whether that is what `add` takes: a post and two summaries, each with its policy."""
     summaries = found.get("summaries")
-    return isinstance(found.get("info"), dict) and isinstance(summaries, list) and [
-        isinstance(s, dict) and isinstance(s.get("text"), str) and isinstance(s.get("policy"), str)
-        for s in summaries] == [True, True]
+    return (isinstance(found.get("info"), dict) and isinstance(summaries, list)
+            and len(summaries) == 2 and all(
+                isinstance(s, dict) and isinstance(s.get("text"), str)
+                and isinstance(s.get("policy"), str) for s in summaries))
 
 
 class Gone(Exception):

@@ -37,7 +37,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from data import stack
-from runtime import ALONE, Problem, allocate, config_of, entry, fill, generator
+from runtime import ALONE, Problem, allocate, config_of, entry, fill, finest, generator
 
 
 class Size(NamedTuple):
@@ -355,7 +355,7 @@ def choose(logits, temperature=1.0, u=None):
     if u is None:
         token = logp.argmax(-1)                                                      # (B,)
     else:
-        fine = torch.float32 if logp.device.type == "mps" else torch.float64
+        fine = finest(logp.device)
         cumulative = logp.exp().cumsum(-1, dtype=fine)                               # (B, V)
         token = torch.searchsorted(cumulative, u[:, None].to(fine) * cumulative[:, -1:], right=True)
         token = token[:, 0].clamp(max=logits.shape[-1] - 1)                          # (B,)
@@ -387,8 +387,7 @@ def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=
     logps = logits.new_zeros(out.shape)                                              # (B, R)
     u = None                                                                         # (B, R)
     if uniforms is not None:
-        fine = torch.float32 if device.type == "mps" else torch.float64    # MPS has no float64
-        u = torch.as_tensor(uniforms, dtype=fine).to(device)
+        u = torch.as_tensor(uniforms, dtype=finest(device)).to(device)
     row = torch.arange(len(queries), device=device)      # (b,) which row each line of the cache is
     alive = torch.ones_like(row, dtype=torch.bool)       # (b,) has not said <|endoftext|> yet
     for t in range(length):

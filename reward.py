@@ -42,6 +42,7 @@ from runtime import (
     config_of,
     cosine,
     entry,
+    finest,
     flag,
     gathered,
     join_world,
@@ -153,8 +154,7 @@ def zero_at_references(model, tokenizer, posts, cfg, world):
                                [encode_response(tokenizer, p["summary"], cfg.response_length)
                                 for p in part])                          # (b,)
             total += torch.tensor([scores.cpu().double().sum().item(), len(part)])
-    fine = torch.float32 if world.device.type == "mps" else torch.float64      # MPS has no float64
-    points, summaries = world.sum(total.to(world.device, fine)).tolist()
+    points, summaries = world.sum(total.to(world.device, finest(world.device))).tolist()
     model.head.bias -= points / summaries
     return points / summaries
 

@@ -199,6 +199,11 @@ def uniforms(seed, purpose, step, rows, n):
     return np.stack(drawn) if drawn else np.zeros((0, n))
 
 
+def finest(device):
+    """The dtype for sums that should not depend on their order: float64, which Apple's MPS lacks."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 # ---------------------------------------------------------------------------------------- processes
 
 @dataclasses.dataclass(frozen=True)
