@@ -200,7 +200,7 @@ def uniforms(seed, purpose, step, rows, n):
 
 
 def finest(device):
-    """The dtype for sums that should not depend on their order: float64, which Apple's MPS lacks."""
+    """The dtype for sums that may not depend on their order: float64, which MPS lacks."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
