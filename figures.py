@@ -74,8 +74,8 @@ class Sweep:
     jobs: int = flag(2, "points worked on side by side, which share the cores (and GPUs) evenly; "
                         "0: one after another in this process")
     seeds: int = flag(1, "towns, each with its own people, posts and networks")
-    sizes: str = flag("toy-small,toy,toy-large", "rows of model.py's table; the second is used "
-                                                 "wherever one size is enough")
+    sizes: str = flag("toy-tiny,toy-small,toy,toy-large", "rows of model.py's table; the middle "
+                      "one (of four the third) is used wherever one size is enough")
     labels: str = flag("600,1200,2400,4800,9600", "comparisons that reward models learn from; most "
                                                   "figures use the last")
     few: int = flag(2400, "comparisons behind the reward model that is over-optimised")
@@ -202,8 +202,8 @@ def town(points, cfg, seed, sizes, labels, betas):
                                         f"--init {made.pretrained[base]}"))
     # 2. labels, bought once, and reward models
     pairs = add("pairs", f"sample.py --policy {made.supervised[base]} --data {data} "
-                f"--pairs {scaled(cfg, 4000, 150)} --with-reference 0.5", made=".jsonl")
-    people = add("comparisons", f"label.py simulate --pairs {pairs} --labels 3", made=".jsonl")
+                f"--pairs {scaled(cfg, 12000, 150)} --with-reference 0.5", made=".jsonl")
+    people = add("comparisons", f"label.py simulate --pairs {pairs} --labels 1", made=".jsonl")
 
     def reward(size, n, name=None, more=""):
         made.rewards[size, name or n] = train(

@@ -50,8 +50,9 @@ class Size(NamedTuple):
 
 SIZES = {
     "toy": Size(2, 128, 4, 512),                 # ours: minutes on a laptop
-    "toy-small": Size(2, 64, 4, 512),            # a third and three times as much in its blocks,
-    "toy-large": Size(3, 192, 6, 512),           # for curves over size
+    "toy-tiny": Size(1, 32, 2, 512),             # a thirtieth, a quarter and three times as much
+    "toy-small": Size(2, 64, 4, 512),            # in its blocks, for curves over size
+    "toy-large": Size(3, 192, 6, 512),
     "laptop": Size(4, 256, 4, 512),              # ours: real text on a laptop
     "gpt2": Size(12, 768, 12, 1024),             # GPT-2's four
     "gpt2-medium": Size(24, 1024, 16, 1024),

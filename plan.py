@@ -19,8 +19,8 @@ from model import GPT, SIZES, sized
 from runtime import Problem, flag, parse
 
 VOCABULARY = 50257                             # GPT-2's
-NEAREST = {"toy-small": "toy", "toy-large": "toy", "3b": "1.3b", "13b": "6.7b",
-           "gpt2-medium": "gpt2", "gpt2-large": "gpt2", "gpt2-xl": "gpt2"}
+NEAREST = {"toy-tiny": "toy", "toy-small": "toy", "toy-large": "toy", "3b": "1.3b",
+           "13b": "6.7b", "gpt2-medium": "gpt2", "gpt2-large": "gpt2", "gpt2-xl": "gpt2"}
                                                # whose preset a size without one borrows
 EXAMPLES = {"sft": 116_722, "reward": 64_832}  # the paper's posts and comparisons, for one pass
 MARGIN = 0.1                                   # of memory, for fragmentation, NCCL, CUDA itself
