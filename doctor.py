@@ -117,14 +117,21 @@ def slowdown(log, flags):
                     for step, seconds in curve(pace, "pace", 3, statistics.median)])
 
 
-def rebound(log, flags):
-    """Nats by which the loss (medians of 3 lines) rises above the lowest that it had been."""
-    points, best = curve(log, "loss", 3, statistics.median), float("inf")
-    rises = []
-    for step, loss in points:
-        best = min(best, loss)
-        rises.append((step, loss - best))
-    return highest(rises)
+def spike(log, flags):
+    """Nats by which the loss (median of 3 lines) rises above each of the 30 lines before: batches
+    of long posts and of short ones differ, and so do single lines of a healthy log."""
+    losses = [loss for _, loss in curve(log, "loss")]
+    middles = curve(log, "loss", 3, statistics.median)
+    return highest([(step, loss - max(losses[max(0, i - 30):i]))
+                    for i, (step, loss) in enumerate(middles) if i])
+
+
+def gradient_left(log, flags):
+    """Norm of the gradient, median of the last third, as a share of the first line's."""
+    norms = [norm for _, norm in curve(log, "grad_norm")]
+    if len(norms) < 6 or not late(log) or not norms[0]:
+        return None
+    return log[-1]["step"], statistics.median(norms[-len(norms) // 3:]) / norms[0]
 
 
 def valid_loss_above_best(log, flags):
@@ -229,9 +236,13 @@ CHECKS = (
           "a lower --lr, --precision fp32; look for empty or odd texts in the data"),
     Check("stalled", TRAINED, slowdown, "above", 10, "times the usual seconds a step",
           "none: it is the machine", "look for other programs, a full disk, swapping, heat"),
-    Check("loss spike", "sft reward", rebound, "above", 1.0, "loss over its lowest, nats",
+    Check("loss spike", "sft reward", spike, "above", 0.5, "rise of the loss, nats",
           "appendix B.1 (learning rates from a sweep of 7 values)",
           "a lower --lr, a longer --warmup, --clip 1"),
+    Check("learning died out", "reward ppo", gradient_left, "below", 0.03,
+          "gradient norm as a share of its first",
+          "appendix B.1 (learning rates from a sweep of 7 values)",
+          "a lower --lr: a step too large leaves a network that always gives the same answer"),
     Check("over-fitting", "sft reward", valid_loss_above_best, "above", 0.1,
           "held-out loss over its best, nats",
           "section 3.4, B.1: one epoch; N+ and Gao et al. section 3: more epochs do not help",
