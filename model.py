@@ -1,24 +1,24 @@
 """Chapter 3. One decoder for every network of the paper: policy, reference, reward model, value.
 
-    x_0 = token embedding + position embedding
-    x_i = x + attention(norm(x));  x = x + mlp(norm(x))          once per layer, "pre-norm"
+    x = token embedding + position embedding
+    x = x + attention(norm(x));  x = x + mlp(norm(x))            once per layer, "pre-norm"
     logits = norm(x) @ token_embedding.T                         head = "lm": policy, reference
     score  = norm(x) @ w + b                                     head = "scalar": reward, value
 
-The whole project speaks one alphabet of shapes (B is a whole batch, b one micro-batch of it):
+The whole project speaks one alphabet of shapes (B is a whole batch, b some rows of it):
 
-    B rows    T columns    R response columns, those that are read    S cached columns
+    B rows    T columns    R response columns, those that are read    S columns looked at
     C channels    H heads    D = C / H    V vocabulary    N real response tokens of a batch
 
 and lays every row out alike, padding only ever at its end:
 
-    query (n_i tokens) | response, its last token <|endoftext|> (at most R) | padding ...
+    query (n_i tokens) | response (at most R, <|endoftext|> included) | padding ...
 
 so the position of a token is its column, and causal attention alone keeps real tokens from seeing
 padding: there is no padding mask to get wrong (the mask `seen` only says "columns up to my own",
 where not every column asks). DIFFERS: the paper's code fills queries to 512 tokens with spaces that
-are attended to. What follows is GPT-2 (Radford et al. 2019), the
-architecture of the paper's section 3.4 up to details.
+are attended to. What follows is GPT-2 (Radford et al. 2019), the architecture of the paper's
+section 3.4 up to details. A `world` is the processes that train together: ALONE, one, for a start.
 
 Try it:  python model.py                   prints the sizes
          python model.py plan --size 6.7b --stage ppo --gpus 8 --parallel fsdp     what that needs
@@ -50,9 +50,9 @@ class Size(NamedTuple):
 
 SIZES = {
     "toy": Size(2, 128, 4, 512),                 # ours: minutes on a laptop
-    "toy-tiny": Size(1, 32, 2, 512),             # a thirtieth, a quarter and three times as much
-    "toy-small": Size(2, 64, 4, 512),            # in its blocks, for curves over size
-    "toy-large": Size(3, 192, 6, 512),
+    "toy-tiny": Size(1, 32, 2, 512),             # a thirtieth of its blocks' parameters,
+    "toy-small": Size(2, 64, 4, 512),            # a quarter,
+    "toy-large": Size(3, 192, 6, 512),           # three times as many: for curves over size
     "laptop": Size(4, 256, 4, 512),              # ours: real text on a laptop
     "gpt2": Size(12, 768, 12, 1024),             # GPT-2's four
     "gpt2-medium": Size(24, 1024, 16, 1024),
@@ -105,8 +105,9 @@ class Attention(nn.Module):
         self.q, self.kv, self.out = nn.Linear(C, C), nn.Linear(C, 2 * C), nn.Linear(C, C)
 
     def forward(self, x, read, seen, past):
-        """x: (B, T, C), what is looked at; read: (B, R, C), who looks; seen: (B, 1, R, S) bool, at
-        which columns, or None when they are the same rows and look causally; past: a Layer."""
+        """x: (B, T, C), the columns looked at (keys, values); read: (B, R, C), those that look (the
+        "queries" q of attention, no posts); seen: (B, 1, R, S) bool, who may look where, or None
+        when they are the same columns and look causally; past: this layer's part of a Cache."""
         q, kv = self.q(read), self.kv(x)                                   # (B, R, C), (B, T, 2C)
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)                        # (B, H, R, D)
         k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)          # (B, H, T, D)
@@ -202,9 +203,10 @@ class GPT(nn.Module):
 
 
 def initial(name, shape, config, seed):
-    """The first value of a weight, a function of its name and the seed.
+    """The first value of a weight, a function of its name, its shape and the seed.
 
-    N(0, 1/fan_in) for matrices, N(0, 1/C) for tokens, N(0, 1/(C+1)) for the scalar head. The last
+    N(0, 1/fan_in) for matrices (out and down: over 2 * layers besides), N(0, 1/C) for tokens, a
+    hundredth of that for positions, N(0, 1/(C+1)) for the scalar head. The last variance
     is the paper's, appendix B.1 (a *variance*). At the paper's width of 2048 the first two are
     N(0, 0.022^2), GPT-2's 0.02; at width 128 they are four times wider, and there 0.02 is too small
     for a network to learn, within minutes, to copy words from the post.
@@ -301,12 +303,12 @@ def score(model, queries, responses):
 class Cache:
     """Keys and values of every layer, so that a new token costs one column instead of T.
 
-    The queries fill columns 0 .. n_i - 1 in one go; from then on row i's token goes to column
+    The posts' tokens fill columns 0 .. n_i - 1 in one go; from then on row i's token goes to column
     n_i + t, over what padding had left there, and sees the columns up to its own.
     """
 
     def __init__(self, layers, lengths, total):
-        self.total = total                               # S, columns that there is room for
+        self.total = total                               # columns that there is room for
         self.columns = lengths - 1                       # (B,) long, the newest token of each row
         self.reach = int(lengths.max()) - 1              # the largest of them, known to the host
         self.filled = False
@@ -332,18 +334,18 @@ class Layer:
         self.cache, self.kv = cache, None                                          # (2, B, H, S, D)
 
     def extend(self, k, v):
-        """Store the new keys and values (B, H, T, D); returns what the queries may attend to."""
+        """Store the new keys and values (B, H, T, D); returns all that there are to attend to."""
         cache = self.cache
         if not cache.filled:
             # Unused columns hold zeros, not whatever memory held: a NaN would pass through
             # attention's 0 * v. The dtype is that of k, bf16 where that is the arithmetic.
             B, H, T, D = k.shape
-            self.kv = k.new_zeros(2, B, H, cache.total, D)
+            self.kv = k.new_zeros(2, B, H, cache.total, D)   # S is what of it has been reached
             self.kv[0, :, :, :T], self.kv[1, :, :, :T] = k, v
             return k, v
         rows = torch.arange(len(k), device=k.device)                                 # (B,)
         for kv, new in zip(self.kv, (k, v), strict=True):
-            kv[rows, :, cache.columns] = new[:, :, 0]                                # (B, H, D)
+            kv[rows, :, cache.columns] = new[:, :, 0]      # (B, H, D): what indexes comes first
         return self.kv[:, :, :, :cache.reach + 1].unbind(0)                          # (B, H, S, D)
 
 
@@ -435,7 +437,7 @@ def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
             raise Problem(f"{folder}/config.json does not describe a network of this code: "
                           f"{error}") from None
     check_config(config, weights, f"{folder}/config.json", path)
-    fresh = ("head.",) if head == "scalar" != config.head else ()
+    fresh = ("head.",) if head == "scalar" and config.head != "scalar" else ()
     config = ModelConfig(**{**asdict(config), "head": head or config.head})
     model = skeleton(config, world, frozen)
     load_weights(model, path, fresh, weights)

@@ -1,8 +1,8 @@
 """Chapter 8. Reinforcement learning: write what people prefer, without forgetting how to write.
 
-    R(post, summary) = r(post, summary) - beta * log[ pi(summary | post) / pi_sft(summary | post) ]
+    total = r(post, summary) - beta * log[ pi(summary | post) / pi_sft(summary | post) ]
 
-PPO (Schulman et al. 2017) raises the reward R of the policy's own summaries (sections 3.4, B.1).
+PPO (Schulman et al. 2017) raises this total of the policy's own summaries (sections 3.4, B.1).
 One iteration: write a batch of summaries; let the reward model score them; let the critic say what
 it had expected before each token; and make tokens that did better than expected likelier, in small
 clipped steps. Four networks of one architecture take part:
@@ -20,7 +20,8 @@ What happens to one response, "He quit <|endoftext|>" after a query of n tokens:
     step t                          0      1     2     -
     chosen by logits at            n-1     n    n+1
     value[t] read at               n-1     n    n+1
-    reward[t]                    -b.kl   -b.kl  -b.kl + score
+    l[t] = log pi / pi_sft          l0    l1    l2    -
+    reward[t], b = beta           -b l0 -b l1 -b l2 + score
     is_response                     1      1     1     0
 
 Read downwards: "He" stands at column n, but was chosen, and its value read, one column earlier.
@@ -112,14 +113,14 @@ PRESETS = {     # the last two rows: the paper's (B.1); where it is silent, the 
 }
 
 
-class Rollout(NamedTuple):               # everything PPO knows about one batch
+class Rollout(NamedTuple):               # all that PPO knows of a batch; targets: see chosen_at
     tokens: Tensor       # (B, T)  long, query | response | padding
     columns: Tensor      # (B, R)  long, where response token t is predicted
-    is_response: Tensor  # (B, R)  bool, True up to and including <|endoftext|>
+    is_response: Tensor  # (B, R)  bool, True up to and including the last response token
     old_logp: Tensor     # (B, R)  log pi_old(token), nats
     ref_logp: Tensor     # (B, R)  log pi_sft(token), nats
     value: Tensor        # (B, R)  V before the token is seen
-    score: Tensor        # (B,)    reward model, whole summary
+    score: Tensor        # (B,)    the reward model's, or --missing-eot where no <|endoftext|> is
 
 
 # ---------------------------------------------------------------------------------- 1. rollouts
@@ -131,7 +132,7 @@ def roll_out(policy, reference, critic, reward, queries, ids, step, cfg, world):
     queries: token lists. ids: a number for each, from which (with seed and step) all its random
     numbers follow. Returns: Rollout of the global batch, on every rank.
     """
-    pad, R = policy.config.n_vocab, cfg.response_length
+    pad, eot, R = policy.config.n_vocab, policy.config.n_vocab - 1, cfg.response_length
     u = uniforms(cfg.seed, "rollout", step, ids, R)                              # (b, R)
     parts = []
     # One context: a new autocast would cast, and a new gathering fetch, every weight anew.
@@ -149,7 +150,7 @@ def roll_out(policy, reference, critic, reward, queries, ids, step, cfg, world):
                                   cfg.temperature)                               # (b, R)
             value = critic(rows.tokens, at=rows.columns)                         # (b, R)
             score = reward(rows.tokens, at=rows.last)[:, 0]                      # (b,)
-            ended = (response == pad - 1).any(1)                                 # (b,) bool
+            ended = (response == eot).any(1)                                     # (b,) bool
             score = score.masked_fill(~ended, cfg.missing_eot)
             parts.append(Rollout(rows.tokens, rows.columns, rows.is_response, logp, ref_logp,
                                  value, score))
@@ -178,7 +179,7 @@ def token_rewards(rollout, kl_coef):
 
         reward[t] = -beta * (old_logp[t] - ref_logp[t]) + [t is last] * score
 
-    so a row sums to R(post, summary) of section 3.4. Returns: (B, R), 0 at padding.
+    so a row sums to the total of section 3.4. Returns: (B, R), 0 at padding.
     """
     keep = rollout.is_response
     reward = -kl_coef * (rollout.old_logp - rollout.ref_logp).masked_fill(~keep, 0.0)   # (B, R)
@@ -244,7 +245,8 @@ def minibatch_loss(policy, critic, batch, advantage, returns, cfg):
     clipped tokens, squared change of log-prob, absolute change of log-prob.
     """
     keep = batch.is_response
-    R, T = int(keep.sum(1).max()), int((batch.columns.amax(1)).max()) + 2   # no longer than needed
+    # No longer than needed: the last column read predicts the one after it, hence T = last + 2.
+    R, T = int(keep.sum(1).max()), int(batch.columns.max()) + 2
     keep, columns = keep[:, :R], batch.columns[:, :R]                                   # (b, R)
     tokens = batch.tokens[:, :T]                                                        # (b, T)
     targets = chosen_at(tokens, columns)                                                # (b, R)
@@ -262,8 +264,8 @@ def update(agent, optimizer, rollout, lr, step, cfg, world):
 
     agent: {"policy": ..., "critic": ...} as `parallelize` returned them. Minibatches are sets of
     rows of the *global* batch, so they are the same whatever the number of processes.
-    Returns: for the log, losses, clip fraction and approximate KL averaged over all passes;
-    rollout_mismatch before the first optimizer step; the others of the batch as a whole.
+    Returns: for the log, losses, clip fraction, approximate KL and both gradient norms averaged
+    over all optimizer steps; rollout_mismatch before the first; the others of the whole batch.
     """
     policy, critic = agent["policy"], agent["critic"]
     reward = token_rewards(rollout, cfg.kl_coef)                                        # (B, R)
@@ -271,7 +273,7 @@ def update(agent, optimizer, rollout, lr, step, cfg, world):
     raw, returns = gae(reward, value, cfg.gamma, cfg.lam)                               # (B, R)
     advantage = whiten(raw, rollout.is_response)                                        # (B, R)
     lengths = (rollout.columns.amax(1) + 1).cpu()                                       # (B,)
-    seen, norms = [], []
+    sums, norms = [], []
     for epoch in range(cfg.epochs):
         order = generator(cfg.seed, "minibatch", step, epoch).permutation(len(lengths))
         for rows in torch.from_numpy(order).tensor_split(cfg.minibatches):
@@ -281,20 +283,20 @@ def update(agent, optimizer, rollout, lr, step, cfg, world):
             for part in accumulate([policy, critic], world.share(rows), cfg.micro_batch):
                 batch = Rollout(*(x[part] for x in rollout))
                 with mixed(world):
-                    sums = minibatch_loss(policy, critic, batch, advantage[part], returns[part],
-                                          cfg)
-                sums = sums / count
+                    losses = minibatch_loss(policy, critic, batch, advantage[part], returns[part],
+                                            cfg)
+                losses = losses / count
                 # Ranks are *averaged*, hence the factor.
-                ((sums[0] + cfg.vf_coef * sums[1]) * world.size).backward()
-                total += sums.detach()
+                ((losses[0] + cfg.vf_coef * losses[1]) * world.size).backward()
+                total += losses.detach()
             norms.append(optimizer_step([bare(policy), bare(critic)], optimizer, lr, cfg.clip,
                                         step))
-            seen.append(world.sum(total))
-    mean = torch.stack(seen).mean(0).tolist()
+            sums.append(world.sum(total))
+    mean = torch.stack(sums).mean(0).tolist()
     keep = rollout.is_response
     unexplained = (returns - value)[keep].var() / returns[keep].var()
     return {"policy_loss": mean[0], "value_loss": mean[1], "clip_fraction": mean[2],
-            "approx_kl": 0.5 * mean[3], "rollout_mismatch": seen[0][4].item(),
+            "approx_kl": 0.5 * mean[3], "rollout_mismatch": sums[0][4].item(),
             "explained_variance": 1 - unexplained.item(),
             "return_mean": returns[keep].mean().item(),
             "grad_norm": sum(n[0] for n in norms) / len(norms),
@@ -305,8 +307,8 @@ def describe(rollout, cfg, eot):
     """What the log says of a batch of summaries before learning from it."""
     keep = rollout.is_response
     log_ratio = (rollout.old_logp - rollout.ref_logp).masked_fill(~keep, 0.0)           # (B, R)
-    kl = log_ratio.sum(1).mean().item()                              # k1, nats a summary
-    # Schulman's k3 = r - 1 - log r with r = pi_sft / pi.
+    kl = log_ratio.sum(1).mean().item()                              # nats a summary
+    # That is Schulman's estimator k1; k3 = r - 1 - log r with r = pi_sft / pi.
     k3 = ((-log_ratio).expm1() + log_ratio).sum(1).mean().item()     # never negative, less noisy
     score = rollout.score.mean().item()
     return {"score": score, "kl": kl, "reward": score - cfg.kl_coef * kl,
@@ -398,6 +400,7 @@ def train(cfg, world):
                       f"{cfg.temperature:g} must be above 0: PPO learns from what it samples")
     tokenizer, posts, *networks = load_networks(cfg, world)
     policy, reference, critic, reward = networks
+    # The same networks, spread over the processes; the frozen two only for --compile's sake.
     trained, _, valued, _ = (parallelize(network, world, cfg) for network in networks)
     agent = {"policy": trained, "critic": valued}
     both = torch.nn.ModuleList([policy, critic])          # names a weight of both only once
@@ -424,7 +427,7 @@ def train(cfg, world):
                                  f"{cfg.reward}; nothing of this step was kept")
         written = time.perf_counter()
 
-        # 2-4. what it weighs, gradients, descent       several times over the same batch
+        # 2-4. count, gradients, descent    several times over the same batch
         lr = linear(step, iterations, cfg.lr)
         learned = update(agent, optimizer, rollout, lr, step, cfg, world)
 

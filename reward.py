@@ -63,7 +63,7 @@ class Config(Common):
     response_length: int = flag(128, "longest summary in tokens, <|endoftext|> included")
     limit: int = flag(0, "comparisons to learn from, the files' first ones; 0: all")
     seeds: int = flag(1, "runs with seeds --seed, --seed + 1, ...; the one that foretells most of "
-                         "valid1 is kept (the paper made 3 to 10)")
+                         "the split valid1 is kept (the paper made 3 to 10)")
     epochs: float = flag(1.0, "passes over the comparisons; the paper makes one, more over-fit")
     batch: int = flag(64, "comparisons an optimizer step, over all processes")
     micro_batch: int = flag(16, "comparisons a forward pass, in one process")
@@ -192,7 +192,7 @@ def train(cfg, world):
         mine = [comparisons[i] for i in world.share(batches.at(step))]
         mine = comparison_rows(tokenizer, mine, cfg)
 
-        # 2. what it weighs                 every comparison the same
+        # 2. averaged over what             every comparison the same
         count = cfg.batch
 
         # 3. gradients

@@ -201,7 +201,7 @@ def train(cfg, world):
         mine = [examples[i] for i in world.share(batches.at(step))]
         mine = encode(tokenizer, mine, cfg)
 
-        # 2. what it weighs                 one mean over every rank and micro-batch
+        # 2. averaged over what             one mean over every rank and micro-batch
         count = torch.tensor(float(sum(len(r) for _, r in mine)), device=world.device)
         count = world.sum(count)
 
