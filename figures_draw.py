@@ -139,7 +139,7 @@ def draw_2(page, curves, fits):
         y = [start + gain(kl, alpha, beta, way) for kl in x]
         colour = COLOURS[ways.index(way)]
         bottom.plot(x, y, color=colour, ls="--", lw=1.8)
-        if fit["peak"]["value"] is not None and fit["peak"]["value"] <= 1.05 * largest:
+        if fit["peak"]["value"] is not None and fit["peak"]["value"] <= x[-1]:
             bottom.plot(fit["peak"]["value"], start + fit["peak gain"]["value"], marker="*", ms=18,
                         color=colour, mec="black", zorder=5)
     bottom.plot([], [], color="black", ls="--", lw=1.8, label="fit (Gao et al.), star: its peak")
