@@ -67,7 +67,8 @@ no_end = replaced(sft, "encode_response", lambda honest: lambda *args: honest(*a
 
 SABOTAGES = {      # name: (stage, flags, damage, the diseases that must be among those found)
     "supervised: learning rate x 100": ("supervised", "--lr 1", None, {"loss spike"}),
-    "reward: learning rate x 100": ("reward", "--lr 0.5", None, {"learning died out"}),
+    "reward: learning rate x 100": ("reward", "--lr 0.5", None,
+                                    {"loss spike", "learning died out"}),
     "reward: labels shuffled": ("reward", "shuffled", None, {"reward model at chance"}),
     "reward: 40 epochs of 48 labels": ("reward", "few --epochs 40 --batch 8 --eval-every 20", None,
                                        {"over-fitting", "over-fitted reward model"}),
