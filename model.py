@@ -303,14 +303,15 @@ def score(model, queries, responses):
 class Cache:
     """Keys and values of every layer, so that a new token costs one column instead of T.
 
-    The posts' tokens fill columns 0 .. n_i - 1 in one go; from then on row i's token goes to column
-    n_i + t, over what padding had left there, and sees the columns up to its own.
+    The posts' tokens fill columns 0 .. n_i - 1, some `lines` in one go; from then on row i's token
+    goes to column n_i + t, over what padding had left there, and sees the columns up to its own.
     """
 
-    def __init__(self, layers, lengths, total):
+    def __init__(self, layers, lengths, total, device):
         self.total = total                               # columns that there is room for
-        self.columns = lengths - 1                       # (B,) long, the newest token of each row
-        self.reach = int(lengths.max()) - 1              # the largest of them, known to the host
+        self.lines = slice(None)                         # the lines that a post is now read into
+        self.columns = torch.tensor(lengths, device=device) - 1   # (B,) each row's newest token
+        self.reach = max(lengths) - 1                    # the largest of them, known to the host
         self.filled = False
         self.layers = [Layer(self) for _ in range(layers)]
 
@@ -339,9 +340,10 @@ class Layer:
         if not cache.filled:
             # Unused columns hold zeros, not whatever memory held: a NaN would pass through
             # attention's 0 * v. The dtype is that of k, bf16 where that is the arithmetic.
-            B, H, T, D = k.shape
-            self.kv = k.new_zeros(2, B, H, cache.total, D)   # S is what of it has been reached
-            self.kv[0, :, :, :T], self.kv[1, :, :, :T] = k, v
+            _, H, T, D = k.shape
+            if self.kv is None:                              # S is what of it has been reached
+                self.kv = k.new_zeros(2, len(cache.columns), H, cache.total, D)
+            self.kv[0, cache.lines, :, :T], self.kv[1, cache.lines, :, :T] = k, v
             return k, v
         rows = torch.arange(len(k), device=k.device)                                 # (B,)
         for kv, new in zip(self.kv, (k, v), strict=True):
@@ -366,7 +368,7 @@ def choose(logits, temperature=1.0, u=None):
 
 
 @torch.no_grad()
-def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=4):
+def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=4, together=16):
     """Continue each query until <|endoftext|> or `length` tokens.
 
     queries: list of B token lists. temperature: divides the logits.
@@ -375,23 +377,30 @@ def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=
         None: greedy, the paper's T = 0.
     look_every: steps between looks at who has finished; finished rows then leave the batch. (Each
         look makes the host wait for the device.)
+    together: queries read at once, such as are of about the same length: little is padding.
     Returns: tokens (B, length) long, padding after <|endoftext|>; log-probs (B, length), 0 there.
     Raises: Problem when query and response do not fit the context.
     """
     pad, eot, device = model.config.n_vocab, model.config.n_vocab - 1, model.wte.weight.device
-    n = torch.tensor([len(q) for q in queries], device=device)                       # (B,)
-    total = int(n.max()) + length
+    order = sorted(range(len(queries)), key=lambda i: len(queries[i]))    # neighbours pad little
+    longest = len(queries[order[-1]])
+    total = longest + length
     if total > model.config.context:
-        raise Problem(f"a query of {int(n.max())} tokens and a response of {length} do not fit the "
+        raise Problem(f"a query of {longest} tokens and a response of {length} do not fit the "
                       f"context of {model.config.context}: lower --query-length")
-    cache = Cache(model.config.layers, n, total)
-    logits = model(stack(queries, pad).to(device), at=n[:, None] - 1, cache=cache)[:, 0]   # (B, V)
+    row = torch.tensor(order, device=device)             # (b,) which row each line of the cache is
+    cache = Cache(model.config.layers, [len(queries[i]) for i in order], total, device)
+    logits = []
+    for start in range(0, len(order), together):
+        cache.lines = slice(start, start + together)
+        posts = stack([queries[i] for i in order[cache.lines]], pad).to(device)      # (b, T)
+        logits.append(model(posts, at=cache.columns[cache.lines, None], cache=cache)[:, 0])
+    logits = torch.cat(logits)                                                       # (B, V)
     out = torch.full((len(queries), length), pad, device=device)                     # (B, R)
     logps = logits.new_zeros(out.shape)                                              # (B, R)
     u = None                                                                         # (B, R)
     if uniforms is not None:
         u = torch.as_tensor(uniforms, dtype=finest(device)).to(device)
-    row = torch.arange(len(queries), device=device)      # (b,) which row each line of the cache is
     alive = torch.ones_like(row, dtype=torch.bool)       # (b,) has not said <|endoftext|> yet
     for t in range(length):
         token, logp = choose(logits, temperature, None if u is None else u[row, t])  # (b,), (b,)
