@@ -1,4 +1,4 @@
-"""Chapter 8. Reinforcement learning: write what people prefer, without forgetting how to write.
+r"""Chapter 8. Reinforcement learning: write what people prefer, without forgetting how to write.
 
     total = r(post, summary) - beta * log[ pi(summary | post) / pi_sft(summary | post) ]
 

@@ -1,4 +1,4 @@
-"""Chapter 7. A network that knows what people prefer.
+r"""Chapter 7. A network that knows what people prefer.
 
     loss = - log sigmoid( r(post, chosen) - r(post, rejected) )         section 3.4, "Reward models"
 

@@ -1,4 +1,4 @@
-"""Chapter 4. Imitation: predict the next token of what people wrote.
+r"""Chapter 4. Imitation: predict the next token of what people wrote.
 
     loss = - mean over the tokens that count of  log pi(token | all tokens before it)
 
