@@ -2,7 +2,7 @@
 
 Two harnesses. The exhaustive one ends a little run before, within and after *every* operation on a
 file that it makes, and resumes. The other starts the real stages, alone and in two processes, and
-sends SIGKILL at random moments. KILLS=40 is the long form: it prints the table of the README.
+sends SIGKILL at random moments. KILLS=40 is the long form: it prints the table of SCALING.md.
 """
 import builtins
 import contextlib

@@ -224,13 +224,13 @@ def slowly(net, query, length, temperature, u):
     return row[len(query):], logps
 
 
-@pytest.mark.parametrize("look_every", [1, 4])
+@pytest.mark.parametrize("look_every, together", [(1, 3), (4, 16)])
 @pytest.mark.parametrize("sampled", [False, True])
-def test_cached_generation_equals_uncached_token_for_token(tiny, float64, sampled, look_every):
+def test_cached_generation_equals_uncached_token_for_token(tiny, float64, sampled, look_every, together):
     length = 24
     net, queries = talkative(tiny)
     u = uniforms(0, "test", 0, range(len(queries)), length) if sampled else None
-    tokens, logps = generate(net, queries, length, 0.8, u, look_every)
+    tokens, logps = generate(net, queries, length, 0.8, u, look_every, together)
     ends = []
     for i, query in enumerate(queries):
         row, logp = slowly(net, query, length, 0.8, None if u is None else u[i])
