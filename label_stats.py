@@ -43,7 +43,7 @@ def share(looks):
     m = min(n, p * (1 - p) / variance) if variance > 0 and 0 < p < 1 else k
     z = 1.96
     middle, half = p + z * z / (2 * m), z * np.sqrt(p * (1 - p) / m + (z / (2 * m)) ** 2)
-    ends = [float((middle + d) / (1 + z * z / m)) for d in (-half, half)]
+    ends = [abs(float((middle + d) / (1 + z * z / m))) for d in (-half, half)]   # 0 may come as -0
     return {"share": p, "95": ends, "n": n}
 
 
