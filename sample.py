@@ -1,4 +1,4 @@
-r"""Chapter 5. Read what a policy writes: one summary, the best of n, or pairs for people to compare.
+r"""Chapter 5. Read what a policy writes: one summary, the best of n, pairs for people to compare.
 
     greedy       the likeliest token, again and again: the paper's T = 0, how policies are judged
     sampled      token ~ softmax(logits / T), how pairs for labelling are made       (section 3.3)

@@ -214,7 +214,8 @@ def test_every_command_of_the_pages_and_of_the_docstrings_parses(page, monkeypat
     text = (ROOT / page).read_text()
     if page.endswith(".py"):
         shown = re.findall(r"^ *(?:Try it: +)?(python \w+\.py.*?)(?:  +\(?[^- ].*)?$",
-                           ast.get_docstring(ast.parse(text)), re.MULTILINE)
+                           re.sub(r" *\\\n\s*", " ", ast.get_docstring(ast.parse(text))),
+                           re.MULTILINE)
         assert shown or page == "runtime.py"
         text = "\n".join(["```", *shown, "```", ""])
     for script, arguments in commands(text):
