@@ -43,7 +43,7 @@ def share(looks):
     m = min(n, p * (1 - p) / variance) if variance > 0 and 0 < p < 1 else k
     z = 1.96
     middle, half = p + z * z / (2 * m), z * np.sqrt(p * (1 - p) / m + (z / (2 * m)) ** 2)
-    ends = [abs(float((middle + d) / (1 + z * z / m))) for d in (-half, half)]   # 0 may come as -0
+    ends = [max(0.0, float((middle + d) / (1 + z * z / m))) for d in (-half, half)]   # not -1e-17
     return {"share": p, "95": ends, "n": n}
 
 

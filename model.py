@@ -303,13 +303,13 @@ def score(model, queries, responses):
 class Cache:
     """Keys and values of every layer, so that a new token costs one column instead of T.
 
-    The posts' tokens fill columns 0 .. n_i - 1, some `lines` in one go; from then on row i's token
+    The posts' tokens fill columns 0 .. n_i - 1, the rows `lines` in one go; then row i's token
     goes to column n_i + t, over what padding had left there, and sees the columns up to its own.
     """
 
     def __init__(self, layers, lengths, total, device):
         self.total = total                               # columns that there is room for
-        self.lines = slice(None)                         # the lines that a post is now read into
+        self.lines = slice(None)                         # the rows whose posts are being read
         self.columns = torch.tensor(lengths, device=device) - 1   # (B,) each row's newest token
         self.reach = max(lengths) - 1                    # the largest of them, known to the host
         self.filled = False
@@ -341,7 +341,7 @@ class Layer:
             # Unused columns hold zeros, not whatever memory held: a NaN would pass through
             # attention's 0 * v. The dtype is that of k, bf16 where that is the arithmetic.
             _, H, T, D = k.shape
-            if self.kv is None:                              # S is what of it has been reached
+            if self.kv is None:                              # for all rows; these are some of them
                 self.kv = k.new_zeros(2, len(cache.columns), H, cache.total, D)
             self.kv[0, cache.lines, :, :T], self.kv[1, cache.lines, :, :T] = k, v
             return k, v
@@ -377,7 +377,7 @@ def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=
         None: greedy, the paper's T = 0.
     look_every: steps between looks at who has finished; finished rows then leave the batch. (Each
         look makes the host wait for the device.)
-    together: queries read at once, such as are of about the same length: little is padding.
+    together: queries read at once, neighbours in length, so that little is padding.
     Returns: tokens (B, length) long, padding after <|endoftext|>; log-probs (B, length), 0 there.
     Raises: Problem when query and response do not fit the context.
     """
