@@ -68,6 +68,14 @@ def test_logits_equal_hugging_faces(tmp_path, file):
     assert not net.wte.weight[211:].any()
 
 
+@pytest.mark.parametrize("theirs_is, ours_is", [
+    ("gelu_new", "gelu"), ("gelu", "exact_gelu"), ("quick_gelu", "quick_gelu")])
+def test_an_activation_comes_and_goes_under_its_own_name(tmp_path, theirs, theirs_is, ours_is):
+    net = model.load_model(hugging(tmp_path / "x", theirs, activation_function=theirs_is))
+    assert net.config.activation == ours_is
+    assert convert.THEIRS[ours_is] == theirs_is
+
+
 def test_the_original_names_in_several_half_precision_files_are_read(tmp_path, theirs):
     expected = np.load(FIXTURES / "gpt2_tiny" / "expected.npz")
     bare = {name.removeprefix("transformer."): t for name, t in theirs.items()}

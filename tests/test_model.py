@@ -44,6 +44,9 @@ def numpy_decoder(net, tokens):
     def linear(x, name):
         return x @ w[name + ".weight"].T + w[name + ".bias"]
 
+    share = {"exact_gelu": np.vectorize(lambda u: 0.5 * (1 + math.erf(u / math.sqrt(2)))),
+             "gelu": lambda u: 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u ** 3))),
+             "quick_gelu": lambda u: 1 / (1 + np.exp(-1.702 * u))}[c.activation]
     out = []
     for row in tokens:
         x = np.stack([w["wte.weight"][token] + w["wpe.weight"][i] for i, token in enumerate(row)])
@@ -59,17 +62,17 @@ def numpy_decoder(net, tokens):
                     mixed[t, own] = weight @ v[:t + 1, own] / weight.sum()
             x = x + linear(mixed, name + "attention.out")
             u = linear(norm(x, name + "norm_2"), name + "up")
-            u = 0.5 * u * (1 + np.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u ** 3)))
-            x = x + linear(u, name + "down")
+            x = x + linear(u * share(u), name + "down")
         x = norm(x, "norm")
         out.append(linear(x, "head")[:, 0] if c.head == "scalar" else
                    x @ w["wte.weight"][:c.n_vocab].T)
     return np.stack(out)
 
 
+@pytest.mark.parametrize("activation", model.ACTIVATIONS)
 @pytest.mark.parametrize("head", ["lm", "scalar"])
-def test_the_forward_equals_a_numpy_decoder(tiny, head):
-    net = tiny(head=head)
+def test_the_forward_equals_a_numpy_decoder(tiny, head, activation):
+    net = tiny(head=head, activation=activation)
     tokens = np.random.default_rng(0).integers(0, PAD + 1, (3, 11))
     ours = net(torch.from_numpy(tokens)).detach().numpy()
     assert ours.shape == ((3, 11, PAD) if head == "lm" else (3, 11))
@@ -82,7 +85,7 @@ def test_logits_equal_hugging_faces_gpt2():
     expected = np.load(FIXTURE / "expected.npz")
     theirs = torch.load(FIXTURE / "pytorch_model.bin", weights_only=True)
     net = model.build(ModelConfig(*(known[key] for key in (
-        "vocab_size", "n_layer", "n_embd", "n_head", "n_positions"))))
+        "vocab_size", "n_layer", "n_embd", "n_head", "n_positions")), activation="gelu"))
     C, turned = known["n_embd"], lambda w: w.mT if w.ndim == 2 else w   # theirs are (in, out)
     filled = {"wte.weight": net.wte.weight.data.clone(),
               "wpe.weight": theirs["transformer.wpe.weight"]}
