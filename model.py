@@ -113,9 +113,8 @@ class Attention(nn.Module):
         when they are the same columns and look causally; past: this layer's part of a Cache."""
         q, kv = self.q(read), self.kv(x)                                   # (B, R, C), (B, T, 2C)
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)                        # (B, H, R, D)
-        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)          # (B, H, T, D)
-        if past is not None:
-            k, v = past.extend(k, v)                                                 # (B, H, S, D)
+        kv = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)         # (2, B, H, T, D)
+        k, v = kv if past is None else past.extend(kv)                               # (B, H, S, D)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
         return self.out(mixed.transpose(1, 2).flatten(2))                            # (B, R, C)
 
@@ -321,6 +320,7 @@ class Cache:
     def advance(self):
         """Make room for one more token a row."""
         self.columns, self.reach, self.filled = self.columns + 1, self.reach + 1, True
+        self.rows = torch.arange(len(self.columns), device=self.columns.device)      # (B,)
         reached = torch.arange(self.reach + 1, device=self.columns.device)           # (S,)
         self.seen = (reached <= self.columns[:, None])[:, None, None]                # (B, 1, 1, S)
 
@@ -337,21 +337,20 @@ class Layer:
     def __init__(self, cache):
         self.cache, self.kv = cache, None                                          # (2, B, H, S, D)
 
-    def extend(self, k, v):
-        """Store the new keys and values (B, H, T, D); returns all that there are to attend to."""
+    def extend(self, kv):
+        """Store new keys and values (2, B, H, T, D); returns all that there are to attend to."""
         cache = self.cache
-        if not cache.filled:
-            # Unused columns hold zeros, not whatever memory held: a NaN would pass through
-            # attention's 0 * v. The dtype is that of k, bf16 where that is the arithmetic.
-            _, H, T, D = k.shape
-            if self.kv is None:                              # for all rows; these are some of them
-                self.kv = k.new_zeros(2, len(cache.columns), H, cache.total, D)
-            self.kv[0, cache.lines, :, :T], self.kv[1, cache.lines, :, :T] = k, v
-            return k, v
-        rows = torch.arange(len(k), device=k.device)                                 # (B,)
-        for kv, new in zip(self.kv, (k, v), strict=True):
-            kv[rows, :, cache.columns] = new[:, :, 0]      # (B, H, D): what indexes comes first
-        return self.kv[:, :, :, :cache.reach + 1].unbind(0)                          # (B, H, S, D)
+        if cache.filled:                                    # what indexes comes first: (B, 2, H, D)
+            self.kv[:, cache.rows, :, cache.columns] = kv[:, :, :, 0].transpose(0, 1)
+            return self.kv[:, :, :, :cache.reach + 1]                             # (2, B, H, S, D)
+        _, _, H, T, D = kv.shape
+        if self.kv is None:                                  # for all rows; these are some of them
+            # The dtype is that of the keys, bf16 where that is the arithmetic.
+            self.kv = kv.new_empty(2, len(cache.columns), H, cache.total, D)
+        self.kv[:, cache.lines, :, :T] = kv
+        # Columns to come hold zeros, not whatever memory held: a NaN would pass attention's 0 * v.
+        self.kv[:, cache.lines, :, T:] = 0
+        return kv
 
 
 def choose(logits, temperature=1.0, u=None):
