@@ -144,7 +144,6 @@ BLOCK = {"norm_1": "ln_1", "attention.out": "attn.c_proj", "norm_2": "ln_2", "up
          "down": "mlp.c_proj"}                              # ours: theirs, OpenAI's of 2020 too
 GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "exact_gelu",
         "quick_gelu": "quick_gelu"}
-THEIRS = {mine: name for name, mine in reversed(GELU.items())}
 SHAPE = ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")       # in ModelConfig's order
 
 
@@ -302,10 +301,11 @@ def export(folder, out):
         {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot,
          "max_new_tokens": flags.get("response_length", 48)}, indent=1) + "\n")
     write_safetensors(out / "model.safetensors", to_hugging_face(model.state_dict(), config))
+    theirs = {mine: name for name, mine in reversed(GELU.items())}
     write_atomically(out / "config.json", json.dumps({
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "dtype": "float32",
         **dict(zip(SHAPE, asdict(config).values(), strict=False)), "n_inner": None,
-        "activation_function": THEIRS[config.activation], "layer_norm_epsilon": 1e-5,
+        "activation_function": theirs[config.activation], "layer_norm_epsilon": 1e-5,
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": eot,
         "eos_token_id": eot, "tie_word_embeddings": config.tied, "flags": flags}, indent=1) + "\n")
 

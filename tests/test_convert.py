@@ -68,14 +68,6 @@ def test_logits_equal_hugging_faces(tmp_path, file):
     assert not net.wte.weight[211:].any()
 
 
-@pytest.mark.parametrize("theirs_is, ours_is", [
-    ("gelu_new", "gelu"), ("gelu", "exact_gelu"), ("quick_gelu", "quick_gelu")])
-def test_an_activation_comes_and_goes_under_its_own_name(tmp_path, theirs, theirs_is, ours_is):
-    net = model.load_model(hugging(tmp_path / "x", theirs, activation_function=theirs_is))
-    assert net.config.activation == ours_is
-    assert convert.THEIRS[ours_is] == theirs_is
-
-
 def test_the_original_names_in_several_half_precision_files_are_read(tmp_path, theirs):
     expected = np.load(FIXTURES / "gpt2_tiny" / "expected.npz")
     bare = {name.removeprefix("transformer."): t for name, t in theirs.items()}
@@ -318,6 +310,19 @@ def test_what_is_exported_and_read_again_is_the_same_to_the_bit(kind, request, t
         assert torch.equal(t[part], theirs[name][part])
     with pytest.raises(Problem, match="already holds"):
         convert.main(["export", str(folder), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("ours, theirs", [
+    ("gelu", "gelu_new"), ("exact_gelu", "gelu"), ("quick_gelu", "quick_gelu")])
+def test_an_activation_has_hugging_faces_name_there_and_ours_here(ours, theirs, supervised, tmp_path):
+    folder = shutil.copytree(supervised, tmp_path / "in")
+    known = json.loads((folder / "config.json").read_text())
+    known["model"]["activation"] = ours
+    (folder / "config.json").write_text(json.dumps(known))
+    convert.main(["export", str(folder), "--out", str(tmp_path / "out")])
+    exported = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert exported["activation_function"] == theirs
+    assert model.load_model(tmp_path / "out").config.activation == ours
 
 
 def test_a_reward_model_is_not_exported(reward_model, tmp_path):

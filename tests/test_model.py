@@ -256,6 +256,17 @@ def test_finished_rows_leave_the_batch(tiny, monkeypatch):
     assert len(rows) <= int((tokens != PAD).sum(1).max()) + 1
 
 
+def test_what_memory_held_before_reaches_no_row(tiny):
+    net, queries = talkative(tiny)
+    expected = generate(net, queries, 24)
+    torch.use_deterministic_algorithms(True)         # memory asked for empty now comes full of NaN
+    try:
+        assert torch.empty(3).isnan().all()
+        assert all(map(torch.equal, generate(net, queries, 24), expected))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_generations_log_probs_are_those_of_the_full_forward(tiny):
     net, queries = talkative(tiny)
     tokens, logps = generate(net, queries, 24, 0.7, uniforms(0, "test", 0, range(16), 24))
