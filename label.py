@@ -52,7 +52,8 @@ class Simulate:
     out: str = flag("", "file of comparisons to write")
     db: str = flag(":memory:", "keep the answers in this new database too, for `stats`")
     labeller: str = flag("toy", "who compares", choices=("toy", "rouge"))
-    labels: int = flag(1, "people asked about each training pair; the paper mostly asked one")
+    labels: int = flag(1, "different people asked about each training pair; the paper mostly asked "
+                          "one")
     seed: int = flag(0, "who labels what, and how they waver")
 
 
@@ -150,15 +151,16 @@ def texts_of(pair):
 
 # ------------------------------------------------------------- labellers: pair -> answer, or None
 
-def ask_toy(pair, seed, row):
-    """One of the toy world's people, who know what a good summary is but not sharply."""
+def ask_toy(pair, seed, row, asked=()):
+    """One of the toy world's people who were not asked yet; they know what a good summary is, but
+    not sharply."""
     if not pair["info"]["id"].startswith("toy"):
         raise Problem(f"--labeller toy cannot judge post {pair['info']['id']!r}, which is not of "
                       "its world: use --labeller rouge")
-    return toy.label(pair["info"], texts_of(pair), seed, row)
+    return toy.label(pair["info"], texts_of(pair), seed, row, asked)
 
 
-def ask_rouge(pair, seed, row):
+def ask_rouge(pair, seed, row, asked=()):
     """The one with the higher ROUGE-L to the author's summary; None when they are level."""
     if not pair["reference"]:
         raise Problem(f"--labeller rouge: post {pair['info']['id']!r} has no summary by its author "
@@ -175,6 +177,7 @@ def ask_rouge(pair, seed, row):
 
 # DIFFERS: the demo's labellers are simulated; the paper's are people, whom `serve` asks.
 LABELLERS = {"toy": ask_toy, "rouge": ask_rouge}
+PEOPLE = {"toy": len(toy.LABELLERS), "rouge": 1}             # how many each of them is
 
 
 # --------------------------------------------------------------------------- answers -> records
@@ -249,12 +252,16 @@ def write_comparisons(cfg, store, began, **more):
 def simulate(cfg):
     """Have pairs compared by simulated labellers; measure how far two of them agree.
 
-    A training pair is shown to `--labels` of them, one comparison each, a held-out pair to one.
+    A training pair is shown to `--labels` different ones, one comparison each, a held-out pair to
+    one.
     """
     if not (cfg.pairs and cfg.out):
         raise Problem("--pairs (a file of sample.py) and --out (a file to write) are both needed")
     if cfg.db != ":memory:" and Path(cfg.db).exists():
         raise Problem(f"--db {cfg.db} exists: simulated answers do not join others")
+    if not 1 <= cfg.labels <= PEOPLE[cfg.labeller]:
+        raise Problem(f"--labels {cfg.labels}: give 1 to {PEOPLE[cfg.labeller]}, as many as "
+                      f"--labeller {cfg.labeller} has people; nobody is asked twice")
     began = time.perf_counter()
     pairs, ask = read_pairs(cfg.pairs), LABELLERS[cfg.labeller]
     store = Store(cfg.db, Plan(shared=1.0))
@@ -264,11 +271,13 @@ def simulate(cfg):
         pairs = list(store.pairs().values())
         for row, pair in enumerate(pairs):
             bar.update()
+            asked = []
             for again in range(cfg.labels if pair["split"] == "train" else 1):
-                answer = ask(pair, cfg.seed, row + again * len(pairs))
+                answer = ask(pair, cfg.seed, row + again * len(pairs), asked)
                 worker, confidence = (answer["worker"], answer["confidence"]) if answer else (
                     cfg.labeller, 5)                             # 5: no preference
                 store.record(row + 1, worker, confidence)
+                asked.append(worker)
     agreement = None
     if cfg.labeller == "toy":
         agreement = round(toy.agreement([(p["info"], texts_of(p)) for p in pairs], cfg.seed), 4)

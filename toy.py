@@ -501,13 +501,17 @@ def decide(taste, record, texts, rng):
             "confidence": 5 + strength if felt > 0 else 5 - strength}
 
 
-def label(record, texts, seed, row):
+def label(record, texts, seed, row, asked=()):
     """One labeller compares two summaries -> {"choice": 0|1, "worker": name, "confidence": 1..9}.
 
-    Who judges, and how they waver, is a function of (seed, row).
+    Who judges, and how they waver, is a function of (seed, row) and of asked: the names of those
+    who had this pair before, and are not asked again. Somebody must be left.
     """
     rng = generator(seed, "label", row=row)
-    return decide(LABELLERS[rng.integers(len(LABELLERS))], record, texts, rng)
+    taste = LABELLERS[rng.integers(len(LABELLERS))]
+    while taste.worker in asked:                           # so each of the others is as likely
+        taste = LABELLERS[rng.integers(len(LABELLERS))]
+    return decide(taste, record, texts, rng)
 
 
 def agreement(pairs, seed):

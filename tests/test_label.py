@@ -69,6 +69,29 @@ def test_same_seed_same_labels(tmp_path):
     assert one != simulate(tmp_path, toy_pairs(), "--seed", "2")
 
 
+def test_nobody_is_asked_twice_about_a_pair_and_the_first_answer_is_that_of_one_label(tmp_path):
+    one, five, eight = (simulate(tmp_path, toy_pairs(160), "--labels", n) for n in ("1", "5", "8"))
+    for found in (five, eight):
+        people = {}
+        for c in found:
+            people.setdefault(c["info"]["id"], []).append(c["worker"])
+        assert all(len(set(names)) == len(names) for names in people.values())
+        first = {c["info"]["id"]: c for c in reversed(found)}
+        assert list(reversed(first.values())) == one
+    assert {len(names) for names in people.values()} == {1, 8}      # held out: one
+    counts = Counter(c["worker"] for c in five if c["split"] == "train").values()
+    assert len(counts) == 8 and min(counts) > .7 * max(counts)      # each is as likely
+
+
+@pytest.mark.parametrize("flags, people", [
+    (("--labels", "9"), 8), (("--labels", "0"), 8),
+    (("--labels", "2", "--labeller", "rouge"), 1)])
+def test_more_labels_than_people_is_a_problem_and_leaves_nothing(tmp_path, flags, people):
+    with pytest.raises(Problem, match=f"--labels {flags[1]}: give 1 to {people},"):
+        simulate(tmp_path, toy_pairs(), *flags, "--db", str(tmp_path / "new.db"))
+    assert not list(tmp_path.glob("new.db*")) and not (tmp_path / "comparisons.jsonl").exists()
+
+
 def test_agreement_splits_and_seconds_are_written_down(tmp_path):
     found = simulate(tmp_path, toy_pairs())
     known = json.loads((tmp_path / "comparisons.config.json").read_text())
