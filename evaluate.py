@@ -555,7 +555,8 @@ def markdown(report, example):
     if "labels" in report:
         parts = [f"# Report\n\nPeople's answers, `{report['judge']}`: to sampled summaries of "
                  "training posts, not\nto greedy ones of held-out posts. In brackets the 95 % "
-                 "interval; a tie is half; *ref* is the author.\n", policy_table(report), PICTURE]
+                 "interval, by posts; a tie is half;\n*ref* is the author. Labellers who are held "
+                 "do not count.\n", policy_table(report), PICTURE]
     if report["judge"].startswith("command:"):
         parts += ["\nThis judge compares and does not grade: there are no grades, no ceiling for "
                   "the reward\nmodel, and no curve of pleasing it. Which summary came first was "

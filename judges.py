@@ -176,7 +176,7 @@ def load_judge(cfg, name, world, tokenizer):
 # ------------------------------------------------------------------------------------- 4. people
 
 def people_say(path, run):
-    """What `label.py stats` says of policies, as parts of the report.
+    """What `label.py stats` says of policies, as parts of the report; nobody who is held counts.
 
     People saw sampled texts, not greedy ones, and are asked about no others. `labels` holds every
     two policies that they compared. A policy of the run is found there by the name that
@@ -195,8 +195,8 @@ def people_say(path, run):
     except DAMAGE as error:
         raise Problem(f"--judge labels:{path}: {error}: is the file damaged?") from None
     if not rows:
-        raise Problem(f"--judge labels:{path}: nobody has compared two policies there yet: "
-                      "`python label.py serve` asks people")
+        raise Problem(f"--judge labels:{path}: nobody has compared two policies there yet, held "
+                      "labellers aside: `python label.py serve` asks people")
     known = {name: rf"{folder}_t[\d.]+" for name, folder in run.items()} | {"reference": "ref"}
 
     def rate(name, rival):
@@ -207,7 +207,8 @@ def people_say(path, run):
 
     blank = dict.fromkeys(("length", "length_controlled_win_rate", "kl", "rouge_1", "rouge_2",
                            "rouge_l", "copied")) | {"axes": dict.fromkeys(AXES)}
-    rivals = {name: rate(name, "supervised") for name in known if name != "supervised"}
+    rivals = {name: rate(name, "supervised") for name in known if name != "supervised"
+              and "supervised" in known}                       # it is being trained, perhaps
     return {"labels": rows,
             "policies": {name: rate(name, "reference") | blank for name in known},
             "against_supervised": {name: r for name, r in rivals.items() if r["n"]}}

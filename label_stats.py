@@ -21,22 +21,28 @@ import numpy as np
 
 from label_store import Plan, second_is_better
 
+# Whose answers, and what is independent: said beside the numbers, here and on /agreement.
+NOTE = """In brackets 95 % intervals, for these people: posts are independent of each other, several
+answers about one post are not. Who is held counts in their own row only. Agreement leaves out ties;
+chance is 50 %. Of policies, a tie is half."""
+
 
 def share(looks):
     """A share with its 95 % interval: {"share", "95", "n"}, the first two None when n is 0.
 
         Wilson's interval, with m = p (1 - p) / variance(p) in the place of n
 
-    looks: (pair, hit) for each look, hit 0, 1/2 or 1. Looks at one pair resemble each other, so the
-    variance is taken between pairs; with one look each, m is about n.
+    looks: (post, hit) for each look, hit 0, 1/2 or 1. Looks at one post are alike (people's at one
+    pair, or one's at two pairs that share a summary), so the variance is taken between posts;
+    with one look each, m is about n.
     """
     sums = defaultdict(lambda: [0.0, 0])
-    for pair, hit in looks:
-        sums[pair][0] += hit
-        sums[pair][1] += 1
+    for post, hit in looks:
+        sums[post][0] += hit
+        sums[post][1] += 1
     if not sums:
         return {"share": None, "95": None, "n": 0}
-    hits, counts = np.array(list(sums.values())).T                   # (pairs,) each
+    hits, counts = np.array(list(sums.values())).T                   # (posts,) each
     k, n = len(hits), int(counts.sum())
     p = float(hits.sum() / n)
     variance = ((hits - p * counts) ** 2).sum() / n ** 2 * k / max(1, k - 1)
@@ -47,22 +53,22 @@ def share(looks):
     return {"share": p, "95": ends, "n": n}
 
 
-def person(name, state, answers, chosen, again, researchers):
+def person(name, state, answers, opinions, again, researchers, others):
     """One labeller's row: how much, how fast, how even-handed, how much like others and oneself.
 
     Sides and the scale's histogram are as shown: 1 is A, though A was the pair's second summary.
 
-    answers: theirs. chosen: {pair: {labeller: 0 or 1}}, first opinions, ties and skips aside.
-    again: (pair, 1 if they repeated themselves else 0) for each repeat.
+    answers: theirs. opinions: (post, {labeller: 0 or 1}) for each pair, the first ones, ties and
+    skips aside. again: (post, 1 if they repeated themselves else 0) for each repeat.
+    researchers, others: sets of the names to compare with; who is held is in neither.
     """
     seconds = [a["seconds"] for a in answers if a["seconds"] is not None]
-    shown = [(a["pair"], 10 - a["confidence"] if a["swapped"] else a["confidence"])
+    shown = [(a["post"], 10 - a["confidence"] if a["swapped"] else a["confidence"])
              for a in answers if a["confidence"] is not None]
 
-    def like(who):
-        return share((pair, int(votes[name] == vote)) for pair, votes in chosen.items()
-                     if name in votes for rival, vote in votes.items()
-                     if rival != name and who(rival))
+    def like(people):
+        return share((post, int(votes[name] == votes[rival])) for post, votes in opinions
+                     if name in votes for rival in votes.keys() & people - {name})
 
     # A break for coffee is no work: an item counts for five minutes at most.
     hours = sum(min(s, 300) for s in seconds) / 3600
@@ -70,10 +76,9 @@ def person(name, state, answers, chosen, again, researchers):
             "ties": sum(c == 5 for _, c in shown), "skipped": len(answers) - len(shown),
             "seconds": float(np.median(seconds)) if seconds else None,
             "per_hour": len(seconds) / hours if hours else None,
-            "chose_a": share((pair, int(c < 5)) for pair, c in shown if c != 5),
+            "chose_a": share((post, int(c < 5)) for post, c in shown if c != 5),
             "confidence": [sum(c == point for _, c in shown) for point in range(1, 10)],
-            "self": share(again), "researcher": like(lambda rival: rival in researchers),
-            "others": like(lambda rival: rival not in researchers)}
+            "self": share(again), "researcher": like(researchers), "others": like(others)}
 
 
 def warnings_of(labellers):
@@ -94,33 +99,39 @@ def warnings_of(labellers):
 def numbers(store):
     """Everything that `stats` prints and /agreement shows, as one dict that JSON can hold.
 
-    Agreement counts first opinions on the same pair; a 5 on either side leaves the pair out.
-    Policies' win rates count a 5 as half a win, and no pair of a policy against itself.
+    First opinions count, lessons too, for they are given before the researcher's is shown. For
+    agreement a 5 on either side leaves the pair out; policies' win rates count it as half a win,
+    and no pair of a policy against itself. Who is held has a row among the labellers, and counts in
+    no other number but that of all answers.
     """
     # Answers first: while they are read, somebody new may come, whose state is there afterwards.
     answers, states, pairs = store.answers(), store.states(), store.pairs()
-    researchers = {name for name, (state, _) in states.items() if state == "researcher"}
+    researchers, held = ({name for name, (state, _) in states.items() if state == wanted}
+                         for wanted in ("researcher", "held"))
+    people, post_of = states.keys() - held, {i: pair["info"]["id"] for i, pair in pairs.items()}
     by_person, chosen, again = defaultdict(list), defaultdict(dict), defaultdict(list)
     looks, wins = defaultdict(list), defaultdict(list)
     for a in answers:                              # in the order of asking: a repeat comes second
         name, pair, choice = a["labeller"], a["pair"], second_is_better(a["confidence"])
+        a["post"] = post = post_of[pair]
         by_person[name].append(a)
         if a["purpose"] != "repeat":
             rivals = [s["policy"] for s in pairs[pair]["summaries"]]
-            if a["confidence"] is not None and rivals[0] != rivals[1]:
+            if a["confidence"] is not None and rivals[0] != rivals[1] and name in people:
                 second = 0.5 if choice is None else choice
                 for mine, other, won in ((*rivals, 1 - second), (*rivals[::-1], second)):
-                    wins[mine, ""].append((pair, won))
-                    wins[mine, other].append((pair, won))
+                    wins[mine, ""].append((post, won))
+                    wins[mine, other].append((post, won))
             if choice is not None:
                 chosen[pair].setdefault(name, choice)
         elif choice is not None and name in chosen[pair]:
-            again[name].append((pair, int(choice == chosen[pair][name])))
-    for pair, votes in chosen.items():
-        for a, b in combinations(sorted(votes), 2):
-            looks[a, b].append((pair, int(votes[a] == votes[b])))
-    labellers = {name: person(name, states[name], rows, chosen, again[name], researchers)
-                 for name, rows in sorted(by_person.items())}
+            again[name].append((post, int(choice == chosen[pair][name])))
+    opinions = [(post_of[pair], votes) for pair, votes in chosen.items()]
+    for post, votes in opinions:
+        for a, b in combinations(sorted(votes.keys() & people), 2):
+            looks[a, b].append((post, int(votes[a] == votes[b])))
+    labellers = {name: person(name, states[name], rows, opinions, again[name], researchers,
+                              people - researchers) for name, rows in sorted(by_person.items())}
 
     def pooled(count):
         return share(look for two, some in looks.items() for look in some
@@ -129,11 +140,13 @@ def numbers(store):
     margins = {row["id"]: row["margin"] for row in
                store.all("SELECT id, margin FROM pairs WHERE margin NOT NULL AND margin != 0")}
     return {"pairs": len(pairs), "left": store.one("SELECT COUNT(*) FROM pairs WHERE NOT taken")[0],
-            "answers": len(answers), "labellers": labellers,
+            "answers": len(answers), "held": sum(a["labeller"] in held for a in answers),
+            "note": NOTE, "labellers": labellers,
             "labeller_labeller": pooled(0), "labeller_researcher": pooled(1),
-            "self": share(look for some in again.values() for look in some),
-            "reward_model": share((pair, int(vote == (margins[pair] > 0))) for pair in
-                                  chosen.keys() & margins for vote in chosen[pair].values()),
+            "self": share(look for name in again.keys() & people for look in again[name]),
+            "reward_model": share((post_of[pair], int(vote == (margins[pair] > 0)))
+                                  for pair in chosen.keys() & margins
+                                  for name, vote in chosen[pair].items() if name in people),
             "between": [{"a": a, "b": b, **share(some)} for (a, b), some in sorted(looks.items())],
             "policies": [{"policy": name, "against": rival, **share(some)}
                          for (name, rival), some in sorted(wins.items())],
@@ -152,24 +165,25 @@ def percent(found, of=""):
 
 def report(found):
     """`numbers` as the lines that `label.py stats` prints."""
-    lines = [f"{found['answers']} answers, {found['left']} of {found['pairs']} pairs not answered",
-             ""]
+    lines = [f"{found['answers']} answers, {found['held']} of them by labellers who are held; "
+             f"{found['left']} of {found['pairs']} pairs not answered", "", NOTE, ""]
     lines += [f"{title:24} {percent(found[key], 'n')}" for title, key in (
         ("labeller - labeller", "labeller_labeller"),
         ("labeller - researcher", "labeller_researcher"), ("with oneself, later", "self"),
         ("with the reward model", "reward_model"))]
-    form = "{:16} {:>7} {:>4} {:>5} {:>7} {:>6}  {:14} {:14} {:14} {:14} {}"
+    form = "{:23} {:>7} {:>4} {:>5} {:>7} {:>6}  {:14} {:14} {:14} {:14} {}"
     lines += ["", form.format("labeller", "answers", "ties", "skips", "seconds", "an hour",
                               "researcher", "others", "oneself", "chose A", "scale 1 .. 9")]
     for name, row in found["labellers"].items():
         lines.append(form.format(
-            name[:16], row["answers"], row["ties"], row["skipped"],
+            name[:16] + " (held)" * (row["state"] == "held"),
+            row["answers"], row["ties"], row["skipped"],
             *("-" if row[k] is None else f"{row[k]:.{d}f}" for k, d in (("seconds", 1),
                                                                         ("per_hour", 0))),
             *(percent(row[k]) for k in ("researcher", "others", "self", "chose_a")),
             " ".join(map(str, row["confidence"]))))
     if found["policies"]:
-        lines += ["", "preferred, a tie is half:"]
+        lines += ["", "preferred:"]
         lines += [f"  {row['policy']} to {row['against'] or 'any other'}: {percent(row, 'n')}"
                   for row in found["policies"]]
     return "\n".join(lines + [""] * bool(found["warnings"]) + [

@@ -75,9 +75,9 @@ def stored(text, whole):
 
 def is_pair(found):
     """Whether that is what `add` takes: a post and two summaries, each with its policy."""
-    summaries = found.get("summaries")
-    return (isinstance(found.get("info"), dict) and isinstance(summaries, list)
-            and len(summaries) == 2 and all(
+    info, summaries = found.get("info"), found.get("summaries")
+    return (isinstance(info, dict) and isinstance(info.get("id"), str)
+            and isinstance(summaries, list) and len(summaries) == 2 and all(
                 isinstance(s, dict) and isinstance(s.get("text"), str)
                 and isinstance(s.get("policy"), str) for s in summaries))
 

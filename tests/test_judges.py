@@ -172,6 +172,21 @@ def test_what_people_say_is_what_label_stats_says(world, tmp_path, capsys):
     assert (tmp_path / "report.png").exists()
 
 
+def test_people_who_are_held_are_not_quoted(world, tmp_path):
+    label.main(["simulate", "--pairs", str(world / "run/pairs.jsonl"), "--db", str(tmp_path / "l.db"),
+                "--out", str(tmp_path / "c.jsonl")])
+    before, store = judges.people_say(tmp_path / "l.db", {})["labels"], Store(tmp_path / "l.db")
+    name, *others = store.states()
+    theirs = sum(a["labeller"] == name for a in store.answers())
+    store.set_state(name, "held")
+    rows = judges.people_say(tmp_path / "l.db", {})["labels"]     # (of a run without supervised, too)
+    assert 0 < sum(r["n"] for r in before) - sum(r["n"] for r in rows) <= 2 * theirs
+    for other in others:
+        store.set_state(other, "held")
+    with pytest.raises(Problem, match="nobody has compared .* held labellers aside"):
+        judges.people_say(tmp_path / "l.db", {"supervised": "supervised"})
+
+
 def test_people_who_were_asked_nothing_are_not_quoted(world, tmp_path):
     Store(tmp_path / "new.db").close()
     with pytest.raises(Problem, match="nobody has compared"):

@@ -210,6 +210,49 @@ def test_numbers_of_a_store_with_known_noise():
     assert found["warnings"] == []
 
 
+def test_who_is_held_counts_in_their_own_row_only(tmp_path):
+    """Forty honest answers, half of them for q; and forty of somebody who always says q."""
+    honest, store = filled(40), filled(40)
+    for pair in range(1, 41):
+        for one in honest, store:
+            answers_of(one, pair, ann=8 if pair % 2 else 2, bob=7 if pair % 3 else 3)
+        answers_of(store, pair, spam=9)
+    store.record(1, "spam", 9)
+    store.db.execute("UPDATE items SET purpose = 'repeat' WHERE id = 121")
+    store.set_state("spam", "held", "too fast")
+    for one in honest, store:
+        one.set_margins({pair: 1.0 for pair in range(1, 41)})
+    found, without = numbers(store), numbers(honest)
+    row = found["labellers"].pop("spam")
+    assert (row["state"], row["answers"], row["others"]["n"], row["self"]["n"]) == ("held", 41, 80, 1)
+    assert (found.pop("answers"), found.pop("held")) == (121, 41)
+    assert (without.pop("answers"), without.pop("held")) == (80, 0)
+    assert [w for w in found.pop("warnings") if not w.startswith("spam")] == without.pop("warnings")
+    assert found == without
+    text = report(numbers(store))
+    assert "121 answers, 41 of them by labellers who are held" in text and "spam (held) " in text
+    assert "Who is held counts in their own row only" in text
+    assert found["labellers"]["ann"]["others"]["n"] == 40
+
+
+def test_what_is_independent_is_the_post_not_the_pair():
+    """Five pairs about each of 20 posts, whose author always loses or always wins: the interval is
+    that of 20 answers, not of 100."""
+    found, pairs = [], [real_pair("the cat sat", f"a dog ran {i}") for i in range(5)]
+    for pairs_of_a_post in (pairs, pairs[:1]):
+        store = Store(":memory:")
+        for post in range(20):
+            for pair in pairs_of_a_post:
+                pair["info"], pair["summaries"][1]["policy"] = {**pair["info"], "id": f"t{post}"}, "q"
+                store.add([pair])
+                store.record(len(store.pairs()), "ann", 9 if post % 2 else 1)
+        found.append(numbers(store))
+    many, one = ([f["policies"][0], f["labellers"]["ann"]["chose_a"]] for f in found)
+    for a, b in zip(many, one, strict=True):
+        assert (a["n"], b["n"], a["share"], b["share"]) == (100, 20, .5, .5)
+        assert a["95"] == pytest.approx(b["95"]) and a["95"][1] - a["95"][0] > .4
+
+
 def test_ties_skips_and_repeats_are_counted_where_they_belong():
     store = filled(4)
     answers_of(store, 1, ann=8, bob=5)          # a tie: no agreement to speak of, half a win
