@@ -83,7 +83,7 @@ def is_pair(found):
 
 
 class Gone(Exception):
-    """The item is not this person's any more: its lease ran out and somebody else has it."""
+    """What was sent cannot be kept: the item went to somebody else, or has another answer."""
 
 
 @dataclass(frozen=True)
@@ -308,18 +308,22 @@ class Store:
         more: {"notes": [A's, B's], "axes": [A's, B's], "comment": text}, all optional.
         The same answer sent twice, because the network ate the reply, is kept once.
         Returns: after a lesson the researcher's {"confidence", "comment"} as seen with this item's
-        A and B, else None. Raises: Gone.
+        A and B, else None. Raises: Gone; when another answer was there, it says which is kept.
         """
         with self.transaction():
             row = self._own(item, labeller)
+            said = mirrored(confidence, more) if row["swapped"] else (confidence, more)
             if row["answered"] is None:
-                if row["swapped"]:
-                    confidence, more = mirrored(confidence, more)
                 self.db.execute("UPDATE items SET answered = ?, confidence = ?, more = ? WHERE "
-                                "id = ?", (time.time(), confidence, json.dumps(more), item))
+                                "id = ?", (time.time(), said[0], json.dumps(said[1]), item))
                 self._settle(row["pair"])
                 if row["purpose"] == "lesson":
                     self._judge(labeller)
+            elif said != (kept := (row["confidence"], stored(row["more"], lambda more: True))):
+                shown = mirrored(*kept)[0] if row["swapped"] else kept[0]
+                raise Gone("you answered this pair before, perhaps in another tab: "
+                           f"{'your skip' if shown is None else f'your {shown} of 1 (A) to 9 (B)'} "
+                           "is kept, and what you sent now is not")
             if row["purpose"] != "lesson":
                 return None
             truth = self.one("SELECT confidence, more FROM items WHERE pair = ? AND purpose != "

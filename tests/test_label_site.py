@@ -182,6 +182,27 @@ def test_the_same_answer_sent_twice_is_kept_once(serve, tmp_path):
     assert len(export(server, tmp_path / "out.jsonl")) == 1
 
 
+def test_a_second_tabs_other_answer_is_refused_and_told_which_is_kept(serve):
+    server = serve(toy_pairs(20), "--repeats", 0, "--axes")
+    ann, swapped = Client(server.port), set()
+    for first, others in ((3, (7, 4, None)), (None, (3,)), (9, (1, 5))):
+        for _ in range(4):
+            item = ann.next()["item"]
+            assert ann.answer(item, first, comment="hm")[0] == 200
+            before = [dict(row) for row in Store(server.db).all("SELECT * FROM items ORDER BY id")]
+            swapped.add(before[item - 1]["swapped"])
+            kept = "your skip is kept" if first is None else f"your {first} of 1 (A) to 9 (B) is kept"
+            more = [(other, {"comment": "hm"}) for other in others] + [
+                (first, {}), (first, {"comment": "hm", "axes": [{"overall": 7}, {}]})]
+            for other, rest in more:
+                status, reply = ann.answer(item, other, **rest)
+                assert status == 409 and list(reply) == ["error"] and kept in reply["error"]
+            assert ann.answer(item, first, comment=" hm ")[0] == 200            # the same
+            after = [dict(row) for row in Store(server.db).all("SELECT * FROM items ORDER BY id")]
+            assert after[:item] == before[:item]
+    assert swapped == {0, 1}
+
+
 def test_importing_a_file_twice_changes_nothing(serve, tmp_path):
     pairs = toy_pairs(9)
     first = serve(pairs)
@@ -649,6 +670,24 @@ def test_hostile_texts_are_shown_inert(serve, browser):
     assert "<script>" in browser.until("document.querySelector('#numbers').textContent")
     assert browser.run("return document.querySelectorAll('main script, main img').length") == 0
     assert not browser.complaints()
+
+
+def test_the_page_of_a_second_tab_says_what_was_kept_and_goes_on(serve, browser):
+    server = serve(toy_pairs(6), "--labeller", "ann", "--repeats", 0)
+    browser.open(server.url)
+    before = item(browser)
+    assert Client(server.port).answer(before, 3)[0] == 200                      # another tab
+    browser.press("8", "Enter")
+    browser.until(f"!busy && shown.item !== {before}")
+    said = browser.run("return document.querySelector('#trouble').innerText")
+    assert "your 3 of 1 (A) to 9 (B) is kept, and what you sent now is not" in said
+    browser.press("u")                                                          # and may be undone
+    browser.until(f"!busy && shown.item === {before}")
+    assert browser.run("return chosen('confidence')") == 3
+    label_one(browser, "8", "Enter")
+    assert browser.run("return document.querySelector('#trouble').hidden")
+    row = Store(server.db).one("SELECT confidence, swapped FROM items WHERE id = ?", before)
+    assert row["confidence"] == (2 if row["swapped"] else 8)
 
 
 def test_when_the_server_is_away_nothing_typed_is_lost(serve, browser, tmp_path):
