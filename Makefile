@@ -72,9 +72,11 @@ $(RUN)/supervised/model.pt: $(RUN)/pretrained/model.pt
 	  --seed $(SEED) --out $(RUN)/supervised --resume
 
 $(RUN)/pairs.jsonl: $(RUN)/supervised/model.pt
+	@rm -f $@
 	$(PY) sample.py --policy $(RUN)/supervised --data $(DATA) --pairs $(PAIRS) --with-reference 0.5 --seed $(SEED) --out $@
 
 $(RUN)/comparisons.jsonl: $(RUN)/pairs.jsonl
+	@rm -f $@
 	$(PY) label.py simulate --pairs $< --labels 3 --seed $(SEED) --out $@
 
 $(RUN)/reward/model.pt: $(RUN)/comparisons.jsonl
@@ -110,11 +112,13 @@ rounds: here $(LOOP)/$(ROUNDS)/report/report.json
 define round   # $(1): this round; $(2): the one before, none for the first
 $(LOOP)/$(1)/pairs.jsonl: $(RUN)/supervised/model.pt $(if $(2),$(LOOP)/$(2)/ppo/model.pt)
 	@mkdir -p $$(@D) && ln -sfn ../../supervised $$(@D)/supervised && ln -sfn ../../pretrained $$(@D)/pretrained
+	@rm -f $$@
 	$(PY) sample.py --policy $(if $(2),$(LOOP)/$(2)/ppo --others $(RUN)/supervised \
 	  --reward $(LOOP)/$(2)/reward --by $(BY) --best-of 4,$(RUN)/supervised) --data $(DATA) \
 	  --pairs $$$$(($(PAIRS) / $(ROUNDS))) --with-reference $(if $(2),0.2,0.5) --seed $(SEED)$(1) --out $$@
 
 $(LOOP)/$(1)/comparisons.jsonl: $(LOOP)/$(1)/pairs.jsonl
+	@rm -f $$@
 	$(PY) label.py simulate --pairs $$< --labels 3 --seed $(SEED)$(1) --out $$@
 
 $(LOOP)/$(1)/reward/model.pt: $(LOOP)/$(1)/comparisons.jsonl

@@ -42,7 +42,7 @@ from data import check_texts, fields_of, read_jsonl, rouge, write_jsonl
 from label_site import LOOPBACK, Site
 from label_stats import numbers, report
 from label_store import DAMAGE, Plan, Store, second_is_better
-from runtime import Machine, Problem, entry, flag, join_world, mixed, parse, write_config
+from runtime import Machine, Problem, check_new, entry, flag, join_world, mixed, parse, write_config
 from sample import load_checkpoint, score_texts
 
 
@@ -257,6 +257,7 @@ def simulate(cfg):
     """
     if not (cfg.pairs and cfg.out):
         raise Problem("--pairs (a file of sample.py) and --out (a file to write) are both needed")
+    check_new(cfg.out)
     if cfg.db != ":memory:" and Path(cfg.db).exists():
         raise Problem(f"--db {cfg.db} exists: simulated answers do not join others")
     if not 1 <= cfg.labels <= PEOPLE[cfg.labeller]:
@@ -264,7 +265,7 @@ def simulate(cfg):
                       f"--labeller {cfg.labeller} has people; nobody is asked twice")
     began = time.perf_counter()
     pairs, ask = read_pairs(cfg.pairs), LABELLERS[cfg.labeller]
-    store = Store(cfg.db, Plan(shared=1.0))
+    store = Store(":memory:", Plan(shared=1.0))                  # a file once all is answered
     # (The bar is closed before an error is told, which then stands on a line of its own.)
     with store.transaction(), tqdm(total=len(pairs), desc="labels", unit="pair") as bar:
         store.add(pairs)
@@ -278,6 +279,8 @@ def simulate(cfg):
                     cfg.labeller, 5)                             # 5: no preference
                 store.record(row + 1, worker, confidence)
                 asked.append(worker)
+    if cfg.db != ":memory:":
+        store.db.execute("VACUUM INTO ?", (cfg.db,))
     agreement = None
     if cfg.labeller == "toy":
         agreement = round(toy.agreement([(p["info"], texts_of(p)) for p in pairs], cfg.seed), 4)
@@ -349,6 +352,8 @@ def export(cfg):
     """Write the answers that may be learned from."""
     if not cfg.out:
         raise Problem("--out is missing: a file of comparisons to write")
+    check_new(cfg.out)
+    check_new(Path(cfg.out).with_suffix(".axes.jsonl"))           # people's work, too
     write_comparisons(cfg, known_store(cfg.db), time.perf_counter())
 
 

@@ -486,6 +486,12 @@ def replacing(path):
         raise
 
 
+def check_new(path):
+    """Raise a Problem where a file or folder is, before anything is made to be put in its place."""
+    if pathlib.Path(path).exists():
+        raise Problem(f"{path} exists already: name another --out, or delete it")
+
+
 def sync(folder):
     """Wait until the names in a folder are on the disk."""
     if os.name == "posix":                           # elsewhere a folder cannot be opened

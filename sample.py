@@ -48,6 +48,7 @@ from runtime import (
     Machine,
     Problem,
     World,
+    check_new,
     config_of,
     entry,
     flag,
@@ -459,6 +460,8 @@ def main(argv=None):
     if cfg.by == "uncertainty" and not cfg.reward:
         raise Problem("--by uncertainty needs a --reward model: whose uncertainty?")
     record = None if cfg.pairs else typed_post(cfg)     # complain before anything is loaded
+    if cfg.pairs and cfg.out:
+        check_new(cfg.out)
     with join_world(cfg) as world, mixed(world):
         policy = load_checkpoint(cfg.policy, world, "lm", cfg.query_length, cfg.response_length)
         data = cfg.data or policy.flags.get("data")

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data import write_jsonl
-from runtime import Problem, entry, flag, generator, parse
+from runtime import Problem, check_new, entry, flag, generator, parse
 
 # ------------------------------------------------------------------------------------ the lexicon
 # A value belongs to one slot only, and small talk contains none, so a text can be read back.
@@ -596,8 +596,7 @@ def main(argv=None):
     out, held_out = Path(cfg.out), max(1000, cfg.posts // 12)
     if cfg.posts < 4:
         raise Problem(f"--posts {cfg.posts}: a town needs at least 4")
-    if out.exists():
-        raise Problem(f"--out {out} exists already: name another folder or delete it")
+    check_new(out)
     unfinished = out.with_name(out.name + ".unfinished")               # renamed when complete
     (unfinished / "news").mkdir(parents=True, exist_ok=True)
     for split, posts, articles in (("train", cfg.posts, cfg.posts // 4), ("valid", held_out, 500),

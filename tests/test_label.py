@@ -36,6 +36,7 @@ def real_pair(first, second, reference="the cat sat on the mat", **more):
 
 def simulate(folder, pairs, *flags):
     write_jsonl(folder / "pairs.jsonl", pairs)
+    (folder / "comparisons.jsonl").unlink(missing_ok=True)
     label.main(["simulate", "--pairs", str(folder / "pairs.jsonl"),
                 "--out", str(folder / "comparisons.jsonl"), *flags])
     return read_comparisons(folder / "comparisons.jsonl")
@@ -129,8 +130,11 @@ def test_a_bad_pair_is_named_by_file_and_line(tmp_path, pair, words):
 
 
 def test_toy_labellers_refuse_posts_from_elsewhere(tmp_path):
+    flags = "--db", str(tmp_path / "new.db")
     with pytest.raises(Problem, match="--labeller rouge"):
-        simulate(tmp_path, [real_pair("a", "b")])
+        simulate(tmp_path, [real_pair("cats sat", "b")], *flags)
+    assert len(simulate(tmp_path, [real_pair("cats sat", "b")], "--labeller", "rouge", *flags)) == 1
+    assert len(Store(tmp_path / "new.db").answers()) == 1
 
 
 @pytest.mark.parametrize("argv", [[], ["rank"], ["simulate"], ["simulate", "--labeller", "me"]])
@@ -329,10 +333,16 @@ def test_the_pool_repeats_and_others_come_in_their_shares():
     (["export", "--db", "{tmp}/ok.db", "--out", "{tmp}/out"], "no answers yet"),
     (["release", "--db", "{tmp}/ok.db", "--labeller", "zoe"], "'zoe' is nobody"),
     (["simulate", "--pairs", "p", "--out", "o", "--db", "{tmp}/ok.db"], "exists"),
+    (["simulate", "--pairs", "p", "--out", "{tmp}/bad.db"], "bad.db exists already"),
+    (["export", "--db", "{tmp}/ok.db", "--out", "{tmp}/ok.db"], "ok.db exists already"),
+    (["export", "--db", "{tmp}/ok.db", "--out", "{tmp}/old.jsonl"], "old.axes.jsonl exists already"),
 ])
 def test_a_mistake_is_answered_in_one_line(tmp_path, argv, words):
     Store(tmp_path / "ok.db").close()
     (tmp_path / "bad.db").write_text("this is no database " * 100)
+    (tmp_path / "old.axes.jsonl").write_text("grades")
     with pytest.raises(Problem) as problem:
         label.main([word.format(tmp=tmp_path) for word in argv])
     assert words in str(problem.value) and "\n" not in str(problem.value)
+    assert (tmp_path / "bad.db").read_text() == "this is no database " * 100
+    assert (tmp_path / "old.axes.jsonl").read_text() == "grades"

@@ -93,6 +93,8 @@ class Client:
 
 
 def export(server, out):
+    for path in out, out.with_suffix(".axes.jsonl"):
+        path.unlink(missing_ok=True)
     label.main(["export", "--db", str(server.db), "--out", str(out)])
     return [json.loads(line) for line in out.read_text().splitlines()]
 

@@ -65,6 +65,13 @@ def pairs(world, out, *flags):
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+def test_pairs_take_no_other_files_place(world, tmp_path):
+    (tmp_path / "p").write_text("pairs")
+    with pytest.raises(Problem, match="p exists already: name another --out"):
+        run(world, "--pairs", 20, "--out", tmp_path / "p", "--others", "is not even looked at")
+    assert (tmp_path / "p").read_text() == "pairs"
+
+
 def test_what_a_row_says_depends_on_no_other_row(world):
     policy = load_checkpoint(world / "policy")
     model, posts = policy.model.double(), read_posts(world / "data", "train")[:9]
