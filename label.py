@@ -318,11 +318,6 @@ def serve(cfg):
                 cfg.seed)
     pairs = read_pairs(cfg.pairs) if cfg.pairs else []
     store = Store(cfg.db, plan)
-    new = store.add(pairs)
-    if cfg.researcher:
-        store.set_state(cfg.researcher, "researcher")
-    if cfg.reward:
-        compare_with(cfg, store)
     settings = {"labeller": cfg.labeller, "naive": cfg.naive, "guide": GUIDE, "scale": SCALE,
                 "axes": AXES if cfg.axes else [], "onboarding": cfg.onboarding}
 
@@ -332,10 +327,15 @@ def serve(cfg):
     site = Site(cfg.host, cfg.port, store, settings, fresh_numbers,
                 None if cfg.host in LOOPBACK else secrets.token_urlsafe(18),
                 [name.strip().lower() for name in cfg.names.split(",") if name.strip()])
-    print(f"{cfg.db}: {new} new pairs, {len(store.pairs())} in all\n{site.url}    label here\n"
-          f"{site.url.replace('/?', '/agreement?') if site.token else site.url + 'agreement'}"
-          "    do people agree?\nCtrl-C stops; every answer is kept", flush=True)
-    with site:
+    with site:                    # the port is ours before a reward model reads every pair
+        new = store.add(pairs)
+        if cfg.researcher:
+            store.set_state(cfg.researcher, "researcher")
+        if cfg.reward:
+            compare_with(cfg, store)
+        print(f"{cfg.db}: {new} new pairs, {len(store.pairs())} in all\n{site.url}    label here\n"
+              f"{site.url.replace('/?', '/agreement?') if site.token else site.url + 'agreement'}"
+              "    do people agree?\nCtrl-C stops; every answer is kept", flush=True)
         site.serve_forever()
 
 

@@ -151,7 +151,7 @@ class Site(ThreadingHTTPServer):
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as error:
             raise Problem(f"--host {host} --port {port}: cannot listen there ({error}): choose "
-                          "another --port") from None
+                          "another --port (0: any free one), or a --host of this machine") from None
         self.name = f"[{host}]" if ":" in host else host
         hosts = {self.name, *names, *(LOOPBACK if self.name in LOOPBACK else ())}
         self.hosts = hosts | {f"{name}:{self.server_port}" for name in hosts}

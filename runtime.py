@@ -61,7 +61,7 @@ def entry(main):
     place in the code is shown above that line.
     """
     debug, sys.argv = "--debug" in sys.argv, [word for word in sys.argv if word != "--debug"]
-    who = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    who = f"rank {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     if hasattr(sys.stdout, "reconfigure"):        # a terminal without emoji shows their numbers
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -96,6 +96,11 @@ def in_one_line(error):
     elif not isinstance(error, Problem):
         return None
     return "".join(c if c.isprintable() else " " for c in told[:1000])
+
+
+def first_line(error):
+    """What an error says before it shows the place in the code."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def bar(total, name, world, unit="summary"):
@@ -280,7 +285,8 @@ def last_words(cfg, rank):
 def join_world(cfg):
     """The World of this process: alone, or one of torchrun's (gloo on CPU, nccl on CUDA).
 
-    cfg: a Machine. Raises: Problem for a device that is not here, and when another rank is gone.
+    cfg: a Machine. Raises: Problem for a device that is not here, when the ranks cannot meet, and
+    when another is gone.
     """
     device, size = cfg.device, int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
@@ -304,6 +310,11 @@ def join_world(cfg):
         torch.cuda.set_device(own)
     try:
         dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
+    except (RuntimeError, ValueError) as error:
+        raise Problem(f"port {os.environ.get('MASTER_PORT')}: the processes cannot meet there "
+                      f"({first_line(error)}): name a free one (torchrun --master_port, or "
+                      "MASTER_PORT), unless another process says why") from None
+    try:
         rank = dist.get_rank()
         with (contextlib.redirect_stdout(sys.stdout if rank == 0 else None),     # one voice
               last_words(cfg, rank)):
@@ -314,7 +325,7 @@ def join_world(cfg):
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise Problem("another process is gone; its message, above or in its log, says why "
-                      f"({str(error).splitlines()[0][:100]})") from None
+                      f"({first_line(error)})") from None
 
 
 # A network's life here: `skeleton` on the meta device -> `allocate` -> `fill` -> `parallelize`.

@@ -339,6 +339,30 @@ def test_one_rank_in_trouble_ends_both(what, says, how, line, tmp_path, capfd, m
     assert not (tmp_path / "run/model.pt").exists()
 
 
+@pytest.mark.parametrize("more, reason", [
+    ({}, "address already in use"), ({"MASTER_PORT": "x"}, "'x'"),
+    ({"MASTER_ADDR": None}, "MASTER_ADDR expected, but not set"),
+    ({"RANK": None}, "RANK expected, but not set")])
+def test_where_the_processes_cannot_meet_the_port_is_named_and_the_whole_reason(
+        more, reason, monkeypatch, capsys):
+    def main():
+        with join_world(Machine("cpu")):
+            raise AssertionError
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        known = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": str(other.getsockname()[1]), **more}
+        for name, value in known.items():
+            if value:
+                monkeypatch.setenv(name, value)
+            else:
+                monkeypatch.delenv(name, raising=False)
+        with pytest.raises(SystemExit):
+            runtime.entry(main)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"error: port {known['MASTER_PORT']}: the processes" in said
+    assert reason in said and "name a free one (torchrun --master_port" in said
+
+
 def test_under_torchrun_too_the_one_in_trouble_is_named(line, tmp_path):
     sabotage = "if rank == 1: sft.nll = lambda *args: 1 / 0"
     run = torchrun(tmp_path, line("sft", tmp_path / "run", "--steps 500"), sabotage)

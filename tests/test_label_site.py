@@ -21,6 +21,7 @@ from test_label import toy_pairs
 import label
 from data import write_jsonl
 from label_store import Store
+from runtime import Problem
 
 KILLS = int(os.environ.get("KILLS", 8))          # KILLS=50 for the long version
 SECONDS = int(os.environ.get("SECONDS", 2))
@@ -463,6 +464,18 @@ def talk(port, sent):
 def test_a_broken_request_line_is_answered_in_one_line(site, sent, status):
     assert status in talk(site.port, sent).split(b"\r\n")[0] + b" "
     assert Client(site.port).next()["item"] == 1
+
+
+def test_a_port_in_use_is_named_before_anything_is_done(tmp_path):
+    write_jsonl(tmp_path / "pairs.jsonl", toy_pairs(3))
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(Problem) as problem:
+        port = other.getsockname()[1]
+        label.main(["serve", "--pairs", str(tmp_path / "pairs.jsonl"), "--db", str(tmp_path / "l.db"),
+                    "--port", str(port), "--reward", "is not even looked at"])
+    said = str(problem.value)
+    assert f"--port {port}: cannot listen there" in said and "Address already in use" in said
+    assert "choose another --port" in said and "\n" not in said
+    assert not Store(tmp_path / "l.db").pairs()
 
 
 def test_every_answer_carries_the_strict_headers(site):
