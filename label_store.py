@@ -34,7 +34,8 @@ CREATE TABLE IF NOT EXISTS pairs (
     key TEXT NOT NULL UNIQUE,           -- a hash of what is read, so that a file may come twice
     record TEXT NOT NULL,               -- the pair as sample.py wrote it, JSON
     pool INTEGER NOT NULL,              -- 1: everybody is asked
-    taken INTEGER NOT NULL DEFAULT 0,   -- 1: somebody has answered or, outside the pool, may soon
+    taken INTEGER NOT NULL DEFAULT 0,   -- 1: somebody not held has answered or, outside the pool,
+                                        -- may soon
     margin REAL);                       -- reward model's score of the second summary - the first's
 CREATE INDEX IF NOT EXISTS waiting ON pairs (pool, taken, id);
 CREATE TABLE IF NOT EXISTS labellers (
@@ -191,10 +192,17 @@ class Store:
                 for row in self.all("SELECT * FROM labellers ORDER BY name")}
 
     def set_state(self, name, state, why=""):
+        """researcher, working, held or released. What somebody who is held answered, others are
+        asked as well; once released, theirs are answers beside those, as in the pool."""
         with self.transaction():
             self.db.execute("INSERT INTO labellers VALUES (?, ?, ?) ON CONFLICT (name) "
                             "DO UPDATE SET state = excluded.state, why = excluded.why",
                             (name, state, why))
+            if state == "held":
+                self.db.execute("UPDATE items SET purpose = 'pool' WHERE labeller = ? AND "
+                                "purpose = 'label'", (name,))
+            for row in self.all("SELECT DISTINCT pair FROM items WHERE labeller = ?", name):
+                self._settle(row["pair"])
 
     def answers(self):
         """Every answered item, skipped ones too, in the order of asking: a list of dicts with the
@@ -288,10 +296,11 @@ class Store:
             self._settle(row["pair"])
 
     def _settle(self, pair):
-        """Whether a pair is taken, from its items."""
-        self.db.execute("UPDATE pairs SET taken = EXISTS (SELECT 1 FROM items WHERE "
-                        "pair = pairs.id AND (confidence NOT NULL OR "
-                        "answered IS NULL AND purpose = 'label')) WHERE id = ?", (pair,))
+        """Whether a pair is taken, from its items; answers of who is held are none."""
+        self.db.execute("UPDATE pairs SET taken = EXISTS (SELECT 1 FROM items JOIN labellers ON "
+                        "name = labeller WHERE pair = pairs.id AND (answered IS NULL OR confidence "
+                        "NOT NULL) AND (purpose = 'label' OR answered NOT NULL AND state != 'held'"
+                        ")) WHERE id = ?", (pair,))
 
     # ----------------------------------------------------------------------------------- an answer
 

@@ -253,6 +253,26 @@ def test_lessons_show_the_researcher_and_hold_who_disagrees(serve, tmp_path, cap
     assert {r["worker"] for r in export(server, tmp_path / "out.jsonl")} == {"res"}
 
 
+def test_what_a_held_labeller_answered_is_asked_of_others(serve, tmp_path):
+    server = serve(toy_pairs(12), "--shared", 0.2, "--repeats", 0)
+    pairs, (bad, ann) = len(toy_pairs(12)), (Client(server.port, name) for name in ("bad", "ann"))
+    for _ in range(5):
+        bad.answer(bad.next()["item"], 9)
+    open_item = bad.next()
+    assert ann.next()["progress"]["left"] < pairs - 4
+    label.main(["hold", "--db", str(server.db), "--labeller", "bad"])
+    seen = []
+    while (page := ann.next())["item"]:
+        seen.append(page["info"]["id"])
+        ann.answer(page["item"], 8)
+    assert len(set(seen)) == len(seen) == pairs and page["progress"]["left"] == 0
+    assert bad.answer(open_item["item"], 9)[0] == 200              # a page that was open
+    assert {r["worker"] for r in export(server, tmp_path / "out.jsonl")} == {"ann"}
+    label.main(["release", "--db", str(server.db), "--labeller", "bad"])
+    workers = [r["worker"] for r in export(server, tmp_path / "out.jsonl")]
+    assert (workers.count("bad"), workers.count("ann")) == (6, pairs)      # nothing of theirs is lost
+
+
 def test_the_too_fast_are_held(serve):
     server = serve(toy_pairs(8), "--shared", 1, "--repeats", 0, "--onboarding", 2,
                    "--researcher", "res")
