@@ -9,9 +9,12 @@
 
 The first three grade a text, and the higher grade wins. A command only compares: each time it is
 started anew, reads one JSON object with the keys id, subreddit, title, post, summary_a, summary_b
-(of news: id, site, title, article) on standard input, and prints A, B or tie; what it adds behind
-that word is ignored. Which summary comes as A is drawn for each post, so that a taste for the first
-cancels out on average. It should retry by itself: one failure ends the evaluation. A whole judge:
+(of news: id, site, title, article) on standard input, and prints A, B or tie alone on its first
+line, in capitals or not, perhaps in brackets, quotes or asterisks, with a full stop or a colon
+behind; what it writes on further lines is ignored. Any other first line ("A tie", "A is worse") is
+refused, and ends the evaluation as any failure does: the program should ask again by itself. Which
+summary comes as A is drawn for each post, so that a taste for the first cancels out on average.
+A whole judge:
 
     import json, sys
     asked = json.load(sys.stdin)
@@ -43,6 +46,7 @@ from runtime import Problem, World, bar, generator
 from sample import load_reward, score_texts
 
 AXES = ("coverage", "accuracy", "coherence", "overall")
+ANSWER = re.compile(r"""[\s\ufeff("'*`[]*(A|B|tie)[])"'*`.:\s]*""", re.IGNORECASE)
 
 
 # ------------------------------------ 1. graders: (records, texts) -> {axis: (n,) grades}
@@ -112,13 +116,14 @@ class Command:
                           "mend the program") from None
         except OSError as error:
             raise Problem(f"{where}: cannot be started: {error.strerror}") from None
-        answer = re.match(r"\W*(a|b|tie)\b", done.stdout, re.IGNORECASE)
-        if done.returncode or not answer:
-            voices = (done.stderr, done.stdout) if done.returncode else (done.stdout, done.stderr)
-            said = next((v.strip() for v in voices if v.strip()), "nothing").splitlines()[-1]
-            raise Problem(f"{where}: " + (f"failed with exit code {done.returncode}" if
-                                          done.returncode else "should answer A, B or tie")
-                          + f"; it says {said[:200]!r}")
+        first = (done.stdout.strip().splitlines() or [""])[0]
+        answer, last = ANSWER.fullmatch(first), (done.stderr.strip().splitlines() or [""])[-1]
+        if done.returncode:
+            raise Problem(f"{where}: failed with exit code {done.returncode}; it says "
+                          f"{(last or first or 'nothing')[:200]!r}")
+        if not answer:
+            raise Problem(f"{where}: should answer A, B or tie, alone on its first line; it says "
+                          f"{(first or last or 'nothing')[:200]!r}")
         answer = answer[1].lower()
         return 0.5 if answer == "tie" else float((answer == "b") == turned)
 

@@ -94,19 +94,29 @@ def test_the_same_text_is_a_tie_about_which_nobody_is_asked(tmp_path):
     assert compared(command("raise SystemExit('asked')", tmp_path), 5, OURS, OURS).tolist() == [.5] * 5
 
 
-@pytest.mark.parametrize("said, ours_as_a", [("A", 1), ("b", 0), (" Tie.", 0.5), ("**A**: clear", 1),
-                                             ("(B)\nIt is short.", 0)])
-def test_an_answer_is_its_first_word(said, ours_as_a, tmp_path):
+@pytest.mark.parametrize("said, ours_as_a", [
+    ("A", 1), ("b", 0), (" Tie.", 0.5), ("**A**:\nclear", 1), ("(B)\nA is too long.", 0),
+    ("\n\ufeff'A'.", 1)])
+def test_an_answer_stands_alone_on_the_first_line(said, ours_as_a, tmp_path):
     first = compared(command("print('A')", tmp_path), 1)[0] == 1
-    found = compared(command(f"print({said!r})", tmp_path), 1)[0]
+    found = compared(command(f"print({ascii(said)})", tmp_path), 1)[0]
     assert found == (ours_as_a if first else 1 - ours_as_a)
+
+
+@pytest.mark.parametrize("said", [
+    "A tie", "A is worse than B, so my answer is B", "A and B are equally good", "A, no: B", "A/B",
+    "A?", "A > B", "**A** is shorter", "Answer: A", "Not A", "a cat\nA", "tied", "AB", "-"])
+def test_an_answer_among_other_words_is_refused_in_one_line(said, tmp_path):
+    with pytest.raises(Problem, match="A, B or tie, alone on its first line; it says") as found:
+        compared(command(f"print({said!r})", tmp_path), 1)
+    assert "\n" not in str(found.value) and repr(said.splitlines()[0]) in str(found.value)
 
 
 @pytest.mark.parametrize("program, words", [
     ("raise ValueError('no key')", r"post 't0': failed with exit code 1; it says 'ValueError: no key'"),
     ("print('B'); raise SystemExit(3)", "exit code 3; it says 'B'"),
-    ("", "post 't0': should answer A, B or tie; it says 'nothing'"),
-    ("print('Both are good')", "A, B or tie; it says 'Both are good'"),
+    ("", "post 't0': should answer A, B or tie, alone on its first line; it says 'nothing'"),
+    ("print('Both are good')", "it says 'Both are good'"),
     ("import time; time.sleep(30)", r"post 't0': no answer within 0.5 s: raise --patience"),
 ])
 def test_a_program_that_fails_is_named_with_the_post_in_one_line_and_the_rest_is_not_asked(
