@@ -39,6 +39,7 @@ from data import (
     read_posts,
     rouge,
     same_tokenizer,
+    words,
 )
 from judges import (
     AXES,
@@ -73,7 +74,6 @@ from sample import (
     respond,
     score_texts,
     summarise,
-    words,
     worked_examples,
 )
 

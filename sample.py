@@ -18,7 +18,6 @@ r"""Chapter 5. Read what a policy writes: one summary, the best of n, pairs for 
 
 Before:  sft.py (where a policy comes from).    After: label.py (which of two summaries is better?).
 """
-import re
 import sys
 import time
 import zlib
@@ -40,6 +39,7 @@ from data import (
     query_text,
     read_posts,
     same_tokenizer,
+    words,
     write_jsonl,
 )
 from model import GPT, generate, load_model, load_weights, score
@@ -240,11 +240,6 @@ def typed_post(cfg):
         where = "--post" if cfg.post_file is None else f"--post-file {cfg.post_file}"
         raise Problem(f"{where} is blank: there is nothing to summarise")
     return {"id": "typed", "subreddit": cfg.subreddit, "title": cfg.title, "post": text.strip()}
-
-
-def words(text):
-    """Lower-case words, punctuation aside."""
-    return re.findall(r"\w+", text.lower())
 
 
 def warn_if_foreign(record, folder):
