@@ -51,8 +51,9 @@ class Found:
 def resampled(samples, resamples=RESAMPLES):
     """The mean, and what it would have been with other posts and other towns.
 
-    samples: one (n, ...) array a seed, a row a post. Posts are drawn anew within each seed, and
-    seeds too where there are several (three are few: then the interval is rather too short).
+    samples: one (n, ...) array a seed, a row a post (of labels: a pair). Rows are drawn anew within
+    each seed, and seeds too where there are several (three are few: then the interval is rather too
+    short).
     Arrays of as many posts get the same draws, so differences of two results are paired.
     Returns: (...), (resamples, ...).
     """
@@ -305,14 +306,14 @@ def at_equal_length(won, ratios, resamples=100):
 def figure_8(found, cfg):
     """Is the reward model right when people are sure, and as often as it says?
 
-    A row is a label here, two of each pair.
+    Labels are counted, two of each pair; pairs are drawn, for the two of one are not independent.
     """
     margins = found.arrays(f"agree-{base_of(cfg)}-best", "margin")
     people = found["prefer"]
-    agreed = [wins(m[:, None] * (2 * np.array(p["choices"]) - 1), 0).ravel()
-              for m, p in zip(margins, people, strict=True)]                         # (2 n,)
-    sure = [np.abs(np.array(p["confidence"]) - 5).ravel() for p in people]
-    claimed = [np.repeat(1 / (1 + np.exp(-np.abs(m))), 2) for m in margins]
+    agreed = [wins(m[:, None] * (2 * np.array(p["choices"]) - 1), 0)
+              for m, p in zip(margins, people, strict=True)]                         # (n, 2)
+    sure = [np.abs(np.array(p["confidence"]) - 5) for p in people]
+    claimed = [np.stack(2 * [1 / (1 + np.exp(-np.abs(m)))], 1) for m in margins]
     edges = np.quantile(np.concatenate(claimed), np.linspace(0, 1, 7))
     edges[-1] += 1
 
@@ -321,7 +322,10 @@ def figure_8(found, cfg):
             inside = [(v >= low) & (v < high) for v in values]
             if all(some.any() for some in inside):
                 x = np.concatenate([v[s] for v, s in zip(values, inside, strict=True)]).mean()
-                yield point(at, x, *resampled([a[s] for a, s in zip(agreed, inside, strict=True)]))
+                sums, draws = resampled([                    # labels that are right, and all
+                    np.stack([(a * s).sum(1), s.sum(1)], 1)[s.any(1)]
+                    for a, s in zip(agreed, inside, strict=True)])             # (2,), (R, 2)
+                yield point(at, x, sums[0] / sums[1], draws[:, 0] / draws[:, 1])
     return {"by people's confidence": list(bins(sure, [(i, i + 1) for i in range(1, 5)])),
             "by its own": list(bins(claimed, list(zip(edges, edges[1:], strict=False))))}
 

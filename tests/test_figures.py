@@ -305,6 +305,18 @@ def test_agreement_counts_labels_and_halves_ties():
     assert right([1.0, -1.0, 0.0, 2.0], [[1, 1], [1, 0], [0, 1], [0, 0]]).tolist() == [1, .5, .5, 0]
 
 
+def test_two_like_labels_of_a_pair_are_no_two_witnesses(true):
+    """Where both labels of every pair are alike, the second narrows no interval of figure 8."""
+    curves, found = figures_numbers.figure_8(Found(true), CFG), true["seeds"][0]
+    margin, choice = np.array(found["agree-middle-best"]["margin"]), np.array(found["prefer"]["choices"])
+    agreed = judges.wins(margin * (2 * choice[:, 0] - 1), 0)
+    sure = np.abs(np.array(found["prefer"]["confidence"])[:, 0] - 5)
+    for p in curves["by people's confidence"]:
+        mean, draws = resampled([agreed[sure == int(p["at"]) + 1]])
+        wanted = figures_numbers.point(p["at"], int(p["at"]) + 1, mean, draws)
+        assert p == pytest.approx(wanted)
+
+
 def test_accuracy_is_over_the_wanted_kinds_of_pairs(true):
     found = Found(true)
     everything = figures_numbers.agreement(found, "prefer", lambda one: one["margin"]["gold"],
