@@ -33,6 +33,7 @@ import torch
 from data import (
     decode_response,
     encode_query,
+    fields_of,
     lead_3,
     read_comparisons,
     read_jsonl,
@@ -107,16 +108,19 @@ POOLS = 150            # posts on which best of n is estimated, from --pool samp
 
 # --------------------------------------------------------------------------------- 1. statistics
 
-def bootstrap(values, seed, resamples=2000):
-    """Standard error and 95 % interval of a mean over posts, by drawing posts with replacement.
+def bootstrap(values, seed, about=None, resamples=2000):
+    """Standard error and 95 % interval of a mean, by drawing posts with replacement.
 
-    values: (n,). (Wilson's interval is for yes and no; half a win is neither.)
-    Returns: se, [low, high].
+    values: (n,). about: the post of each, for several values of one post are no independent ones:
+    they are drawn together; None: a post each. (Wilson's interval is for yes and no; half a win is
+    neither.) Returns: se, [low, high].
     """
     # DIFFERS: the paper's error bars are one standard error.
-    values, rng = np.asarray(values, float), generator(seed, "bootstrap")
-    means = np.array([values[rng.integers(len(values), size=len(values))].mean()
-                      for _ in range(resamples)])
+    place, rng = {}, generator(seed, "bootstrap")
+    of = [place.setdefault(post, len(place)) for post in about or range(len(values))]     # (n,)
+    sums, counts, n = np.bincount(of, values), np.bincount(of), len(place)                # (posts,)
+    drawn = (rng.integers(n, size=n) for _ in range(resamples))
+    means = np.array([sums[posts].sum() / counts[posts].sum() for posts in drawn])
     return means.std(), np.quantile(means, [0.025, 0.975]).tolist()
 
 
@@ -298,26 +302,42 @@ def human_axes(path, seed):
 
     Returns: {policy: {axis: {"mean", "95", "n"}}}. Raises: Problem naming file and line.
     """
-    grades = defaultdict(lambda: defaultdict(list))
+    grades = defaultdict(lambda: defaultdict(list))              # pairs (grade, post)
     for number, record in read_jsonl(path):
         try:
             for axis in AXES:
                 if (given := record["summary"]["axes"].get(axis)) is not None:
                     if type(given) not in (int, float) or not 1 <= given <= 7:
                         raise ValueError
-                    grades[record["summary"]["policy"]][axis].append(float(given))
+                    grades[record["summary"]["policy"]][axis].append(
+                        (float(given), json.dumps(record.get("info") or number)))
         except (KeyError, TypeError, ValueError, AttributeError):
             raise Problem(f"{path}, line {number}: is no axis record: write {{\"summary\": "
                           '{"policy": name, "axes": {"overall": 7}}, ...}, of 1 to 7') from None
-    return {policy: {axis: {"mean": float(np.mean(g)), "95": bootstrap(g, seed)[1], "n": len(g)}
-                     for axis, g in found.items()} for policy, found in grades.items()}
+
+
+    def summary(some):
+        given, posts = zip(*some, strict=True)
+        return {"mean": float(np.mean(given)), "95": bootstrap(given, seed, posts)[1],
+                "n": len(given)}
+    return {policy: {axis: summary(some) for axis, some in found.items()}
+            for policy, found in grades.items()}
 
 
 # ------------------------------------------------------------- 3. the reward model, and its misuse
 
+def identity(record):
+    """What makes two records the same post: its texts too, for every toy world has a toy-train-0.
+    """
+    return tuple(record[name].strip() for name in fields_of(record))
+
+
 def reward_accuracy(reward, run, judge, data, cfg):
     """How often the reward model agrees with labels it has not seen, and how often the judge does:
-    labels are noisy, so nobody can agree with all. None when there is no file of comparisons."""
+    labels are noisy, so nobody can agree with all. None when there is no file of comparisons.
+
+    Several labels of a post are no independent ones: the interval draws posts.
+    """
     paths = str(Path(run) / "comparisons.jsonl")
     paths = paths if Path(paths).exists() else reward.flags.get("comparisons") or paths
     if not cfg.comparisons and not all(Path(path).exists() for path in paths.split(",")):
@@ -329,7 +349,7 @@ def reward_accuracy(reward, run, judge, data, cfg):
     with bar(2 * len(labels), "reward model", reward.world) as progress:
         scores = np.array(score_texts(reward, posts * 2, chosen + rejected, cfg.rows_at_once,
                                       progress)).reshape(2, -1)
-    right = wins(scores[0], scores[1])                                               # (n,)
+    right, about = wins(scores[0], scores[1]), [identity(p) for p in posts]          # (n,) each
     pairs = list(zip(posts, chosen, rejected, strict=True))
     if judge is judge_rouge:                    # its opinion needs the author's summary
         own = {p["id"]: p for p in read_posts(data, "train")}
@@ -338,8 +358,9 @@ def reward_accuracy(reward, run, judge, data, cfg):
     if pairs and not isinstance(judge, Command):
         posts, chosen, rejected = zip(*pairs, strict=True)
         judged = preferred(judge, judge(posts, chosen), judge(posts, rejected))
-    return {"accuracy": float(right.mean()), "accuracy_95": bootstrap(right, cfg.seed)[1],
-            "n": len(labels), "ceiling": None if judged is None else float(judged.mean())}
+    return {"accuracy": float(right.mean()), "accuracy_95": bootstrap(right, cfg.seed, about)[1],
+            "n": len(labels), "posts": len(set(about)),
+            "ceiling": None if judged is None else float(judged.mean())}
 
 
 def opinions(reward, judge, posts, texts, cfg):
@@ -578,9 +599,10 @@ def markdown(report, example):
             for name, p in h.items()])]
     if r := report["reward_model"]:
         parts += [f"\n## The reward model\n\nIt agrees with "
-                  f"{cell(r['accuracy'], '.1%', r['accuracy_95'])} of {r['n']} labels it has not "
-                  "seen." + (f" Labels are noisy: the judge agrees with {r['ceiling']:.1%}."
-                             if r["ceiling"] is not None else "")]
+                  f"{cell(r['accuracy'], '.1%', r['accuracy_95'])} of {r['n']} labels about "
+                  f"{r['posts']} posts that it has not seen."
+                  + (f" Labels are noisy: the judge agrees with {r['ceiling']:.1%}."
+                     if r["ceiling"] is not None else "")]
     if rows := report["overoptimisation"]:
         keys = {"method": "", "n": "", "step": "", "kl": ".2f", "rm": "+.2f", "gold": ".2f",
                 "win_rate": ".1%", "predicted_win_rate": ".1%"}

@@ -67,6 +67,20 @@ def test_the_bootstrap_is_of_its_seed_and_its_error_is_the_textbooks():
     assert bootstrap(values, 1)[0] == pytest.approx(values.std() / math.sqrt(500), rel=0.05)
 
 
+def test_several_values_of_one_post_are_not_independent():
+    values, rng = [0.0, 1, 1, 0.5, 0, 1, 0, 0, 1, 0, 0], np.random.default_rng(0)
+    posts = [f"t{i}" for i in range(len(values))]
+    assert bootstrap(values, 0, posts) == bootstrap(values, 0)
+    assert bootstrap(10 * values, 0, 10 * posts)[1] == pytest.approx(bootstrap(values, 0)[1])
+    assert bootstrap(10 * values, 0)[0] < 0.4 * bootstrap(values, 0)[0]
+    hits = 0
+    for i in range(200):                      # posts of 1 to 9 labels, which all say the same
+        mine = np.repeat(rng.random(60) < 0.6, counts := rng.integers(1, 10, 60))
+        low, high = bootstrap(mine, i, np.repeat(range(60), counts).tolist(), resamples=300)[1]
+        hits += low <= 0.6 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
 def test_length_control_recovers_a_planted_effect():
     rng, planted, preferred, ratio = np.random.default_rng(0), {"a": 0.4, "b": -0.8}, {}, {}
     for name, constant in planted.items():
@@ -132,7 +146,7 @@ def test_a_report_has_the_promised_keys(world, tmp_path, capsys):
         assert (p["kl"] is None) == (name in ("pretrained", "reference"))
     assert report["policies"]["reference"]["win_rate"] == 0.5
     assert report["policies"]["reference"]["rouge_l"] == 1
-    assert set(report["reward_model"]) == {"accuracy", "accuracy_95", "n", "ceiling"}
+    assert set(report["reward_model"]) == {"accuracy", "accuracy_95", "n", "posts", "ceiling"}
     rows = report["overoptimisation"]
     assert [(r["method"], r["n"], r["step"]) for r in rows] == [
         ("ppo", None, 2), ("ppo", None, 4), ("best_of_n", 1, None), ("best_of_n", 2, None),
@@ -184,6 +198,20 @@ def test_the_difference_is_between_win_rates_on_the_same_posts(world, tmp_path):
     report = report_of(world, "--out", tmp_path)
     hf, supervised = (report["policies"][n]["win_rate"] for n in ("human_feedback", "supervised"))
     assert report["difference"]["mean"] == pytest.approx(hf - supervised, abs=1e-4)
+
+
+def test_a_label_written_ten_times_is_one_label_to_the_interval(world, tmp_path):
+    lines = [c for c in evaluate.read_comparisons(world / "run/comparisons.jsonl")
+             if c["split"] == "valid2"]
+    once, often = (report_of(world, "--out", tmp_path / "o", "--comparisons", path)["reward_model"]
+                   for path in (many(lines, tmp_path / "1.jsonl"),
+                                many(10 * lines, tmp_path / "10.jsonl")))
+    assert often == once | {"n": 10 * once["n"]} and once["posts"] == once["n"] == len(lines)
+
+
+def many(records, path):
+    write_jsonl(path, records)
+    return path
 
 
 def test_real_posts_are_judged_by_rouge(world, tmp_path):
