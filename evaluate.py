@@ -217,21 +217,21 @@ def log_ratio(policy, reference, *rows, **how):
     return log_prob(policy, *rows, **how) - log_prob(reference, *rows, **how)
 
 
-def sample_with_kl(model, supervised, posts, temperature, cfg, name):
+def sample_with_kl(policy, supervised, posts, temperature, cfg, name):
     """One sample a post at the rollout temperature, and how far such samples stray.
 
+    policy: Checkpoint; posts and summaries have its lengths, for both networks, as in PPO's log.
     Returns: texts; log pi(text) - log pi_sft(text) of each, an array, whose mean is the KL
     divergence from the supervised policy, in nats a summary.
     """
-    queries = [encode_query(supervised.tokenizer, p, supervised.query_length, supervised.fill)
-               for p in posts]
-    world = supervised.world
+    queries = [encode_query(policy.tokenizer, p, policy.query_length, policy.fill) for p in posts]
+    world = policy.world
     with bar(len(posts), name, world) as progress:
-        responses = respond(model, queries, supervised.response_length, temperature, cfg.seed, "kl",
-                            rows_at_once=cfg.rows_at_once, progress=progress, world=world)
-    kl = log_ratio(model, supervised.model, queries, responses, temperature, world,
+        responses = respond(policy.model, queries, policy.response_length, temperature, cfg.seed,
+                            "kl", rows_at_once=cfg.rows_at_once, progress=progress, world=world)
+    kl = log_ratio(policy.model, supervised.model, queries, responses, temperature, world,
                    cfg.rows_at_once)
-    return [decode_response(supervised.tokenizer, r) for r in responses], kl
+    return [decode_response(policy.tokenizer, r) for r in responses], kl
 
 
 def write_pool(policy, posts, n, temperature, cfg):
@@ -409,12 +409,13 @@ def beta_at(step, ppo):
 def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature, cfg):
     """Ways of pleasing the reward model more and more, each with its KL (Figures 5 and 7).
 
+    PPO's rows have PPO's lengths; best of n, the supervised policy's; all, PPO's temperature.
     samples: (texts, kl) of the final policy, when there is one. Returns: the report's rows.
     """
     rows = []
     for step, model in checkpoints(ppo) if ppo else ():
         texts, kl = samples if model is ppo.model else sample_with_kl(
-            model, supervised, posts, temperature, cfg, f"step {step}")
+            ppo._replace(model=model), supervised, posts, temperature, cfg, f"step {step}")
         rows.append({"method": "ppo", "beta": beta_at(step, ppo), "n": None,
                      "kl": float(kl.mean()), "step": step,
                      **please(reward, judge, posts, texts, cfg)[0]})
@@ -476,7 +477,7 @@ def evaluate(cfg, world):
 
     temperature = (ppo or supervised).flags.get("temperature", 1.0)
     seen = None
-    samples = ppo and sample_with_kl(ppo.model, supervised, some, temperature, cfg, "KL")
+    samples = ppo and sample_with_kl(ppo, supervised, some, temperature, cfg, "KL")
     report["policies"]["supervised"]["kl"] = 0.0
     if ppo:
         report["policies"]["human_feedback"]["kl"] = float(samples[1].mean())

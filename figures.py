@@ -470,8 +470,8 @@ def samples(cfg, world):
     for step, model in chain([(0, supervised.model)], checkpoints(ppo)):
         if step not in wanted:
             continue
-        texts, kl = sample_with_kl(model, supervised, posts, ppo.flags["temperature"], cfg,
-                                   f"step {step}")
+        texts, kl = sample_with_kl(ppo._replace(model=model), supervised, posts,
+                                   ppo.flags["temperature"], cfg, f"step {step}")
         rows.append({"kl": kl, **{name: seen[:, 0] for name, seen in
                                   opinions(reward, judge, posts, texts, cfg).items()}})
         rows[-1]["step"] = step
@@ -500,7 +500,8 @@ def pool(cfg, world):
 def measures(policy, cfg, world):
     """Ways of comparing summaries that need no labels: {name: (records, texts) -> (n,)}."""
     def likelihood(records, texts):
-        queries = [encode_query(policy.tokenizer, r, policy.query_length) for r in records]
+        queries = [encode_query(policy.tokenizer, r, policy.query_length, policy.fill)
+                   for r in records]
         responses = [encode_response(policy.tokenizer, t, policy.response_length) for t in texts]
         return log_prob(policy.model, queries, responses, 1.0, world, cfg.rows_at_once)
     return {"ROUGE": lambda records, texts: JUDGES["rouge"](records, texts)["overall"],

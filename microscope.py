@@ -8,7 +8,7 @@
 
 A dozen held-out posts are summarised at several stops of training: supervised (with the critic that
 PPO starts from), snapshots that have their critic beside them (ppo.py --snapshot-every), and the
-final policy. Each stop draws with the same random numbers, so that what
+final policy, all with PPO's own lengths. Each stop draws with the same random numbers, so that what
 differs is the policy. The page is one file: it opens from the disk and asks no network.
 
     python evaluate.py --run runs/demo            # calls this; report.html stands beside report.md
@@ -119,7 +119,7 @@ def look(supervised, ppo, reward, posts, judge):
     known = {k: v for k, v in ppo.flags.items() if k in Config.__dataclass_fields__}
     cfg = Config(**known | {"policy": supervised.folder, "reward": reward.folder,
                             "response_length": ppo.response_length})
-    queries = [encode_query(ppo.tokenizer, post, ppo.query_length) for post in posts]
+    queries = [encode_query(ppo.tokenizer, post, ppo.query_length, ppo.fill) for post in posts]
     seen = []
     for name, policy, critic in stops(supervised, ppo, reward, cfg):
         if seen:

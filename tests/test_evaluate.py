@@ -2,6 +2,7 @@
 import itertools
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -212,6 +213,39 @@ def test_a_label_written_ten_times_is_one_label_to_the_interval(world, tmp_path)
 def many(records, path):
     write_jsonl(path, records)
     return path
+
+
+def settled(run, stage, **flags):
+    """Give a stage's config.json these flags."""
+    path = run / stage / "config.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps(known | {"flags": known["flags"] | flags}))
+
+
+def test_each_policy_is_measured_with_its_own_settings(world, tmp_path):
+    shutil.copytree(world / "run", tmp_path / "run")
+    own = dict(response_length=5, query_length=200, fill=True)
+    settled(tmp_path / "run", "ppo", **own)
+    report = report_of(tmp_path)
+    ours, theirs = (sample.load_checkpoint(tmp_path / "run" / n) for n in ("ppo", "supervised"))
+    posts = sample.held_out(world / "data")
+    posts = [posts[i] for i in evaluate.generator(0, "evaluate").permutation(len(posts))]
+    queries = [encode_query(ours.tokenizer, p, 200, fill=True) for p in posts]
+    written = sample.respond(ours.model, queries, 5, 0.9, 0, "kl")
+    kl = log_ratio(ours.model, theirs.model, queries, written, 0.9, ALONE).mean()
+    rows = report["overoptimisation"]
+    assert report["policies"]["human_feedback"]["kl"] == pytest.approx(kl, abs=1e-4)
+    assert rows[1]["kl"] == pytest.approx(kl, abs=1e-4) and rows[0]["kl"] == 0
+
+    settled(tmp_path / "run", "supervised", response_length=7, query_length=250)
+    other = report_of(tmp_path)
+    assert other["overoptimisation"][:2] == rows[:2]            # PPO's rows do not know of it,
+    assert other["overoptimisation"][2:] != rows[2:]            # the supervised policy's do
+    for name in ("human_feedback", "pretrained", "reference"):
+        alike = {"against_supervised", "length_controlled_win_rate"}
+        assert ({k: v for k, v in other["policies"][name].items() if k not in alike}
+                == {k: v for k, v in report["policies"][name].items() if k not in alike})
+    assert other["policies"]["supervised"]["length"] != report["policies"]["supervised"]["length"]
 
 
 def test_real_posts_are_judged_by_rouge(world, tmp_path):

@@ -127,6 +127,26 @@ def test_the_numbers_are_those_of_ppo(run, posts, seen):
     assert 0 < sum(sum(row["clipped"]) for row in rows) == int(count) < int(keep.sum())
 
 
+def test_every_stop_has_the_settings_of_ppo(run, posts, seen, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(run / "supervised", tmp_path / "run/supervised", dirs_exist_ok=True)
+    for stage, flags in (("supervised", dict(query_length=250, response_length=7)),
+                         ("ppo", dict(query_length=320, fill=True))):
+        config = tmp_path / "run" / stage / "config.json"
+        known = json.loads(config.read_text())
+        config.write_text(json.dumps(known | {"flags": known["flags"] | flags}))
+    shown = look(tmp_path / "run", posts)["stops"][0]["rows"]
+    assert max(len(row["tokens"]) for row in shown) == 12                # not supervised's 7
+    tokenizer = load_tokenizer(run / "ppo")
+    rollout = ppo.roll_out(load_model(run / "supervised"), load_model(run / "supervised"),
+                           load_model(run / "reward"), load_model(run / "reward"),
+                           [encode_query(tokenizer, post, 320, fill=True) for post in posts],
+                           range(len(posts)), 0, ppo.Config(**FLAGS, response_length=12), ALONE)
+    got = torch.tensor([x for row in shown for x in row["value"]])
+    torch.testing.assert_close(got, rollout.value[rollout.is_response], atol=2e-5, rtol=1e-5)
+    assert [row["text"] for row in shown] != [row["text"] for row in seen["stops"][0]["rows"]]
+
+
 def test_the_stops_run_from_supervised_over_snapshots_with_critics_to_the_end(seen):
     names = [stop["name"] for stop in seen["stops"]]
     assert names == ["supervised", "iteration 2 of 8", "iteration 4 of 8", "final, iteration 8"]
