@@ -66,6 +66,7 @@ from runtime import (
     mixed,
     parse,
     read_text,
+    replacing,
     write_atomically,
 )
 from sample import (
@@ -660,9 +661,15 @@ def draw(report, log, out):
         top.set(title="While PPO trains", ylabel="reward model")
         top.tick_params(labelbottom=False)
         bottom.set(xlabel="summaries written", ylabel="KL, nats")
-        page.savefig(out / "report.png", dpi=150)
-        page.savefig(out / "report.svg", metadata={"Date": None})
+        save_picture(page, out / "report", 150)
         pyplot.close(page)
+
+
+def save_picture(page, path, dpi):
+    """A figure of matplotlib as path.png and path.svg, each whole or not at all."""
+    for kind in ("png", "svg"):
+        with replacing(f"{path}.{kind}") as f:
+            page.savefig(f, format=kind, dpi=dpi, metadata={"Date": None})
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import json
 import math
 from pathlib import Path
 
-from evaluate import cell, table
+from evaluate import cell, save_picture, table
 from figures_numbers import (
     CRITICS,
     FIGURES,
@@ -270,8 +270,7 @@ def draw_figures(figures, fits, out):
             draw, size = DRAWN[number]
             page = pyplot.figure(figsize=size, layout="constrained")
             draw(page, curves, fits)
-            page.savefig(out / f"figure{number}.png", dpi=110)
-            page.savefig(out / f"figure{number}.svg", metadata={"Date": None})
+            save_picture(page, out / f"figure{number}", 110)
             pyplot.close(page)
 
 

@@ -300,6 +300,19 @@ def test_without_matplotlib_the_numbers_are_kept(world, tmp_path, monkeypatch):
     assert all((tmp_path / f"report.{kind}").exists() for kind in ("json", "md", "html"))
 
 
+def test_a_full_disk_leaves_no_empty_picture(world, tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+
+    def full(self, f, **how):
+        f.write(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(figure, "savefig", full)
+    with pytest.raises(Problem, match="report.png cannot be written .No space left"):
+        report_of(world, "--out", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "report.html", "report.json", "report.md"]
+
+
 def test_stages_of_two_runs_are_not_mixed(world, tmp_path):
     other = make_data(tmp_path / "data", vocab=280)
     make_checkpoint(tmp_path / "run/supervised", world / "data")
