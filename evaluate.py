@@ -508,8 +508,8 @@ def of_people(cfg):
     config_of(Path(cfg.run) / "supervised")               # complain about a run that is none
     if cfg.against:
         raise Problem("--against needs a judge of new texts; --judge labels: knows old ones only")
-    names = {name: folder for name, folder in FOLDERS.items()
-             if (Path(cfg.run) / folder / "model.pt").exists()}
+    names = {name: folder for name, folder in FOLDERS.items() if name == "supervised" or
+             (Path(cfg.run) / folder / "model.pt").exists()}       # asked about, here or not
     report = {"judge": cfg.judge, "data": None, **people_say(cfg.judge.partition(":")[2], names),
               "human_axes": human_axes(cfg.axes, cfg.seed) if cfg.axes else None,
               "reward_model": None, "overoptimisation": []}

@@ -1,6 +1,7 @@
 """Chapter 9's first page: programs and people as judges, and another reward model."""
 import json
 import re
+import shutil
 import sys
 import time
 
@@ -195,6 +196,17 @@ def test_people_who_are_held_are_not_quoted(world, tmp_path):
         store.set_state(other, "held")
     with pytest.raises(Problem, match="nobody has compared .* held labellers aside"):
         judges.people_say(tmp_path / "l.db", {"supervised": "supervised"})
+
+
+def test_people_may_have_been_asked_about_a_policy_that_is_not_here(world, tmp_path):
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    for stage in ("supervised", "ppo"):
+        (run / stage / "model.pt").unlink()
+    flags = ("--judge", f"labels:{world / 'labels.db'}")
+    whole, left = report_of(world, tmp_path / "a", *flags), report_of(tmp_path, tmp_path / "b", *flags)
+    assert left["labels"] == whole["labels"]
+    assert left["policies"]["supervised"] == whole["policies"]["supervised"]
+    assert set(left["policies"]) == {"supervised", "reference"}
 
 
 def test_people_who_were_asked_nothing_are_not_quoted(world, tmp_path):
