@@ -495,6 +495,9 @@ def load_weights(model, path, fresh=(), weights=None):
               for name in sorted(own.keys() | weights.keys())}
     check_shapes(path, weights, wanted)
     for name, p in own.items():
+        if not weights[name].isfinite().all():
+            raise Problem(f"{path}: weight {name} is not finite: that stage has diverged; train it "
+                          "again with a lower --lr")
         fill(p, weights[name])           # from disk, one weight at a time
 
 

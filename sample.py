@@ -18,6 +18,7 @@ r"""Chapter 5. Read what a policy writes: one summary, the best of n, pairs for 
 
 Before:  sft.py (where a policy comes from).    After: label.py (which of two summaries is better?).
 """
+import math
 import sys
 import time
 import zlib
@@ -218,6 +219,9 @@ def score_texts(reward, records, texts, rows_at_once=128, progress=None):
             if progress is not None:
                 progress.update(len(part) * reward.world.size)
     scores = reward.world.merge(scores)
+    if not all(map(math.isfinite, scores.values())):
+        raise Problem(f"{reward.folder}: scores that are not finite: that network diverged; "
+                      "train it again with a lower --lr")
     return [scores[i] for i in range(len(texts))]
 
 
