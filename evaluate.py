@@ -11,8 +11,9 @@ by being long, by copying, or only in the reward model's eyes.
     python evaluate.py --run runs/demo --data data/toy --out runs/demo/report           # 40 s
     python evaluate.py doctor runs/demo                     what ails a run, by its logs: doctor.py
 
-Writes report.json (every number), report.md (the same in words), report.png and report.svg, and
-report.html: both in one file, and below them a microscope for tokens (microscope.py).
+Writes summaries.jsonl (who wrote what), report.json (every number), report.md (the same in words),
+report.png and report.svg, and report.html: both in one file, and below them a microscope for tokens
+(microscope.py).
 
     python evaluate.py compare runs/demo reference/toy.json       # within what others measured?
 
@@ -24,16 +25,20 @@ import sys
 import time
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from data import (
+    check_queries,
     decode_response,
     encode_query,
     fields_of,
+    find,
     lead_3,
     read_comparisons,
     read_jsonl,
@@ -41,11 +46,13 @@ from data import (
     rouge,
     same_tokenizer,
     words,
+    write_jsonl,
 )
 from judges import (
     AXES,
     Command,
     choose_judge,
+    judge_gold,
     judge_rouge,
     load_judge,
     people_say,
@@ -70,6 +77,7 @@ from runtime import (
     write_atomically,
 )
 from sample import (
+    Checkpoint,
     held_out,
     load_checkpoint,
     load_reward,
@@ -105,6 +113,8 @@ class Config(Machine):
 FOLDERS = {"pretrained": "pretrained", "supervised": "supervised", "human_feedback": "ppo"}
 CLOSE = 12             # posts that the token microscope shows
 POOLS = 150            # posts on which best of n is estimated, from --pool samples each
+SPLITS = ("train", "valid", "test")
+UNFINISHED = "This evaluation has not ended: what is not here was not measured yet."
 
 
 # --------------------------------------------------------------------------------- 1. statistics
@@ -232,6 +242,9 @@ def sample_with_kl(policy, supervised, posts, temperature, cfg, name):
                             "kl", rows_at_once=cfg.rows_at_once, progress=progress, world=world)
     kl = log_ratio(policy.model, supervised.model, queries, responses, temperature, world,
                    cfg.rows_at_once)
+    if not np.isfinite(kl).all():
+        raise Problem(f"{policy.folder}, {name}: its KL from {supervised.folder} is not finite: "
+                      "one of the two has diverged; train it again with a lower --lr")
     return [decode_response(policy.tokenizer, r) for r in responses], kl
 
 
@@ -258,21 +271,30 @@ def describe(texts, posts, grades, won, length, seed):
             "axes": {axis: float(grades[axis].mean()) if axis in grades else None for axis in AXES}}
 
 
-def compare(policies, posts, judge, cfg, data):
-    """Everything that greedy summaries tell.
-
-    policies: {name: Checkpoint}. Returns: the report's `policies`, `against_supervised`,
-    `difference` and `against` as a dict; {name: texts}.
-    """
-    examples = worked_examples(data, cfg.examples, cfg.seed) if "pretrained" in policies else ()
-    texts = {name: write_greedily(p, posts, cfg, name, examples if name == "pretrained" else ())
-             for name, p in policies.items()}
+def write_all(needed, cfg):
+    """Everybody's summaries: {name: texts}; each policy reads and writes with its own lengths."""
+    posts = needed.posts
+    texts = {name: write_greedily(p, posts, cfg, name,
+                                  needed.examples if name == "pretrained" else ())
+             for name, p in needed.policies.items()}
     texts["reference"] = [p["summary"].strip() for p in posts]
     if "article" in posts[0]:
         texts["lead_3"] = [lead_3(p["article"]) for p in posts]
-    encode = policies["supervised"].tokenizer.encode_ordinary
-    length = {name: np.array([len(encode(" " + t)) for t in some]) for name, some in texts.items()}
+    if needed.against:
+        texts["against"] = write_greedily(needed.against, posts, cfg, "against")
+    return texts
+
+
+def compare(needed, texts, cfg):
+    """Everything that greedy summaries tell; texts: of `write_all`.
+
+    Returns: the report's `policies`, `against_supervised`, `difference` and `against` as a dict.
+    """
+    policies, posts, judge = needed.policies, needed.posts, needed.judge
+    encode = policies["supervised"].tokenizer.encode_ordinary        # one measure for all
     said = {name: judge(posts, some) for name, some in texts.items()}
+    other, texts = said.pop("against", None), {n: t for n, t in texts.items() if n in said}
+    length = {name: np.array([len(encode(" " + t)) for t in some]) for name, some in texts.items()}
     won = {name: preferred(judge, s, said["reference"]) for name, s in said.items()} # (n,) each
     rows = {name: describe(texts[name], posts, said[name], won[name], length[name], cfg.seed)
             for name in texts}
@@ -290,12 +312,10 @@ def compare(policies, posts, judge, cfg, data):
         gain = won[best] - won["supervised"]                             # (n,) on the same posts
         se, interval = bootstrap(gain, cfg.seed)
         found["difference"] = {"mean": float(gain.mean()), "se": float(se), "95": interval}
-    if cfg.against:
-        other = load_checkpoint(cfg.against, policies[best].world)
-        other = judge(posts, write_greedily(other, posts, cfg, "against"))
+    if other:
         found["against"] = {"policy": cfg.against, "ours": policies[best].folder,
                             **win_rate(preferred(judge, said[best], other), cfg.seed)}
-    return found, texts
+    return found
 
 
 def human_axes(path, seed):
@@ -327,40 +347,73 @@ def human_axes(path, seed):
 
 # ------------------------------------------------------------- 3. the reward model, and its misuse
 
+class Labels(NamedTuple):
+    """Labels that the reward model has not seen, n of them, of the split valid2."""
+    comparisons: list            # n
+    judged: list                 # n: the post, as the judge has to see it; None where it cannot be
+    notes: list                  # what the report should say of those that are missing
+
+
 def identity(record):
     """What makes two records the same post: its texts too, for every toy world has a toy-train-0.
     """
     return tuple(record[name].strip() for name in fields_of(record))
 
 
-def reward_accuracy(reward, run, judge, data, cfg):
+def read_labels(cfg, reward, supervised, judge):
+    """The Labels to try a reward model on: those of --comparisons, else of the run, else of its
+    training. ROUGE needs the author's summary, and comparisons have none: it comes from the folder
+    that the reward model learned from (or, of the same text, the supervised policy; or --data).
+    """
+    paths = str(Path(cfg.run) / "comparisons.jsonl")
+    paths = cfg.comparisons or (paths if Path(paths).exists() else
+                                reward.flags.get("comparisons") or paths)
+    gone = [path for path in paths.split(",") if not Path(path.strip()).exists()]
+    labels = [] if gone and not cfg.comparisons else [
+        c for c in read_comparisons(paths) if c.get("split") == "valid2"]
+    if not labels:
+        why = f"{gone[0]} is missing" if gone else f"{paths} has no line of split valid2"
+        return Labels([], [], [f"The reward model is not tried on labels: {why}."])
+    posts, why = [c["info"] for c in labels], ""
+    judged = posts
+    if isinstance(judge, Command):                  # it is paid by the pair, and so not asked
+        judged = [None] * len(posts)
+    elif judge is judge_gold:
+        judged = [p if p["id"].startswith("toy") else None for p in posts]
+        why = "their posts are not of the toy world"
+    elif judge is judge_rouge:
+        folders = [f for f in (reward.flags.get("data"), supervised.flags.get("data"), cfg.data)
+                   if f]
+        own = {identity(p): p for folder in reversed(folders) for split in SPLITS
+               if find(folder, split) for p in read_posts(folder, split, need_summary=False)
+               if p.get("summary", "").strip()}
+        judged = [own.get(identity(p)) for p in posts]
+        why = ("the authors' summaries are not known: posts of these texts do not stand in "
+               + " or ".join(dict.fromkeys(folders)))
+    missing = judged.count(None)
+    return Labels(labels, judged, [
+        f"For {missing} of {len(posts)} labels there is no opinion of the judge beside the reward "
+        f"model's: {why}."] if missing and why else [])
+
+
+def reward_accuracy(reward, labels, judge, cfg):
     """How often the reward model agrees with labels it has not seen, and how often the judge does:
-    labels are noisy, so nobody can agree with all. None when there is no file of comparisons.
+    labels are noisy, so nobody can agree with all. Both read with their own lengths.
 
     Several labels of a post are no independent ones: the interval draws posts.
     """
-    paths = str(Path(run) / "comparisons.jsonl")
-    paths = paths if Path(paths).exists() else reward.flags.get("comparisons") or paths
-    if not cfg.comparisons and not all(Path(path).exists() for path in paths.split(",")):
-        return None
-    labels = read_comparisons(cfg.comparisons or paths, "valid2")
-    posts = [c["info"] for c in labels]
-    chosen, rejected = ([c["summaries"][c["choice"] ^ side]["text"] for c in labels]
+    posts = [c["info"] for c in labels.comparisons]
+    chosen, rejected = ([c["summaries"][c["choice"] ^ side]["text"] for c in labels.comparisons]
                         for side in (0, 1))
-    with bar(2 * len(labels), "reward model", reward.world) as progress:
+    with bar(2 * len(posts), "reward model", reward.world) as progress:
         scores = np.array(score_texts(reward, posts * 2, chosen + rejected, cfg.rows_at_once,
                                       progress)).reshape(2, -1)
     right, about = wins(scores[0], scores[1]), [identity(p) for p in posts]          # (n,) each
-    pairs = list(zip(posts, chosen, rejected, strict=True))
-    if judge is judge_rouge:                    # its opinion needs the author's summary
-        own = {p["id"]: p for p in read_posts(data, "train")}
-        pairs = [(own[p["id"]], a, b) for p, a, b in pairs if p["id"] in own]
-    judged = None
-    if pairs and not isinstance(judge, Command):
-        posts, chosen, rejected = zip(*pairs, strict=True)
-        judged = preferred(judge, judge(posts, chosen), judge(posts, rejected))
+    known = [i for i, post in enumerate(labels.judged) if post]
+    post, a, b = ([some[i] for i in known] for some in (labels.judged, chosen, rejected))
+    judged = preferred(judge, judge(post, a), judge(post, b)) if known else None
     return {"accuracy": float(right.mean()), "accuracy_95": bootstrap(right, cfg.seed, about)[1],
-            "n": len(labels), "posts": len(set(about)),
+            "n": len(posts), "posts": len(set(about)),
             "ceiling": None if judged is None else float(judged.mean())}
 
 
@@ -441,6 +494,58 @@ def load_policies(cfg, world):
     return found
 
 
+class Needed(NamedTuple):
+    """All that an evaluation reads, found sound before the first summary costs anything."""
+    data: str                    # folder of the posts
+    posts: list
+    examples: list               # solved posts for the pretrained model
+    policies: dict               # {name in the report: Checkpoint}, supervised among them
+    against: Checkpoint | None
+    judge_name: str
+    judge: Callable
+    reward: Checkpoint | None
+    labels: Labels | None        # to try the reward model on
+    people: dict | None          # grades of --axes
+
+
+def prepare(cfg, world):
+    """Read and check everything; see Needed. Raises: Problem for the first thing that is wrong."""
+    people = human_axes(cfg.axes, cfg.seed) if cfg.axes else None
+    policies = load_policies(cfg, world)
+    supervised, ppo = policies["supervised"], policies.get("human_feedback")
+    data = cfg.data or supervised.flags.get("data")
+    if not data:
+        raise Problem(f"{supervised.folder} does not say which posts it learned from: give --data")
+    posts = held_out(data)
+    order = generator(cfg.seed, "evaluate").permutation(len(posts))
+    posts = [posts[i] for i in order[:cfg.posts]]
+    # Solved posts are of the folder asked about or, if it has none, of the policy's own.
+    solved = data if find(data, "train") else supervised.flags.get("data")
+    examples = worked_examples(solved, cfg.examples, cfg.seed) if "pretrained" in policies else []
+    against = load_checkpoint(cfg.against, world) if cfg.against else None
+    reward = labels = None
+    if (Path(cfg.run) / "reward" / "model.pt").exists():
+        reward = load_reward(Path(cfg.run) / "reward", world, supervised.tokenizer)
+    for reader in filter(None, (supervised, ppo, against, reward)):
+        check_queries(reader.tokenizer, posts, reader.query_length)
+    name = choose_judge(cfg, posts)
+    judge = load_judge(cfg, name, world, supervised.tokenizer, posts)
+    if reward:
+        labels = read_labels(cfg, reward, supervised, judge)
+        check_queries(reward.tokenizer, [c["info"] for c in labels.comparisons],
+                      reward.query_length)
+    if reward and ppo:
+        from microscope import settings, stops  # an appendix, opened when it is needed
+        for _ in (stops(supervised, ppo, reward, settings(supervised, ppo, reward))
+                  if Path(ppo.folder, "critic.pt").exists() else checkpoints(ppo)):
+            pass                                     # every snapshot can be read, and every critic
+    if world.rank == 0:
+        folder_of(cfg).mkdir(parents=True, exist_ok=True)
+        if isinstance(judge, Command):               # can it answer at all? one call to know
+            judge.ask(posts[0], posts[0]["summary"], posts[0]["title"])
+    return Needed(data, posts, examples, policies, against, name, judge, reward, labels, people)
+
+
 def seconds_of(run):
     """How long each stage took, as each wrote down when it ended."""
     def noted(name):
@@ -458,52 +563,69 @@ def seconds_of(run):
 
 
 def evaluate(cfg, world):
-    """The report as a dict, one post with everybody's summary of it, and what the token microscope
-    saw (None where no PPO was)."""
-    began = time.perf_counter()
-    people = human_axes(cfg.axes, cfg.seed) if cfg.axes else None
-    policies = load_policies(cfg, world)
-    supervised, ppo = policies["supervised"], policies.get("human_feedback")
-    data = cfg.data or supervised.flags.get("data")
-    if not data:
-        raise Problem(f"{supervised.folder} does not say which posts it learned from: give --data")
-    posts = held_out(data)
-    order = generator(cfg.seed, "evaluate").permutation(len(posts))
-    posts = [posts[i] for i in order[:cfg.posts]]
-    name, some = choose_judge(cfg, posts), posts[:cfg.samples]
-    judge = load_judge(cfg, name, world, supervised.tokenizer)
-    found, texts = compare(policies, posts, judge, cfg, data)
-    report = {"judge": name, "data": str(data), **found, "human_axes": people,
-              "reward_model": None, "overoptimisation": []}
-
-    temperature = (ppo or supervised).flags.get("temperature", 1.0)
-    seen = None
-    samples = ppo and sample_with_kl(ppo, supervised, some, temperature, cfg, "KL")
+    """Yield the report as a dict, one post with everybody's summary of it, and what the token
+    microscope saw (None where no PPO was): after each part, so that nothing is lost if the next one
+    fails. The last report is whole."""
+    began, needed = time.perf_counter(), prepare(cfg, world)
+    supervised, ppo = needed.policies["supervised"], needed.policies.get("human_feedback")
+    out, reward, judge, seen = folder_of(cfg), needed.reward, needed.judge, None
+    texts = write_all(needed, cfg)
+    if world.rank == 0:
+        write_jsonl(out / "summaries.jsonl", [
+            {"id": post["id"], **{name: some[i] for name, some in texts.items()}}
+            for i, post in enumerate(needed.posts)])
+    example = needed.posts[0], {name: some[0] for name, some in texts.items()}
+    report = {"judge": needed.judge_name, "data": str(needed.data), **compare(needed, texts, cfg),
+              "human_axes": needed.people, "reward_model": None, "overoptimisation": [],
+              "notes": [UNFINISHED, *(needed.labels.notes if reward else ())]}
     report["policies"]["supervised"]["kl"] = 0.0
+    yield ended(report, cfg, began), example, seen
+
+    some, samples = needed.posts[:cfg.samples], None
+    temperature = (ppo or supervised).flags.get("temperature", 1.0)
     if ppo:
+        samples = sample_with_kl(ppo, supervised, some, temperature, cfg, "KL")
         report["policies"]["human_feedback"]["kl"] = float(samples[1].mean())
-    if (Path(cfg.run) / "reward" / "model.pt").exists():
-        reward = load_reward(Path(cfg.run) / "reward", world, supervised.tokenizer)
-        report["reward_model"] = reward_accuracy(reward, cfg.run, judge, data, cfg)
-        if not isinstance(judge, Command):
-            report["overoptimisation"] = overoptimisation(supervised, ppo, samples, reward, judge,
-                                                          some, temperature, cfg)
-        if ppo and Path(ppo.folder, "critic.pt").exists():
-            from microscope import look  # an appendix, opened when it is needed
-            seen = look(supervised, ppo, reward, posts[:CLOSE], judge)
-    example = posts[0], {name: t[0] for name, t in texts.items()}
-    return ended(report, cfg, began), example, seen
+    if reward and needed.labels.comparisons:
+        report["reward_model"] = reward_accuracy(reward, needed.labels, judge, cfg)
+    yield ended(report, cfg, began), example, seen
+
+    if reward and not isinstance(judge, Command):
+        report["overoptimisation"] = overoptimisation(supervised, ppo, samples, reward, judge, some,
+                                                      temperature, cfg)
+    yield ended(report, cfg, began), example, seen
+
+    if reward and ppo and Path(ppo.folder, "critic.pt").exists():
+        from microscope import look
+        seen = look(supervised, ppo, reward, needed.posts[:CLOSE], judge)
+    report["notes"].remove(UNFINISHED)
+    yield ended(report, cfg, began), example, seen
 
 
 def ended(report, cfg, began):
     """A report with its seed and seconds; five digits of each float, more than posts support."""
     seconds = {**seconds_of(cfg.run), "evaluate": time.perf_counter() - began}
     report |= {"seed": cfg.seed, "seconds": {**seconds, "total": sum(seconds.values())}}
-    return json.loads(json.dumps(report), parse_float=lambda x: round(float(x), 5))
+    return json.loads(json.dumps(report), parse_float=lambda x: round(float(x), 5),
+                      parse_constant=refuse)
+
+
+def refuse(constant):
+    """Raise a Problem for NaN or an infinity where a number should be."""
+    raise Problem(f"a number of the report came out as {constant}; report.json keeps what was "
+                  "measured before it")
+
+
+def folder_of(cfg):
+    """Where the report goes."""
+    return Path(cfg.out or Path(cfg.run) / "report")
 
 
 def of_people(cfg):
-    """The report of --judge labels:DB, as `evaluate`'s; nothing is written, so there is no post."""
+    """What `evaluate` yields, of --judge labels:DB; no text is written, so there is no post.
+
+    Answers about one pair are not independent: the unit of label_stats.share is the pair.
+    """
     began = time.perf_counter()
     config_of(Path(cfg.run) / "supervised")               # complain about a run that is none
     if cfg.against:
@@ -512,8 +634,8 @@ def of_people(cfg):
              (Path(cfg.run) / folder / "model.pt").exists()}       # asked about, here or not
     report = {"judge": cfg.judge, "data": None, **people_say(cfg.judge.partition(":")[2], names),
               "human_axes": human_axes(cfg.axes, cfg.seed) if cfg.axes else None,
-              "reward_model": None, "overoptimisation": []}
-    return ended(report, cfg, began), None, None
+              "reward_model": None, "overoptimisation": [], "notes": []}
+    yield ended(report, cfg, began), None, None
 
 
 def table(header, rows):
@@ -561,12 +683,14 @@ def policy_table(report, brief=False):
 
 MEANING = """
 * **beats author**: share of posts on which the judge prefers this summary to the one by the post's
-  author; a tie is half. In brackets the 95 % interval, by drawing posts anew (bootstrap).
+  author; a tie is half. In brackets the 95 % interval, by drawing posts anew (bootstrap). Each
+  policy reads and writes at most as many tokens as in its own training.
 * **same length**: that share if all summaries were as long as the author's (by regression).
 * **beats supervised**: share preferred to the supervised policy's summary.
 * **grade**: the judge's mean grade. **ROUGE-L**: words shared with the author's, in order.
 * **copied**: share of word pairs that stand in the post, in the same order.
-* **KL**: nats a summary from the supervised policy, when sampled."""
+* **KL**: nats a summary from the supervised policy, when sampled as PPO does: PPO's own lengths
+  and temperature, on the first of the posts (`--samples`)."""
 PICTURE = "\n![Preference, and score and KL while PPO trains](report.png)"
 
 
@@ -580,6 +704,7 @@ def markdown(report, example):
                  "training posts, not\nto greedy ones of held-out posts. In brackets the 95 % "
                  "interval, by posts; a tie is half;\n*ref* is the author. Labellers who are held "
                  "do not count.\n", policy_table(report), PICTURE]
+    parts += [f"\n{note}" for note in report["notes"]]
     if report["judge"].startswith("command:"):
         parts += ["\nThis judge compares and does not grade: there are no grades, no ceiling for "
                   "the reward\nmodel, and no curve of pleasing it. Which summary came first was "
@@ -690,8 +815,8 @@ def compare_command(words):
 
 
 def main(argv=None):
-    """Measure, write, print, draw: in this order, so that nothing is lost on the way. A first word
-    `doctor` or `compare` opens an appendix: what ails a run, by its logs? do its figures lie
+    """Measure and write, part by part, then print and draw: nothing is lost on the way. A first
+    word `doctor` or `compare` opens an appendix: what ails a run, by its logs? do its figures lie
     within the recorded bands?"""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["doctor"]:
@@ -706,18 +831,20 @@ def main(argv=None):
         raise Problem("--jobs counts from 1, and --patience is more than 0 seconds")
     if not cfg.run:
         raise Problem("--run is missing: a folder of stages, such as runs/demo")
+    out, log = folder_of(cfg), Path(cfg.run) / "ppo" / "log.jsonl"
+    lines = [line for _, line in read_jsonl(log)] if log.exists() else []
     with join_world(cfg) as world, mixed(world):
-        report, example, seen = (of_people(cfg) if cfg.judge.startswith("labels:") else
-                                 evaluate(cfg, world))
+        parts = of_people(cfg) if cfg.judge.startswith("labels:") else evaluate(cfg, world)
+        for part in parts:                                 # each holds more than the one before
+            if world.rank == 0:
+                report, example, seen = part
+                text = markdown(report, example)
+                write_atomically(out / "report.json", json.dumps(report, indent=1) + "\n")
+                write_atomically(out / "report.md", text)
     if world.rank > 0:
         return None
     from microscope import page
-    out, log = Path(cfg.out or Path(cfg.run) / "report"), Path(cfg.run) / "ppo" / "log.jsonl"
-    write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-    text = markdown(report, example)
-    write_atomically(out / "report.md", text)
-    print(policy_table(report, brief=True))
-    lines = [line for _, line in read_jsonl(log)] if log.exists() else []
+    print("\n".join([policy_table(report, brief=True), *report["notes"]]))
     try:
         draw(report, [line for line in lines if {"episodes", "score", "kl"} <= line.keys()], out)
     finally:                                              # without the picture where it is missing

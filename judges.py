@@ -12,8 +12,9 @@ started anew, reads one JSON object with the keys id, subreddit, title, post, su
 (of news: id, site, title, article) on standard input, and prints A, B or tie alone on its first
 line, in capitals or not, perhaps in brackets, quotes or asterisks, with a full stop or a colon
 behind; what it writes on further lines is ignored. Any other first line ("A tie", "A is worse") is
-refused, and ends the evaluation as any failure does: the program should ask again by itself. Which
-summary comes as A is drawn for each post, so that a taste for the first cancels out on average.
+refused, and ends the evaluation as any failure does: the program should ask again by itself. (One
+question is asked before the first summary is written, to see that it can answer.) Which summary
+comes as A is drawn for each post, so that a taste for the first cancels out on average.
 A whole judge:
 
     import json, sys
@@ -39,7 +40,7 @@ from pathlib import Path
 import numpy as np
 
 import toy
-from data import fields_of, rouge
+from data import check_queries, fields_of, rouge
 from label_stats import numbers
 from label_store import DAMAGE, Store
 from runtime import Problem, World, bar, generator
@@ -66,12 +67,14 @@ def judge_rouge(records, texts):
 JUDGES = {"gold": judge_gold, "rouge": judge_rouge}
 
 
-def judge_reward(folder, world, tokenizer, rows_at_once):
+def judge_reward(folder, world, tokenizer, rows_at_once, posts):
     """A reward model's score, in its own units; it should not be the one that PPO was trained on.
 
-    tokenizer: the policies'. Raises: Problem when the reward model reads another one.
+    tokenizer: the policies'. Raises: Problem when the reward model reads another one, or cannot
+    read one of the posts.
     """
     model = load_reward(folder, world, tokenizer)
+    check_queries(model.tokenizer, posts, model.query_length)
     return lambda records, texts: {
         "overall": np.array(score_texts(model, records, texts, rows_at_once))}
 
@@ -158,13 +161,13 @@ def choose_judge(cfg, posts):
     return cfg.judge if cfg.judge != "auto" else "rouge" if foreign else "gold"
 
 
-def load_judge(cfg, name, world, tokenizer):
+def load_judge(cfg, name, world, tokenizer, posts):
     """A grader, or a Command. Raises: Problem when there is no such judge, folder or program."""
     kind, _, what = name.partition(":")
     if name in JUDGES:
         return JUDGES[name]
     if kind == "reward" and what:
-        return judge_reward(what, world, tokenizer, cfg.rows_at_once)
+        return judge_reward(what, world, tokenizer, cfg.rows_at_once, posts)
     if kind != "command" or not what:
         raise Problem(f"--judge {name} is unknown: auto, gold, rouge, reward:DIR, command:CMD or "
                       "labels:DB")

@@ -109,6 +109,13 @@ def responses(rollout, numbers, posts, tokenizer, judge):
             for i, (text, row) in enumerate(zip(texts, ids, strict=True))]
 
 
+def settings(supervised, ppo, reward):
+    """ppo.Config as the run's PPO had it; the arguments are Checkpoints."""
+    known = {k: v for k, v in ppo.flags.items() if k in Config.__dataclass_fields__}
+    return Config(**known | {"policy": supervised.folder, "reward": reward.folder,
+                             "response_length": ppo.response_length})
+
+
 @torch.no_grad()
 def look(supervised, ppo, reward, posts, judge):
     """The microscope's part of the page, ready for JSON.
@@ -116,9 +123,7 @@ def look(supervised, ppo, reward, posts, judge):
     supervised, ppo, reward: the run's Checkpoints; ppo's folder holds critic.pt too. posts: what is
     summarised. judge(posts, texts) -> {"overall": (n,) grades}, as in judges.py.
     """
-    known = {k: v for k, v in ppo.flags.items() if k in Config.__dataclass_fields__}
-    cfg = Config(**known | {"policy": supervised.folder, "reward": reward.folder,
-                            "response_length": ppo.response_length})
+    cfg = settings(supervised, ppo, reward)
     queries = [encode_query(ppo.tokenizer, post, ppo.query_length, ppo.fill) for post in posts]
     seen = []
     for name, policy, critic in stops(supervised, ppo, reward, cfg):

@@ -2,7 +2,9 @@
 import itertools
 import json
 import math
+import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -13,11 +15,12 @@ import evaluate
 import label
 import ppo
 import sample
+import toy
 from data import encode_query, encode_response, load_tokenizer, write_jsonl
 from evaluate import best_of, bootstrap, cell, copied, length_controlled, log_ratio, table
 from judges import wins
 from model import load_model, token_logp
-from runtime import ALONE, Problem, config_of, save_tensors, write_atomically
+from runtime import ALONE, Problem, save_tensors, write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +182,10 @@ def test_peoples_grades_reach_the_report(world, tmp_path):
     assert report["human_axes"]["ref"]["overall"] == {"mean": 5.5, "95": [4, 7], "n": 2}
     assert report["human_axes"]["ref"]["coverage"]["n"] == 1
     assert "5.50 (2)" in (tmp_path / "report.md").read_text()
+    write_jsonl(tmp_path / "axes.jsonl", [axis_record("ref", overall=g) | {"info": {"id": name}}
+                                          for name, g in (("a", 7), ("a", 7), ("b", 4), ("b", 4))])
+    report = report_of(world, "--out", tmp_path, "--axes", tmp_path / "axes.jsonl")
+    assert report["human_axes"]["ref"]["overall"] == {"mean": 5.5, "95": [4, 7], "n": 4}
     write_jsonl(tmp_path / "axes.jsonl", [axis_record("ref"), {"summary": {"text": "no axes"}}])
     with pytest.raises(Problem, match="axes.jsonl, line 2: is no axis record"):
         report_of(world, "--out", tmp_path, "--axes", tmp_path / "axes.jsonl")
@@ -199,20 +206,6 @@ def test_the_difference_is_between_win_rates_on_the_same_posts(world, tmp_path):
     report = report_of(world, "--out", tmp_path)
     hf, supervised = (report["policies"][n]["win_rate"] for n in ("human_feedback", "supervised"))
     assert report["difference"]["mean"] == pytest.approx(hf - supervised, abs=1e-4)
-
-
-def test_a_label_written_ten_times_is_one_label_to_the_interval(world, tmp_path):
-    lines = [c for c in evaluate.read_comparisons(world / "run/comparisons.jsonl")
-             if c["split"] == "valid2"]
-    once, often = (report_of(world, "--out", tmp_path / "o", "--comparisons", path)["reward_model"]
-                   for path in (many(lines, tmp_path / "1.jsonl"),
-                                many(10 * lines, tmp_path / "10.jsonl")))
-    assert often == once | {"n": 10 * once["n"]} and once["posts"] == once["n"] == len(lines)
-
-
-def many(records, path):
-    write_jsonl(path, records)
-    return path
 
 
 def settled(run, stage, **flags):
@@ -246,6 +239,171 @@ def test_each_policy_is_measured_with_its_own_settings(world, tmp_path):
         assert ({k: v for k, v in other["policies"][name].items() if k not in alike}
                 == {k: v for k, v in report["policies"][name].items() if k not in alike})
     assert other["policies"]["supervised"]["length"] != report["policies"]["supervised"]["length"]
+
+
+def test_the_ceiling_is_of_the_folder_that_the_labelled_posts_came_from(world, tmp_path):
+    """Another seed's world has the same ids, news has other ones, and a folder of strangers needs
+    no train.jsonl; a folder that is gone is said to be."""
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    other, news = tmp_path / "other", tmp_path / "news"
+    for split, count in (("train", 60), ("test", 8)):
+        write_jsonl(other / f"{split}.jsonl", [toy.draw(1, split, i)[1] for i in range(count)])
+        write_jsonl(news / f"{split}.jsonl", [
+            {"id": f"n{i}", "site": "cnn", "title": "t", "article": "My cat left. It is so.",
+             "summary": "my cat left"} for i in range(count)])
+    shutil.copytree(other, tmp_path / "strangers")
+    (tmp_path / "strangers/train.jsonl").unlink()
+    found = {name: report_of(tmp_path, "--judge", "rouge", "--data", folder) for name, folder in
+             (("own", world / "data"), *((n, tmp_path / n) for n in ("other", "news", "strangers")))}
+    ceiling, = {report["reward_model"]["ceiling"] for report in found.values()}
+    assert 0 < ceiling < 1 and not any(report["notes"] for report in found.values())
+    labels = [c for c in evaluate.read_comparisons(run / "comparisons.jsonl", "valid2")]
+    wins_of = evaluate.preferred(evaluate.judge_rouge, *(evaluate.judge_rouge(
+        [toy_post(c["info"]["id"], world) for c in labels],
+        [c["summaries"][c["choice"] ^ side]["text"] for c in labels]) for side in (0, 1)))
+    assert ceiling == pytest.approx(wins_of.mean(), abs=1e-5)
+
+    for stage in ("supervised", "reward", "pretrained"):
+        settled(run, stage, data=str(tmp_path / "gone"))
+    report = report_of(tmp_path, "--judge", "rouge", "--data", other, "--examples", 0)
+    told = f"For 10 of 10 labels there is no opinion of the judge.*{tmp_path}/gone or {other}"
+    assert report["reward_model"]["ceiling"] is None and report["reward_model"]["n"] == 10
+    assert re.search(told, report["notes"][0]) and report["notes"][0] in page_of(tmp_path)
+    report = report_of(tmp_path, "--judge", "rouge", "--data", world / "data")      # moved there
+    assert report["reward_model"]["ceiling"] == ceiling and not report["notes"]
+
+
+def page_of(folder):
+    return (folder / "run/report/report.md").read_text()
+
+
+def toy_post(name, world):
+    return next(p for p in evaluate.read_posts(world / "data", "train") if p["id"] == name)
+
+
+def test_a_label_written_ten_times_is_one_label_to_the_interval(world, tmp_path):
+    lines = [c for c in evaluate.read_comparisons(world / "run/comparisons.jsonl")
+             if c["split"] == "valid2"]
+    once, often = (report_of(world, "--out", tmp_path / "o", "--comparisons", path)["reward_model"]
+                   for path in (many(lines, tmp_path / "1.jsonl"),
+                                many(10 * lines, tmp_path / "10.jsonl")))
+    assert often == once | {"n": 10 * once["n"]} and once["posts"] == once["n"] == len(lines)
+
+
+def many(records, path):
+    write_jsonl(path, records)
+    return path
+
+
+def test_without_labels_held_out_there_is_a_report_that_says_so(world, tmp_path):
+    lines = [c for c in evaluate.read_comparisons(world / "run/comparisons.jsonl")
+             if c["split"] != "valid2"]
+    report = report_of(world, "--out", tmp_path / "o", "--comparisons",
+                       many(lines, tmp_path / "few.jsonl"))
+    assert report["reward_model"] is None and len(report["overoptimisation"]) == 5
+    assert report["notes"] == ["The reward model is not tried on labels: "
+                               f"{tmp_path / 'few.jsonl'} has no line of split valid2."]
+    assert report["notes"][0] in (tmp_path / "o/report.md").read_text()
+
+
+NETWORKS = ("pretrained/model.pt", "supervised/model.pt", "ppo/model.pt", "reward/model.pt",
+            "ppo/snapshots/step-000002.pt", "ppo/critic.pt", "other/model.pt")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_that_is_not_finite_is_named_before_the_first_summary(
+        world, tmp_path, name, value, monkeypatch):
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    shutil.copytree(run / "ppo", run / "other")
+    weights = torch.load(run / name)
+    weights["wpe.weight"][-1, -1] = value                 # a column that no short post reaches
+    save_tensors(run / name, weights)
+    monkeypatch.setattr(evaluate, "write_greedily", None)
+    with pytest.raises(Problem, match=f"{run / name}: weight wpe.weight is not finite") as found:
+        report_of(tmp_path, "--against", run / "other")
+    assert "\n" not in str(found.value) and not (run / "report").exists()
+
+
+def test_a_number_that_overflows_is_named_with_its_network(world, tmp_path):
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    weights = torch.load(run / "reward/model.pt")
+    weights["head.weight"][:] = 3e38
+    save_tensors(run / "reward/model.pt", weights)
+    with pytest.raises(Problem, match=f"{run / 'reward'}: scores that are not finite"):
+        report_of(tmp_path)
+    weights = torch.load(run / "ppo/model.pt")
+    weights["norm.weight"][:] = 3e38
+    save_tensors(run / "ppo/model.pt", weights)
+    with pytest.raises(Problem, match=f"{run / 'ppo'}, KL: its KL from {run / 'supervised'} is not"):
+        report_of(tmp_path)
+    assert json.loads((run / "report/report.json").read_text())["notes"] == [evaluate.UNFINISHED]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--against", "/nowhere"], "/nowhere is no checkpoint folder"),
+    (["--comparisons", "/nowhere.jsonl"], "/nowhere.jsonl"), (["--axes", "/no.jsonl"], "/no.jsonl"),
+    (["--data", "/nowhere"], "/nowhere"), (["--out", "{tmp}/file/x"], "file"),
+    (["--judge", "command:{python} {tmp}/broken.py"], "exit code 1; it says 'no key'"),
+    (["reward"], "another tokenizer"), (["snapshot"], "step-000002.pt is damaged"),
+    (["critic"], "critic.pt is damaged"), (["log"], "log.jsonl, line 4")])
+def test_everything_is_read_before_the_first_summary_and_the_first_paid_call(
+        world, tmp_path, flags, words, monkeypatch):
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "calls").write_text("")
+    (tmp_path / "broken.py").write_text("raise SystemExit('no key')")
+    (tmp_path / "paid.py").write_text(f"open({str(tmp_path / 'calls')!r}, 'a').write('x')\nprint('A')")
+    for name, path in (("snapshot", "ppo/snapshots/step-000002.pt"), ("critic", "ppo/critic.pt"),
+                       ("log", "ppo/log.jsonl")):
+        if flags == [name]:
+            write_atomically(run / path, (run / path).read_bytes()[:-20])
+    if flags == ["reward"]:
+        make_checkpoint(run / "reward", make_data(tmp_path / "foreign", vocab=280), "scalar")
+    flags = [f.format(tmp=tmp_path, python=sys.executable) for f in flags if "-" in f or "/" in f]
+    if "--judge" not in flags:
+        flags += ["--judge", f"command:{sys.executable} -S {tmp_path}/paid.py"]
+    monkeypatch.setattr(evaluate, "write_greedily", None)
+    with pytest.raises((Problem, OSError), match=words):
+        report_of(tmp_path, *flags)
+    assert (tmp_path / "calls").read_text() == ""
+    assert not (run / "report/report.json").exists()
+
+
+def test_what_is_measured_is_written_before_the_next_step_can_fail(world, tmp_path, monkeypatch):
+    def fail(*args):
+        raise Problem("no more")
+    whole = report_of(world, "--out", tmp_path / "whole")
+    for step, done in (("compare", []), ("sample_with_kl", ["policies"]),
+                       ("reward_accuracy", ["policies"]),
+                       ("overoptimisation", ["policies", "reward_model"])):
+        with monkeypatch.context() as patch, pytest.raises(Problem, match="no more"):
+            patch.setattr(evaluate, step, fail)
+            report_of(world, "--out", tmp_path / step)
+        lines = (tmp_path / step / "summaries.jsonl").read_text().splitlines()
+        assert len(lines) == 8 and set(json.loads(lines[0])) == {"id", *whole["policies"]}
+        if not done:
+            assert not (tmp_path / step / "report.json").exists()
+            continue
+        report = json.loads((tmp_path / step / "report.json").read_text())
+        assert evaluate.UNFINISHED in report["notes"]
+        assert evaluate.UNFINISHED in (tmp_path / step / "report.md").read_text()
+        assert report["policies"]["supervised"] == whole["policies"]["supervised"]
+        assert (report["reward_model"] == whole["reward_model"]) == ("reward_model" in done)
+    assert whole["notes"] == []
+
+
+def test_a_full_disk_leaves_no_empty_picture(world, tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+
+    def full(self, f, **how):
+        f.write(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(figure, "savefig", full)
+    with pytest.raises(Problem, match="report.png cannot be written .No space left"):
+        report_of(world, "--out", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "report.html", "report.json", "report.md", "summaries.jsonl"]
 
 
 def test_real_posts_are_judged_by_rouge(world, tmp_path):
@@ -300,19 +458,6 @@ def test_without_matplotlib_the_numbers_are_kept(world, tmp_path, monkeypatch):
     assert all((tmp_path / f"report.{kind}").exists() for kind in ("json", "md", "html"))
 
 
-def test_a_full_disk_leaves_no_empty_picture(world, tmp_path, monkeypatch):
-    figure = pytest.importorskip("matplotlib.figure").Figure
-
-    def full(self, f, **how):
-        f.write(b"half")
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(figure, "savefig", full)
-    with pytest.raises(Problem, match="report.png cannot be written .No space left"):
-        report_of(world, "--out", tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "report.html", "report.json", "report.md"]
-
-
 def test_stages_of_two_runs_are_not_mixed(world, tmp_path):
     other = make_data(tmp_path / "data", vocab=280)
     make_checkpoint(tmp_path / "run/supervised", world / "data")
@@ -328,16 +473,3 @@ def test_stages_of_two_runs_are_not_mixed(world, tmp_path):
 def test_a_mistake_is_answered_in_one_line(world, flags, words):
     with pytest.raises(Problem, match=words):
         evaluate.main(["--run", str(world / "half"), "--device", "cpu", *flags])
-
-
-def test_a_broken_log_is_named_after_the_numbers_are_kept(world, tmp_path):
-    log = world / "run/ppo/log.jsonl"
-    kept = log.read_text()
-    write_atomically(log, kept + "{broken\n")
-    try:
-        with pytest.raises(Problem, match="log.jsonl, line 5"):
-            report_of(world, "--out", tmp_path)
-    finally:
-        write_atomically(log, kept)
-    assert (tmp_path / "report.json").exists()
-    assert config_of(world / "run/ppo")["seconds"] == 1.5
