@@ -56,7 +56,6 @@ from ppo import PRESETS
 from runtime import (
     Machine,
     Problem,
-    config_of,
     entry,
     flag,
     generator,
@@ -167,7 +166,7 @@ class Town(NamedTuple):
     data: Path
     pretrained: dict         # of each size
     supervised: dict
-    rewards: dict            # (size, number of labels or "best"): folder
+    rewards: dict            # (size, number of labels): folder
     overoptimised: dict      # of each beta: PPO against few labels
     feedback: dict           # of each size: PPO as in `make demo`
     critics: dict            # the same at the base size, with each kind of critic
@@ -205,10 +204,10 @@ def town(points, cfg, seed, sizes, labels, betas):
                 f"--pairs {scaled(cfg, 12000, 150)} --with-reference 0.5", made=".jsonl")
     people = add("comparisons", f"label.py simulate --pairs {pairs} --labels 1", made=".jsonl")
 
-    def reward(size, n, name=None, more=""):
-        made.rewards[size, name or n] = train(
-            f"reward-{size}-{name or n}", f"reward.py --preset toy --init {made.supervised[size]} "
-            f"--comparisons {people} --limit {scaled(cfg, n, 16)}{more}")
+    def reward(size, n):
+        made.rewards[size, n] = train(
+            f"reward-{size}-{n}", f"reward.py --preset toy --init {made.supervised[size]} "
+            f"--comparisons {people} --limit {scaled(cfg, n, 16)}")
 
     def ppo(name, size, n, episodes, more=""):
         return train(name, f"ppo.py --preset toy --policy {made.supervised[size]} --reward "
@@ -230,7 +229,6 @@ def town(points, cfg, seed, sizes, labels, betas):
     for critic in ("policy", "shared"):
         made.critics[critic] = ppo(f"ppo-critic-{critic}", base, labels[-1],
                                    batch * scaled(cfg, 12), f" --critic {critic}")
-    reward(base, labels[-1], "best", " --seeds 3")
     questions(add, cfg, made, base)
 
 
@@ -574,9 +572,8 @@ def agree(cfg, world):
         kept = [i for i, text in enumerate(worse) if text]
         damage[kind] = best[kept] - score_texts(reward, [posts[i] for i in kept],
                                                 [worse[i] for i in kept])
-    known = config_of(cfg.reward)
     return {"margin": second - first, "damage": damage, "parameters": parameters(reward.model),
-            "comparisons": known["flags"].get("limit"), "valid1": known.get("valid1")}
+            "comparisons": reward.flags.get("limit")}
 
 
 def plain(value):

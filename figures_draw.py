@@ -23,7 +23,6 @@ from figures_numbers import (
     Found,
     Unmeasured,
     agreement,
-    base_of,
     draw_up,
     fitted,
     judge_claims,
@@ -32,6 +31,7 @@ from figures_numbers import (
     point,
     reference,
     resampled,
+    taught,
 )
 from judges import AXES
 from microscope import page
@@ -295,9 +295,8 @@ CAPTIONS = {
     6: "The judge's grades on the paper's axes.",
     7: "Fifths of each policy's summaries by length; and win rates as they would be if every "
        "summary were as long as the author's (appendix F).",
-    8: "Left: how often the reward model (the best of three seeds on valid1) agrees with people, "
-       "by how sure they were. Right: by how sure it is itself; on the dashed line it would be as "
-       "right as it says.",
+    8: "Left: how often the reward model agrees with people, by how sure they were. Right: by how "
+       "sure it is itself; on the dashed line it would be as right as it says.",
     9: "The score of the summaries that PPO writes while it trains, with three kinds of critic.",
 }
 
@@ -314,7 +313,7 @@ def fits_table(fits):
 
 def agreement_table(found, cfg):
     """How often each way of comparing agrees with a person (section 4.4; Tables 20 to 22)."""
-    best = f"agree-{base_of(cfg)}-best"
+    best = taught(cfg)
     ways = {"reward model": (best, lambda one: one["margin"])} | {
         way: ("prefer", lambda one, way=way: one["margin"][way])
         for way in found["prefer"][0]["margin"]}
@@ -327,19 +326,13 @@ def agreement_table(found, cfg):
 
 def damage_table(found, cfg):
     """Which damage to an ideal summary the reward model sees."""
-    name = f"agree-{base_of(cfg)}-best"
+    name = taught(cfg)
     rows = []
     for kind in found[name][0]["damage"]:
         caught = found.arrays(name, lambda one, kind=kind: [m > 0 for m in one["damage"][kind]])
         rows.append([kind, shown(point("", 0, *resampled(caught)), ".1%"),
                      str(sum(map(len, caught)))])
     return table([["damage to an ideal summary", "caught", "n"]], rows)
-
-
-def seeds_sentence(found, cfg):
-    chosen = found[f"agree-{base_of(cfg)}-best"][0]["valid1"] or {}
-    return ("Its seeds foretold of valid1: " +
-            ", ".join(f"{seed}: {accuracy:.1%}" for seed, accuracy in chosen.items()) + ".")
 
 
 def critics_table(found, cfg, curves):
@@ -373,8 +366,7 @@ def report(found, cfg, figures, fits, claims):
                  [c["claim"], str(c["figure"]), shown(c, c["form"]), c["verdict"]]
                  for c in claims])]
     more = {2: lambda: fits_table(fits),
-            8: lambda: "\n\n".join([agreement_table(found, cfg), damage_table(found, cfg),
-                                    seeds_sentence(found, cfg)]),
+            8: lambda: "\n\n".join([agreement_table(found, cfg), damage_table(found, cfg)]),
             9: lambda: critics_table(found, cfg, figures[9])}
     for number, make in FIGURES.items():
         title = make.__doc__.split("\n")[0].rstrip(".")

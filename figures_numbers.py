@@ -95,6 +95,11 @@ def base_of(cfg):
     return sizes_of(cfg)[len(sizes_of(cfg)) // 2]
 
 
+def taught(cfg):
+    """The point that asks the base size's reward model of all labels."""
+    return f"agree-{base_of(cfg)}-{cfg.labels.split(',')[-1]}"
+
+
 def figure_1(found, cfg):
     """Preference against model size."""
     curves = {}
@@ -308,7 +313,7 @@ def figure_8(found, cfg):
 
     Labels are counted, two of each pair; pairs are drawn, for the two of one are not independent.
     """
-    margins = found.arrays(f"agree-{base_of(cfg)}-best", "margin")
+    margins = found.arrays(taught(cfg), "margin")
     people = found["prefer"]
     agreed = [wins(m[:, None] * (2 * np.array(p["choices"]) - 1), 0)
               for m, p in zip(margins, people, strict=True)]                         # (n, 2)
@@ -423,7 +428,7 @@ def claim_transfer(found, cfg):
 
 def claim_agreement(found, cfg):
     """The reward model foretells people better than ROUGE, on either policy's samples."""
-    best = f"agree-{base_of(cfg)}-best"
+    best = taught(cfg)
     for kind in ("supervised", "feedback"):
         ours = agreement(found, best, lambda one: one["margin"], kind)
         theirs = agreement(found, "prefer", lambda one: one["margin"]["ROUGE"], kind)

@@ -12,16 +12,12 @@ that people wrote themselves score 0 on average.
 
 Before:  label.py (where comparisons come from).    After: ppo.py (what the score is good for).
 """
-import json
-import shutil
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 
 from data import (
-    TOKENIZER_FILE,
     Batches,
     check_queries,
     encode_query,
@@ -50,7 +46,6 @@ from runtime import (
     optimizer_step,
     parallelize,
     parse,
-    write_config,
 )
 
 
@@ -62,8 +57,6 @@ class Config(Common):
     query_length: int = flag(512, "longest post in tokens; longer ones lose their last paragraphs")
     response_length: int = flag(128, "longest summary in tokens, <|endoftext|> included")
     limit: int = flag(0, "comparisons to learn from, the files' first ones; 0: all")
-    seeds: int = flag(1, "runs with seeds --seed, --seed + 1, ...; the one that foretells most of "
-                         "the split valid1 is kept (the paper made 3 to 10)")
     epochs: float = flag(1.0, "passes over the comparisons; the paper makes one, more over-fit")
     batch: int = flag(64, "comparisons an optimizer step, over all processes")
     micro_batch: int = flag(16, "comparisons a forward pass, in one process")
@@ -160,7 +153,11 @@ def zero_at_references(model, tokenizer, posts, cfg, world):
 
 
 def train(cfg, world):
-    """--epochs passes over the comparisons, then the zero."""
+    """--epochs passes over the comparisons, then the zero.
+
+    DIFFERS: the paper trains 3 to 10 of other seeds and keeps the best on valid1; a loop over --seed
+    in the shell does that, with the last valid_accuracy of each log.jsonl.
+    """
     if not (cfg.init and cfg.comparisons):
         raise Problem("--init (a supervised policy) and --comparisons (a file) are both needed")
     started_from = config_of(cfg.init)["flags"]
@@ -223,39 +220,10 @@ def train(cfg, world):
     run.finish(model=network)
 
 
-def best_of_seeds(cfg, world):
-    """One run in seeds/ for each seed, which decides the head's first weights and the order of the
-    data; the run that foretells most of valid1 is copied to --out (appendix B.1).
-
-    config.json there says what each foretold, and which was kept.
-    """
-    out, found = Path(cfg.out), {}
-    if (out / "config.json").exists() and not (out / "seeds").exists():
-        raise Problem(f"{out} already holds a run of one seed: choose another --out")
-    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
-        folder = out / "seeds" / str(seed)
-        train(replace(cfg, seed=seed, seeds=1, out=str(folder)), world)
-        last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-        found[seed] = last["valid_accuracy"], -last["valid_loss"]
-    kept = max(found, key=found.get)
-    if world.rank == 0:
-        source = out / "seeds" / str(kept)
-        known = config_of(source)
-        write_config(out / "config.json", cfg, model=known["model"], seconds=sum(
-            config_of(folder)["seconds"] for folder in (out / "seeds").iterdir()),
-            valid1={seed: accuracy for seed, (accuracy, _) in found.items()}, kept=kept)
-        for name in ("log.jsonl", TOKENIZER_FILE, "model.pt"):
-            shutil.copy(source / name, out / name)
-    world.wait()
-
-
 def main(argv=None):
-    """One run, or the best of several."""
     cfg = parse(Config, PRESETS, argv, __doc__)
-    if cfg.limit < 0 or cfg.seeds < 1:
-        raise Problem("--limit counts from 0, --seeds from 1")
     with join_world(cfg) as world:
-        (train if cfg.seeds == 1 else best_of_seeds)(cfg, world)
+        train(cfg, world)
 
 
 if __name__ == "__main__":

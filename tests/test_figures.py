@@ -97,12 +97,11 @@ def town(seed, n=200, truth=True):
         for k, labels in enumerate((100, 200, 400)):
             better = 0.05 * (i + k) * (1 if truth else -1)
             found[f"agree-{size}-{labels}"] = agree_of(margin(0.7 + better), rng, i, n)
-    found["agree-middle-best"] = agree_of(margin(0.75), rng, 1, n)
     return found
 
 
 def agree_of(margin, rng, i, n):
-    return {"margin": margin, "parameters": 1e5 * 3 ** i, "comparisons": 100, "valid1": {"0": 0.7},
+    return {"margin": margin, "parameters": 1e5 * 3 ** i, "comparisons": 100,
             "damage": {kind: rng.normal(0.5, 1, n).tolist() for kind in DAMAGES}}
 
 
@@ -479,7 +478,7 @@ def test_a_tiny_sweep_from_nothing_draws_every_figure_and_goes_on_where_it_was(t
     rows = measured["samples-beta0"]["rows"]
     assert [row["step"] for row in rows] == [0, 1, 2] and np.mean(rows[0]["kl"]) == 0
     assert len(measured["pool"]["by"]["ROUGE"]["gold"]) == 3 and set(DAMAGES) == set(
-        measured["agree-toy-small-best"]["damage"])
+        measured["agree-toy-small-64"]["damage"])
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("points/s0/*.json")}
     lost = next(path for path in before if path.name.startswith("pool-"))
     lost.unlink()

@@ -14,7 +14,7 @@ import data
 import reward
 from model import lay_out, load_model, score
 from reward import comparison_rows, pairwise_loss, score_pairs, zero_at_references
-from runtime import Problem, config_of, parse
+from runtime import Problem, parse
 
 
 def line(supervised, comparisons, out, more=""):
@@ -168,28 +168,6 @@ def test_only_the_first_comparisons_are_learned_from(supervised, comparisons, tm
     reward.main(line(supervised, path, tmp_path / "fewer"))
     ours, theirs = weights_of(tmp_path / "limit"), weights_of(tmp_path / "fewer")
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-def test_of_several_seeds_the_best_on_valid1_is_kept(supervised, comparisons, tmp_path):
-    more = "--seeds 3 --seed 4 --lr 1e-2 --resume"
-    out = tmp_path / "best"
-    reward.main(line(supervised, comparisons, out, more))
-    known = config_of(out)
-    alone = {seed: log_of(out / "seeds" / seed)[-1] for seed in ("4", "5", "6")}
-    assert known["valid1"] == {seed: last["valid_accuracy"] for seed, last in alone.items()}
-    best = max(alone, key=lambda s: (alone[s]["valid_accuracy"], -alone[s]["valid_loss"]))
-    assert str(known["kept"]) == best and known["flags"]["seeds"] == 3
-    assert log_of(out) == log_of(out / "seeds" / best)
-    ours, theirs = weights_of(out), weights_of(out / "seeds" / best)
-    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
-    load_model(out)
-    before = (out / "seeds/4/model.pt").stat().st_mtime_ns
-    reward.main(line(supervised, comparisons, out, more))                  # what is done stays done
-    assert (out / "seeds/4/model.pt").stat().st_mtime_ns == before
-    with pytest.raises(Problem, match="--seeds 3, not 1"):
-        reward.main(line(supervised, comparisons, out, "--seed 4 --lr 1e-2 --resume"))
-    with pytest.raises(Problem, match="--seeds"):
-        reward.main(line(supervised, comparisons, out, "--seeds 0"))
 
 
 # -------------------------------------------------------------------------------------- bad input
