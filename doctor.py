@@ -285,7 +285,7 @@ CHECKS = (
           "a larger --kl-coef, a lower --lr; does the penalty carry its minus sign?"),
     Check("no price on KL", "ppo", kl_unpaid, "above", 1.0, "KL, nats a summary, at beta <= 0",
           "section 3.4, Table 9 (beta .05 to .35); section 4.3, Figure 5",
-          "--kl-coef 0.05; go on with the same --out, --resume and more --episodes"),
+          "--kl-coef 0.05, in another --out"),
     Check("entropy collapse", "ppo", change("entropy", lowest), "below", 0.2,
           "entropy as a share of its first", "section 3.4: the KL term is also an entropy bonus",
           "a larger --kl-coef, a lower --lr, fewer --epochs"),

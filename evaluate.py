@@ -450,16 +450,6 @@ def checkpoints(ppo):
     yield final, ppo.model
 
 
-def beta_at(step, ppo):
-    """The KL coefficient under which a policy of `step` iterations was trained last: it may have
-    been changed on --resume, which config.json remembers."""
-    beta = ppo.flags["kl_coef"]
-    for change in reversed(config_of(ppo.folder).get("history", [])):
-        if step <= change["step"]:
-            beta = change["flags"].get("kl_coef", [beta])[0]
-    return beta
-
-
 def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature, cfg):
     """Ways of pleasing the reward model more and more, each with its KL (Figures 5 and 7).
 
@@ -470,7 +460,7 @@ def overoptimisation(supervised, ppo, samples, reward, judge, posts, temperature
     for step, model in checkpoints(ppo) if ppo else ():
         texts, kl = samples if model is ppo.model else sample_with_kl(
             ppo._replace(model=model), supervised, posts, temperature, cfg, f"step {step}")
-        rows.append({"method": "ppo", "beta": beta_at(step, ppo), "n": None,
+        rows.append({"method": "ppo", "beta": ppo.flags["kl_coef"], "n": None,
                      "kl": float(kl.mean()), "step": step,
                      **please(reward, judge, posts, texts, cfg)[0]})
     posts, sizes = posts[:POOLS], [2 ** k for k in range(cfg.pool.bit_length())]     # 1, 2, 4, ...

@@ -48,7 +48,7 @@ from data import (
     save_tokenizer,
     size,
 )
-from model import generate, lay_out, load_model, load_weights, token_logp
+from model import generate, lay_out, load_model, token_logp
 from runtime import (
     Common,
     Diverged,
@@ -368,26 +368,6 @@ def load_networks(cfg, world):
     return tokenizer, posts, policy, reference, load_critic(cfg, policy, world), reward
 
 
-def go_on(run, policy, critic, iterations):
-    """Resume with other --episodes or another --kl-coef than before; the learning rate falls to 0
-    over the new total, as if that had been asked for at once, and so may first rise.
-
-    A finished run goes on from its final policy and critic, with Adam's moments anew (a run keeps
-    them only while it trains). Raises: Problem when nothing would be left to do.
-    """
-    cfg, done = run.cfg, run.first
-    if run.finished:
-        done = run.changed.get("episodes", [cfg.episodes])[0] // cfg.batch
-    if iterations < done or (run.finished and iterations == done):
-        raise Problem(f"{cfg.out} has written {done * cfg.batch} summaries already: raise "
-                      "--episodes above that to go on")
-    if run.finished:
-        for network, name in ((policy, "model.pt"), (critic, "critic.pt")):
-            load_weights(network, f"{cfg.out}/{name}")
-        run.reopen(done)
-    run.change()
-
-
 def train(cfg, world):
     """Write, score, learn; again and again."""
     if cfg.batch % (cfg.minibatches * world.size) or cfg.batch > cfg.episodes:
@@ -409,8 +389,6 @@ def train(cfg, world):
     iterations = cfg.episodes // cfg.batch
     run = Run(cfg, world, {"policy": policy, "critic": critic}, optimizer,
               model=asdict(policy.config))
-    if run.changed:
-        go_on(run, policy, critic, iterations)
     if run.finished:
         return
     if world.rank == 0:

@@ -155,8 +155,8 @@ def zero_at_references(model, tokenizer, posts, cfg, world):
 def train(cfg, world):
     """--epochs passes over the comparisons, then the zero.
 
-    DIFFERS: the paper trains 3 to 10 of other seeds and keeps the best on valid1; a loop over --seed
-    in the shell does that, with the last valid_accuracy of each log.jsonl.
+    DIFFERS: the paper trains 3 to 10, each with another seed, and keeps the best on valid1. That
+    is a loop over --seed in the shell, and the last valid_accuracy of each log.jsonl.
     """
     if not (cfg.init and cfg.comparisons):
         raise Problem("--init (a supervised policy) and --comparisons (a file) are both needed")

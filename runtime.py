@@ -626,8 +626,6 @@ def hold(folder):
 # Flags that change how fast a run goes or where it lives, but not what it computes.
 FREE = {"out", "resume", "device", "parallel", "compile", "checkpointing",
         "save_every", "micro_batch", "rollout_batch"}
-# Flags of ppo.py that may differ on --resume: the log and config.json say at which step they did.
-CHANGEABLE = {"episodes", "kl_coef"}
 
 
 class Run:
@@ -647,11 +645,11 @@ class Run:
         if not cfg.out:
             raise Problem("--out is missing: say in which folder this run shall live")
         self.cfg, self.world, self.optimizer = cfg, world, optimizer
-        self.modules, self.described = modules, {**described, "history": []}
+        self.modules, self.described = modules, described
         self.agent = nn.ModuleDict(modules)           # one state for all networks and their Adam
         self.out = pathlib.Path(cfg.out)
         self.first, self.seconds, self.signal = 0, 0.0, 0
-        self.changed, self.lines, self.warned = {}, [], set()
+        self.lines, self.warned = [], set()
         started = bool(world.max(int((self.out / "config.json").exists())))
         if started and not cfg.resume:
             raise Problem(f"{self.out} already holds a run: add --resume to go on, or choose "
@@ -660,18 +658,16 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             hold(self.out)
         if started:
-            known = config_of(self.out)
-            before, self.described["history"] = known["flags"], known.get("history", [])
+            before = config_of(self.out)["flags"]
             for name, now in dataclasses.asdict(cfg).items():
-                if name in CHANGEABLE and before.get(name, now) != now:
-                    self.changed[name] = [before[name], now]
-                elif name not in FREE and before.get(name, now) != now:
+                if name not in FREE and before.get(name, now) != now:
                     raise Problem(f"{self.out} was started with --{name.replace('_', '-')} "
                                   f"{before[name]}, not {now}: type that, or choose another --out")
             if not self.finished:
                 self._load()
-            elif world.rank == 0:                    # killed between the last file and tidying up
-                shutil.rmtree(self.out / "state", ignore_errors=True)
+            elif world.rank == 0:
+                print(f"{self.out} is finished: nothing is left to do")
+                shutil.rmtree(self.out / "state", ignore_errors=True)    # killed before tidying up
         elif world.rank == 0:
             write_config(self.out / "config.json", cfg, **self.described)
 
@@ -754,41 +750,17 @@ class Run:
         self._cut_log()
 
     def _cut_log(self):
-        """Leave in the log each step before the first still to do, and each change of flags."""
+        """Leave in the log each step before the first still to do."""
         log = self.out / "log.jsonl"
         if not log.exists() or self.world.rank > 0:
             return
         try:                                     # (the last line may have been cut short)
-            kept = [log_line(text) for text in log.read_text().splitlines() if text.endswith("}")]
-            kept = [line for line in kept if line["step"] < self.first and "event" not in line]
+            lines = [log_line(text) for text in log.read_text().splitlines() if text.endswith("}")]
         except (ValueError, RecursionError) as error:
             raise Problem(f"{log} is damaged ({error!s:.100}): repair or move it") from None
-        self.seconds = float(kept[-1]["seconds"]) if kept else 0.0
-        changes = [{"step": min(c["step"], self.first), "event": "changed", "flags": c["flags"]}
-                   for c in self.described["history"]]
-        self.lines = sorted(changes + kept, key=lambda line: line["step"])   # changes come first
+        self.lines = [line for line in lines if line["step"] < self.first and "event" not in line]
+        self.seconds = float(self.lines[-1]["seconds"]) if self.lines else 0.0
         write_atomically(log, "".join(json.dumps(line) + "\n" for line in self.lines))
-
-    def change(self):
-        """Write down that CHANGEABLE flags differ from here on, in config.json and the log."""
-        if self.world.rank == 0:
-            self.described["history"].append({"step": self.first, "flags": self.changed})
-            write_config(self.out / "config.json", self.cfg, **self.described)
-            self._cut_log()
-
-    def reopen(self, step):
-        """Make a finished run one that stands before `step`, with the weights its networks hold now
-        and Adam anew; what was its model.pt becomes a snapshot."""
-        self.first = step
-        for p in self.agent.parameters():
-            never = torch.zeros((), dtype=torch.float32, device=p.device)
-            self.optimizer.state[p] = {"step": never, "exp_avg": torch.zeros_like(p),
-                                       "exp_avg_sq": torch.zeros_like(p)}
-        self._save_state(self.out / "state" / f"step-{step:08d}")
-        if self.world.rank == 0:
-            (self.out / "snapshots").mkdir(exist_ok=True)
-            os.replace(self.out / "model.pt", self.out / "snapshots" / f"step-{step:06d}.pt")
-        self.world.wait()
 
     def steps(self, total):
         """Yields the step numbers still to do, under a progress bar; Ctrl-C is noted, not obeyed

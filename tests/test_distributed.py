@@ -157,16 +157,6 @@ def test_a_run_goes_on_in_another_number_of_processes(script, how, line, tmp_pat
     assert_alike(tmp_path / "moved", tmp_path / "whole", 1e-9, ["model.pt"])
 
 
-@pytest.mark.parametrize("how", ["ddp", pytest.param("fsdp", marks=pytest.mark.skipif(
-    "SLOW" not in os.environ, reason="ten seconds: set SLOW=1"))])
-def test_a_finished_run_is_extended_alike_in_one_process_and_in_two(how, line, tmp_path, float64):
-    for out, act in (("alone", ppo.main), ("both", lambda words: ranks(2, ppo.main, words))):
-        for more in ("--episodes 24", "--episodes 40 --kl-coef 0.2 --resume"):
-            assert act(line("ppo", tmp_path / out, f"{more} --parallel {how}")) in (None, [0, 0])
-    assert_alike(tmp_path / "both", tmp_path / "alone", 1e-9, ["model.pt", "critic.pt"])
-    assert [entry["step"] for entry in log_of(tmp_path / "both")] == [0, 1, 2, 3, 3, 4]
-
-
 def test_twenty_iterations_of_ppo_leave_all_ranks_with_the_same_weights(line, tmp_path):
     """The trap: a forward through `.module` skips the averaging, and every rank goes its own way."""
     def act(argv):

@@ -295,6 +295,17 @@ def test_a_finished_run_keeps_its_weights_and_throws_its_state_away(tmp_path, wo
     assert set(known) >= {"flags", "commit", "torch", "model", "seconds"}
 
 
+def test_a_finished_run_that_is_resumed_says_so_and_changes_nothing(tmp_path, world, capsys):
+    out = tmp_path / "run"
+    little_run(out, world)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    little_run(out, world, "--resume")
+    assert capsys.readouterr().out == f"{out} is finished: nothing is left to do\n"
+    with pytest.raises(Problem, match="was started with --steps 8, not 9"):
+        little_run(out, world, "--resume --steps 9")
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
 def test_the_last_two_states_are_kept(tmp_path, world):
     with pytest.raises(Killed):
         little_run(tmp_path / "run", world, die_at=7)
