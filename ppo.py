@@ -57,8 +57,8 @@ from runtime import (
     accumulate,
     adam,
     bare,
-    config_of,
     entry,
+    filled,
     flag,
     gathered,
     generator,
@@ -344,10 +344,6 @@ def load_critic(cfg, policy, world):
 
 def load_networks(cfg, world):
     """Tokenizer, posts, and the four networks. Raises: Problem when they differ."""
-    if not (cfg.policy and cfg.reward and cfg.data):
-        raise Problem("--policy, --reward and --data are all needed")
-    for folder in (cfg.policy, cfg.reward):
-        config_of(folder)                # complains first, and clearly, when it is no checkpoint
     tokenizer = load_tokenizer(cfg.policy)
     if not same_tokenizer(tokenizer, load_tokenizer(cfg.reward)):
         raise Problem(f"{cfg.policy} and {cfg.reward} have different tokenizers: train the reward "
@@ -378,6 +374,9 @@ def train(cfg, world):
     if min(cfg.epochs, cfg.response_length) < 1 or cfg.temperature <= 0:
         raise Problem("--epochs and --response-length count from 1, and --temperature "
                       f"{cfg.temperature:g} must be above 0: PPO learns from what it samples")
+    if not (cfg.policy and cfg.reward and cfg.data):
+        raise Problem("--policy, --reward and --data are all needed")
+    cfg = filled(cfg, world, cfg.policy, cfg.reward)      # both must be able to read a rollout
     tokenizer, posts, *networks = load_networks(cfg, world)
     policy, reference, critic, reward = networks
     # The same networks, spread over the processes; the frozen two only for --compile's sake.
@@ -398,7 +397,7 @@ def train(cfg, world):
         # 1. a batch                        the policy's own summaries, and everyone's opinion
         began = time.perf_counter()
         mine = world.share(batches.at(step))
-        queries = [encode_query(tokenizer, posts[i], cfg.query_length) for i in mine]
+        queries = [encode_query(tokenizer, posts[i], cfg.query_length, cfg.fill) for i in mine]
         rollout = roll_out(policy, reference, critic, reward, queries, mine, step, cfg, world)
         if not rollout.score.isfinite().all():
             raise Diverged(step, "the reward model's score is not finite: look at the log of "

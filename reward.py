@@ -38,6 +38,7 @@ from runtime import (
     config_of,
     cosine,
     entry,
+    filled,
     finest,
     flag,
     gathered,
@@ -99,7 +100,7 @@ def comparison_rows(tokenizer, comparisons, cfg):
     rows = []
     for c in comparisons:
         texts = [s["text"] for s in c["summaries"]]
-        rows.append((encode_query(tokenizer, c["info"], cfg.query_length),
+        rows.append((encode_query(tokenizer, c["info"], cfg.query_length, cfg.fill),
                      encode_response(tokenizer, texts[c["choice"]], cfg.response_length),
                      encode_response(tokenizer, texts[1 - c["choice"]], cfg.response_length)))
     return rows
@@ -143,7 +144,8 @@ def zero_at_references(model, tokenizer, posts, cfg, world):
     with gathered(model):
         for part in accumulate([], world.share(posts), 2 * cfg.micro_batch):
             with mixed(world):
-                scores = score(model, [encode_query(tokenizer, p, cfg.query_length) for p in part],
+                scores = score(model, [encode_query(tokenizer, p, cfg.query_length, cfg.fill)
+                                       for p in part],
                                [encode_response(tokenizer, p["summary"], cfg.response_length)
                                 for p in part])                          # (b,)
             total += torch.tensor([scores.cpu().double().sum().item(), len(part)])
@@ -160,8 +162,8 @@ def train(cfg, world):
     """
     if not (cfg.init and cfg.comparisons):
         raise Problem("--init (a supervised policy) and --comparisons (a file) are both needed")
-    started_from = config_of(cfg.init)["flags"]
-    data = cfg.data or started_from.get("data")
+    cfg = filled(cfg, world, cfg.init)
+    data = cfg.data or config_of(cfg.init)["flags"].get("data")
     tokenizer = load_tokenizer(cfg.init)
     network = load_model(cfg.init, world, head="scalar", seed=cfg.seed)
     if cfg.query_length + cfg.response_length > network.config.context:

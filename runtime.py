@@ -134,6 +134,8 @@ class Common(Machine):
     compile: bool = flag(False, "torch.compile the networks (slow first steps, faster later)")
     checkpointing: bool = flag(False, "compute each layer's inside twice rather than remember it: "
                                       "a third slower, far less memory")
+    fill: bool = flag(False, "put spaces before shorter posts, --query-length tokens in all, as "
+                             "the paper's code does; a network that learned so goes on so anyway")
     save_every: int = flag(200, "steps between saved training states; the last two are kept")
 
 
@@ -576,7 +578,7 @@ def in_brief(error):
 
 
 # What later stages read of an earlier one's flags.
-READ = {"data": str, "comparisons": str, "query_length": int, "response_length": int,
+READ = {"data": str, "comparisons": str, "query_length": int, "response_length": int, "fill": bool,
         "episodes": int, "batch": int, "temperature": float | int, "kl_coef": float | int}
 
 
@@ -595,6 +597,24 @@ def config_of(folder):
         raise Problem(f"{folder} is no checkpoint folder: {path} is missing") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Problem(f"{path} is damaged ({error}): run that stage again") from None
+
+
+def filled(cfg, world, *folders):
+    """cfg with --fill as the networks in these folders know posts; warns of another length.
+
+    Raises: Problem when two of them differ: no post can be written so that both know it.
+    """
+    known = [config_of(folder)["flags"] for folder in folders]
+    lengths = [flags.get("query_length", cfg.query_length) if flags.get("fill") else None
+               for flags in known]
+    if len(set(lengths)) > 1:
+        raise Problem(f"{' and '.join(folders)} know posts filled up with spaces to "
+                      f"{' and '.join(str(n or 'no') for n in lengths)} tokens: train the reward "
+                      "model from this policy (reward.py --init)")
+    if lengths[0] not in (None, cfg.query_length) and world.rank == 0:
+        print(f"warning: {folders[0]} knows posts filled up with spaces to {lengths[0]} tokens, "
+              f"not {cfg.query_length}: better is --query-length {lengths[0]}", file=sys.stderr)
+    return dataclasses.replace(cfg, fill=cfg.fill or lengths[0] is not None)
 
 
 HELD = {}          # folders that this process trains in: {(inode, device): open handle}

@@ -15,7 +15,7 @@ text begins. The loop is the same, and its five numbered beats come back in rewa
 
 Before:  model.py.    After: sample.py (what it says), reward.py (what people think of it).
 """
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -37,9 +37,9 @@ from runtime import (
     Run,
     accumulate,
     adam,
-    config_of,
     cosine,
     entry,
+    filled,
     flag,
     gathered,
     join_world,
@@ -97,7 +97,7 @@ PRESETS = {     # the last two rows: the paper's (Table 3, B.1); `all`, where it
 
 def summary_rows(tokenizer, posts, cfg):
     """(query, response) token lists: a post and its author's summary."""
-    return [(encode_query(tokenizer, post, cfg.query_length),
+    return [(encode_query(tokenizer, post, cfg.query_length, cfg.fill),
              encode_response(tokenizer, post["summary"], cfg.response_length)) for post in posts]
 
 
@@ -155,16 +155,13 @@ def validation_loss(model, rows, cfg, world):
 
 def start(cfg, world):
     """Tokenizer and network to start from. Raises: Problem when flags contradict each other."""
-    cfg = replace(cfg, init=published(cfg.init))          # gpt2 is the folder data/gpt2
-    if cfg.init:
-        config_of(cfg.init)              # complains first, and clearly, when it is no checkpoint
     if not cfg.data:
         raise Problem("--data is missing: a folder of posts, such as `python toy.py --out` makes")
     if cfg.block_length < 2 or cfg.beta2 >= 1:
         raise Problem(f"--block-length {cfg.block_length} must be 2 or more, --beta2 {cfg.beta2:g} "
                       "less than 1")
-    tokenizer = load_tokenizer(cfg.tokenizer or cfg.init or cfg.data)
-    model = (load_model(cfg.init, world, head="lm") if cfg.init else
+    tokenizer = load_tokenizer(cfg.tokenizer or published(cfg.init) or cfg.data)
+    model = (load_model(published(cfg.init), world, head="lm") if cfg.init else
              build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world))
     longest = (cfg.query_length + cfg.response_length if cfg.loss_on == "summary" else
                cfg.block_length)
@@ -181,6 +178,8 @@ def train(cfg, world):
     """The loop of every training script in this book, at its simplest."""
     if cfg.batch % world.size:
         raise Problem(f"--batch {cfg.batch} does not divide over {world.size} processes")
+    if cfg.init:
+        cfg = filled(cfg, world, published(cfg.init))      # gpt2 is the folder data/gpt2
     tokenizer, network = start(cfg, world)
     examples, held_out = read_examples(tokenizer, cfg)
     held_out = encode(tokenizer, world.share(held_out[:cfg.eval_rows]), cfg)

@@ -17,7 +17,8 @@ import model
 import ppo
 from model import load_model
 from ppo import gae, policy_loss, roll_out, token_rewards, update, value_loss, whiten
-from runtime import Problem, adam, linear, save_tensors
+from runtime import Problem, adam, config_of, linear, save_tensors
+from sample import load_checkpoint
 
 PAD, EOT = 40, 39                                  # of the tiny networks, which speak 40 tokens
 QUERIES = [[3, 1, 4], [1, 5], [9, 2, 6, 5, 3], [5], [8, 9, 7, 9], [3, 2], [3, 8, 4, 6], [2, 6, 4]]
@@ -519,6 +520,45 @@ def test_flags_that_cannot_work_are_problems(run_ppo, tmp_path, more, match):
     with pytest.raises(Problem, match=match) as caught:
         run_ppo(more=more)
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def knows_filled_posts(folder, copy, length=80):
+    """A copy of a checkpoint folder whose network learned from posts filled up with spaces."""
+    shutil.copytree(folder, copy)
+    known = json.loads((copy / "config.json").read_text())
+    known["flags"] |= {"fill": True, "query_length": length}
+    (copy / "config.json").write_text(json.dumps(known))
+    return copy
+
+
+def test_ppo_fills_posts_as_policy_and_reward_model_know_them(run_ppo, supervised, reward_model,
+                                                              tmp_path, monkeypatch):
+    asked = []
+
+    def watch(policy, reference, critic, reward, queries, *more):
+        asked.extend(queries)
+        return roll_out(policy, reference, critic, reward, queries, *more)
+    monkeypatch.setattr(ppo, "roll_out", watch)
+    both = dict(supervised=knows_filled_posts(supervised, tmp_path / "policy"),
+                reward_model=knows_filled_posts(reward_model, tmp_path / "reward"))
+    out = run_ppo(**both)
+    space, = data.load_tokenizer(supervised).encode_ordinary(" ")
+    assert all(len(query) == 80 and query[0] == space for query in asked) and len(asked) == 48
+    assert config_of(out)["flags"]["fill"] and load_checkpoint(out).fill
+    run_ppo(more="--resume", **both)                                 # as it was started
+    asked.clear()
+    assert not config_of(run_ppo("plain", "--episodes 8"))["flags"]["fill"]
+    assert len({len(query) for query in asked}) > 1
+
+
+def test_policy_and_reward_model_that_know_other_posts_are_a_problem(run_ppo, supervised,
+                                                                     reward_model, tmp_path):
+    policy = knows_filled_posts(supervised, tmp_path / "policy")
+    with pytest.raises(Problem, match="with spaces to 80 and no tokens: train the reward model"):
+        run_ppo(supervised=policy)
+    with pytest.raises(Problem, match="with spaces to 80 and 70 tokens"):
+        run_ppo(supervised=policy,
+                reward_model=knows_filled_posts(reward_model, tmp_path / "short", 70))
 
 
 def test_swapped_networks_are_a_problem(run_ppo, supervised, reward_model):

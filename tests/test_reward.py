@@ -12,9 +12,10 @@ from test_sft import Killed, kill_at, log_of, weights_of
 
 import data
 import reward
+import sft
 from model import lay_out, load_model, score
 from reward import comparison_rows, pairwise_loss, score_pairs, zero_at_references
-from runtime import Problem, parse
+from runtime import Problem, config_of, parse
 
 
 def line(supervised, comparisons, out, more=""):
@@ -156,6 +157,23 @@ def test_it_learns_what_its_labeller_likes(supervised, posts, tmp_path):
     log = log_of(tmp_path / "run")
     assert sum(entry["loss"] for entry in log[:4]) / 4 == pytest.approx(math.log(2), abs=0.2)
     assert log[-1]["valid_accuracy"] > 0.9 and log[-1]["valid_loss"] < 0.3
+
+
+def test_a_reward_model_of_a_policy_that_knows_filled_posts_fills_too(data_dir, comparisons,
+                                                                      tokenizer, tmp_path,
+                                                                      monkeypatch):
+    asked, encode_query = [], reward.encode_query
+
+    def watch(*args):
+        asked.append(encode_query(*args))
+        return asked[-1]
+    monkeypatch.setattr(reward, "encode_query", watch)
+    sft.main(f"--data {data_dir} --size tiny --query-length 80 --response-length 16 --batch 8 "
+             f"--steps 1 --fill --device cpu --out {tmp_path / 'policy'}".split())
+    reward.main(line(tmp_path / "policy", comparisons, tmp_path / "run"))
+    assert len(asked) == 48 + 12 + 44           # to learn from, held out, to score 0 on average
+    assert all(len(query) == 80 for query in asked)
+    assert config_of(tmp_path / "run")["flags"]["fill"]
 
 
 def test_only_the_first_comparisons_are_learned_from(supervised, comparisons, tmp_path):

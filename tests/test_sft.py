@@ -9,7 +9,7 @@ from conftest import write_posts
 import data
 import model
 import sft
-from runtime import Problem, parse
+from runtime import Problem, config_of, parse
 
 SHORT = "--query-length 80 --response-length 16 --batch 8 --device cpu"
 
@@ -110,6 +110,19 @@ def test_a_post_with_endoftext_in_it_trains_as_text(tmp_path, posts, tokenizer):
         assert data.decode_response(tokenizer, response).startswith("<|endof")
     rows = sft.running_rows(tokenizer, data.pretraining_texts(tmp_path / "data"), 40)
     assert sum(r.count(tokenizer.eot_token) for _, r in rows) == len(odd)          # the ends alone
+
+
+def test_what_starts_from_a_network_of_filled_posts_fills_too(data_dir, tmp_path, tokenizer,
+                                                              first_step, capsys):
+    sft.main(line(data_dir, tmp_path / "a", "--steps 1 --fill"))
+    sft.main(line(data_dir, tmp_path / "b", f"--steps 1 --init {tmp_path / 'a'}"))
+    space, = tokenizer.encode_ordinary(" ")
+    queries = [query for part, _ in first_step for query in part]
+    assert len(queries) == 2 * (8 + 8) and all(len(q) == 80 and q[0] == space for q in queries)
+    assert config_of(tmp_path / "b")["flags"]["fill"]
+    assert "warning" not in capsys.readouterr().err
+    sft.main(line(data_dir, tmp_path / "c", f"--steps 1 --init {tmp_path / 'b'} --query-length 90"))
+    assert "to 80 tokens, not 90: better is --query-length 80" in capsys.readouterr().err
 
 
 def kill_at(monkeypatch, module, at):
