@@ -264,8 +264,9 @@ def update(agent, optimizer, rollout, lr, step, cfg, world):
 
     agent: {"policy": ..., "critic": ...} as `parallelize` returned them. Minibatches are sets of
     rows of the *global* batch, so they are the same whatever the number of processes.
-    Returns: for the log, losses, clip fraction, approximate KL and both gradient norms averaged
-    over all optimizer steps; rollout_mismatch before the first; the others of the whole batch.
+    Returns: for the log, losses, clip fraction, approximate KL and both gradient norms (a shared
+    critic's: its head's) averaged over all optimizer steps; rollout_mismatch before the first; the
+    others of the whole batch.
     """
     policy, critic = agent["policy"], agent["critic"]
     reward = token_rewards(rollout, cfg.kl_coef)                                        # (B, R)

@@ -442,10 +442,15 @@ def adam(modules, beta2=0.999, eps=1e-8, weight_decay=0.0):
 def optimizer_step(modules, optimizer, lr, clip, step):
     """Clip each module's gradient to norm `clip` (0: never), then step and clear.
 
-    Returns: the list of norms before clipping. Raises: Problem when one is not finite; the
-    weights are then still those of the optimizer step before.
+    A weight that two modules share counts in the first alone. Returns: the list of norms before
+    clipping. Raises: Problem when one is not finite; the weights are then still those of the
+    optimizer step before.
     """
-    norms = [nn.utils.clip_grad_norm_(m.parameters(), clip or math.inf) for m in modules]
+    norms, clipped = [], set()
+    for module in modules:
+        own = [p for p in module.parameters() if p not in clipped]
+        norms.append(nn.utils.clip_grad_norm_(own, clip or math.inf))
+        clipped.update(own)
     norms = [(n.full_tensor() if isinstance(n, DTensor) else n).item() for n in norms]
     if not all(map(math.isfinite, norms)):
         raise Diverged(step, f"the gradient is {norms}; nothing of it was kept. Start again in "

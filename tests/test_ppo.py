@@ -473,6 +473,7 @@ def test_a_critic_may_start_as_the_policy_or_be_it(run_ppo, supervised, world, m
     out = run_ppo("shared", more)
     policy, critic = weights_of(out), trunk(weights_of(out, "critic.pt"))
     assert all(torch.equal(policy[k], critic[k]) for k in policy)          # one trunk still
+    assert log_of(out)[0]["critic_grad_norm"] < log_of(out)[0]["grad_norm"]       # of its head
     separate = weights_of(run_ppo("separate", "--critic policy"))
     assert not all(torch.equal(policy[k], separate[k]) for k in policy)    # the critic moved it
     kill_at(monkeypatch, ppo, at=4 * 4 + 3)

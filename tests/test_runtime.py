@@ -180,6 +180,18 @@ def test_each_network_is_clipped_by_itself():
     assert nets[1].weight.item() == pytest.approx(-101.0, rel=1e-4)
 
 
+def test_a_weight_of_two_networks_is_clipped_once_with_the_first():
+    nets = [nn.ModuleDict({"trunk": nn.Linear(1, 1, bias=False)}) for _ in range(2)]
+    trunk = nets[1]["trunk"] = nets[0]["trunk"]
+    head = nets[1]["head"] = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD([trunk.weight, head.weight], lr=0.0)
+    for weight, slope in ((trunk.weight, 40.0), (head.weight, 300.0)):
+        weight.data.zero_()
+        weight.grad = torch.full((1, 1), slope)
+    assert optimizer_step(nets, optimizer, 1.0, 1.0, 0) == [40.0, 300.0]
+    assert [trunk.weight.item(), head.weight.item()] == pytest.approx([-1.0, -1.0], rel=1e-4)
+
+
 def test_micro_batches_are_the_rows_in_order():
     assert list(accumulate([], list(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(accumulate([], [], 3)) == []
