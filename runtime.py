@@ -705,6 +705,15 @@ class Run:
         weights, moments = get_state_dict(self.agent, self.optimizer)
         return {"weights": weights, "adam": moments}
 
+    def _check_finite(self, step):
+        """Raises: Diverged, on every rank, when a weight of a network is no finite number."""
+        for name, network in self.modules.items():
+            parts = (p.to_local() if isinstance(p, DTensor) else p for p in network.parameters())
+            if self.world.max(int(not all(bool(p.isfinite().all()) for p in parts))):
+                raise Diverged(step, f"the weights of the {name} are not finite, and were not "
+                                     "saved. Start again in another --out with a lower --lr "
+                                     "(--resume would repeat this)")
+
     def _save_state(self, final):
         """Write weights and Adam's moments as a folder that appears complete; the last two stay.
 
@@ -725,12 +734,14 @@ class Run:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 dcp.save(self._state(), checkpoint_id=temporary, no_dist=self.world.size == 1)
-        except (OSError, RuntimeError, CheckpointException) as error:
+            if self.world.rank == 0:
+                sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+                write_atomically(temporary / "done.json", json.dumps(sizes))
+        except (OSError, RuntimeError, CheckpointException, Problem) as error:
+            shutil.rmtree(temporary, ignore_errors=True)         # its half would keep the disk full
             raise Problem(f"{final} cannot be written ({in_brief(error)}); the state before it is "
                           "kept: make room, then --resume") from error
         if self.world.rank == 0:
-            sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
-            write_atomically(temporary / "done.json", json.dumps(sizes))
             shutil.rmtree(final, ignore_errors=True)             # a damaged one of that name
             os.replace(temporary, final)
             sync(final.parent)
@@ -839,6 +850,7 @@ class Run:
         stop = self.world.sum(torch.tensor(float(self.signal), device=self.world.device)).item()
         if not stop and (step + 1) % self.cfg.save_every:
             return
+        self._check_finite(step)
         self._save_state(self.out / "state" / f"step-{step + 1:08d}")
         if stop:
             self.bar.close()
@@ -854,7 +866,10 @@ class Run:
             save_tensors(self.out / f"{name}.pt", weights)
 
     def finish(self, **weights):
-        """Write the final weights (name -> module; model.pt last: it marks the run as finished)."""
+        """Write the final weights (name -> module; model.pt last: it marks the run as finished).
+
+        Raises: Diverged when they are not finite."""
+        self._check_finite(self.total - 1)
         if self.world.rank == 0:
             write_config(self.out / "config.json", self.cfg, **self.described,
                          seconds=round(self.seconds, 1))

@@ -1,5 +1,6 @@
 """Appendix A: flags, randomness, files, and stopping in the middle."""
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -370,6 +371,42 @@ def test_a_state_half_written_is_not_taken_up(tmp_path, world, monkeypatch):
         little_run(out, world)
     monkeypatch.undo()
     assert torch.equal(little_run(out, world, "--resume"), little_run(tmp_path / "whole", world))
+
+
+@pytest.mark.parametrize("file", ["half", "done.json"])
+def test_a_full_disk_keeps_no_half_written_state(tmp_path, world, monkeypatch, file):
+    out, save, write = tmp_path / "run", runtime.dcp.save, runtime.write_atomically
+
+    def full(path, act):
+        if path.parent.name == "writing-00000004" and path.name == file:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"x" * 1000)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return act()
+    monkeypatch.setattr(runtime.dcp, "save", lambda state, checkpoint_id, **more: full(
+        checkpoint_id / "half", lambda: save(state, checkpoint_id=checkpoint_id, **more)))
+    monkeypatch.setattr(runtime, "write_atomically", lambda path, content: full(
+        pathlib.Path(path), lambda: write(path, content)))
+    with pytest.raises(Problem, match="step-00000004 cannot be written .No space left on device"):
+        little_run(out, world)
+    assert [p.name for p in (out / "state").iterdir()] == ["step-00000002"]
+    monkeypatch.undo()
+    assert torch.equal(little_run(out, world, "--resume"), little_run(tmp_path / "whole", world))
+
+
+@pytest.mark.parametrize("every, kept", [(2, ["step-00000004", "step-00000006"]),
+                                         (3, ["step-00000003", "step-00000006"])])
+def test_weights_that_are_not_finite_in_the_last_step_are_not_saved(tmp_path, world, monkeypatch,
+                                                                    every, kept):
+    out, descend = tmp_path / "run", optimizer_step
+
+    def diverging(nets, optimizer, lr, clip, step):
+        return descend(nets, optimizer, math.inf if step == 7 else lr, clip, step)
+    monkeypatch.setitem(globals(), "optimizer_step", diverging)
+    with pytest.raises(Problem, match="step 7: the weights of the model are not finite"):
+        little_run(out, world, f"--save-every {every}")
+    assert sorted(p.name for p in (out / "state").iterdir()) == kept
+    assert not (out / "model.pt").exists()
 
 
 def test_ctrl_c_saves_says_how_to_go_on_and_fails(tmp_path, supervised, data_dir):
