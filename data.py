@@ -26,6 +26,7 @@ import json
 import math
 import os
 import re
+import sys
 import zlib
 from collections import Counter, defaultdict
 from contextlib import closing
@@ -533,12 +534,25 @@ def size(record):
 def encode_response(tokenizer, text, limit):
     """A summary as a response: one space, the text, <|endoftext|>; text beyond `limit` is cut.
 
-    Posts store a summary without its leading space, comparisons with it: both come out alike.
+    Posts store a summary without its leading space, comparisons with it: both come out alike. What
+    is cut, be it within a word, ends with <|endoftext|> too, as in the paper's code: there the
+    reward model is read, and a policy has to learn that summaries end within the limit.
     """
     if limit < 2:
         raise Problem(f"a response of {limit} tokens has no room for text and {ENDOFTEXT}: "
                       "allow 2 or more")
     return tokenizer.encode_ordinary(" " + text.strip())[:limit - 1] + [tokenizer.eot_token]
+
+
+def warn_of_cuts(tokenizer, texts, limit):
+    """Say on stderr how many of these summaries encode_response cuts. Returns: that number."""
+    rows = tokenizer.encode_ordinary_batch([" " + text.strip() for text in texts], num_threads=2)
+    cut = sum(len(row) > limit - 1 for row in rows)
+    if cut:
+        print(f"warning: {cut:,} of {len(texts):,} summaries ({cut / len(texts):.1%}) are longer "
+              f"than --response-length {limit} and lose their end, perhaps within a word: raise it "
+              "to keep them whole", file=sys.stderr)
+    return cut
 
 
 def decode_response(tokenizer, tokens):

@@ -33,7 +33,7 @@ from figures_numbers import (
     resampled,
     taught,
 )
-from judges import AXES
+from judges import AXES, wins
 from microscope import page
 from runtime import Problem, write_atomically
 
@@ -329,7 +329,7 @@ def damage_table(found, cfg):
     name = taught(cfg)
     rows = []
     for kind in found[name][0]["damage"]:
-        caught = found.arrays(name, lambda one, kind=kind: [m > 0 for m in one["damage"][kind]])
+        caught = found.arrays(name, lambda one, kind=kind: wins(one["damage"][kind], 0))
         rows.append([kind, shown(point("", 0, *resampled(caught)), ".1%"),
                      str(sum(map(len, caught)))])
     return table([["damage to an ideal summary", "caught", "n"]], rows)

@@ -320,11 +320,14 @@ def describe(rollout, cfg, eot):
 
 
 def repeated(rollout):
-    """Share of token pairs that stood in the same summary before: near 0 in prose, 1 in a loop."""
+    """Share of token pairs that stood in the same summary before: near 0 in prose, 1 in a loop.
+
+    A summary of one token has no pair, and repeats nothing."""
     written = chosen_at(rollout.tokens, rollout.columns)                                # (B, R)
     rows = [row[real].tolist() for row, real in zip(written, rollout.is_response, strict=True)]
     pairs = [list(zip(row, row[1:], strict=False)) for row in rows]
-    return 1 - sum(len(set(p)) for p in pairs) / max(1, sum(len(p) for p in pairs))
+    again = sum(len(p) - len(set(p)) for p in pairs)
+    return again / max(1, sum(len(p) for p in pairs))
 
 
 # ----------------------------------------------------------------------------------------- 4. loop

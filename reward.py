@@ -12,6 +12,7 @@ that people wrote themselves score 0 on average.
 
 Before:  label.py (where comparisons come from).    After: ppo.py (what the score is good for).
 """
+import sys
 from dataclasses import asdict, dataclass
 
 import torch
@@ -27,6 +28,7 @@ from data import (
     read_posts,
     save_tokenizer,
     size,
+    warn_of_cuts,
 )
 from model import lay_out, load_model, score
 from runtime import (
@@ -117,9 +119,26 @@ def score_pairs(model, part, pad, device):
     return scores.chunk(2)                                           # (b,), (b,)
 
 
+def warn_of_pairs(tokenizer, comparisons, limit):
+    """Say on stderr how many summaries are cut, and how many pairs are then equal."""
+    texts = [s["text"] for c in comparisons for s in c["summaries"]]
+    if warn_of_cuts(tokenizer, texts, limit):
+        rows = [encode_response(tokenizer, text, limit) for text in texts]
+        equal = sum(a == b for a, b in zip(rows[::2], rows[1::2], strict=True))
+        if equal:
+            print(f"warning: {equal:,} of {len(comparisons):,} pairs "
+                  f"({equal / len(comparisons):.1%}) are then equal and teach nothing",
+                  file=sys.stderr)
+
+
+def right(chosen, rejected):
+    """How many of the chosen summaries score higher, a tie counting half. Returns: ()."""
+    return (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()
+
+
 @torch.no_grad()
 def accuracy(model, rows, cfg, world):
-    """Share of comparisons in which the chosen summary scores higher, and the mean loss, nats.
+    """Share of comparisons that the model gets right, and the mean loss, nats.
 
     rows: this rank's share of the held-out (query, chosen, rejected).
     """
@@ -127,11 +146,10 @@ def accuracy(model, rows, cfg, world):
     for part in accumulate([], rows, cfg.micro_batch):
         with mixed(world):
             chosen, rejected = score_pairs(model, part, model.config.n_vocab, world.device)
-        right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()
-        totals += torch.stack([right, pairwise_loss(chosen, rejected) * len(part),
+        totals += torch.stack([right(chosen, rejected), pairwise_loss(chosen, rejected) * len(part),
                                torch.tensor(float(len(part)), device=world.device)])
-    right, nats, pairs = world.sum(totals).tolist()
-    return right / pairs, nats / pairs
+    agreed, nats, pairs = world.sum(totals).tolist()
+    return agreed / pairs, nats / pairs
 
 
 @torch.no_grad()
@@ -175,7 +193,7 @@ def train(cfg, world):
     held_out = read_comparisons(cfg.comparisons, "valid1")[:cfg.eval_rows]
     posts = read_posts(data, "train")[:cfg.zero_rows]
     check_queries(tokenizer, [c["info"] for c in comparisons + held_out] + posts, cfg.query_length)
-    held_out = comparison_rows(tokenizer, world.share(held_out), cfg)
+    rows = comparison_rows(tokenizer, world.share(held_out), cfg)
     batches = Batches([size(c["info"]) for c in comparisons], cfg.batch, cfg.seed)
     steps = max(1, round(cfg.epochs * batches.steps_per_epoch))
     model, pad = parallelize(network, world, cfg), tokenizer.n_vocab
@@ -185,6 +203,7 @@ def train(cfg, world):
         return
     if world.rank == 0:
         save_tokenizer(tokenizer, cfg.out)
+        warn_of_pairs(tokenizer, comparisons + held_out, cfg.response_length)
 
     for step in run.steps(steps):
         # 1. a batch                        this rank's share of cfg.batch comparisons
@@ -201,7 +220,7 @@ def train(cfg, world):
                 chosen, rejected = score_pairs(model, part, pad, world.device)
             loss = pairwise_loss(chosen, rejected) * len(part) / count
             (loss * world.size).backward()         # ranks are *averaged*, hence the factor
-            totals += torch.stack([loss.detach(), (chosen > rejected).sum() / count])
+            totals += torch.stack([loss.detach(), right(chosen, rejected) / count])
 
         # 4. descent
         lr = cosine(step, steps, cfg.lr, cfg.warmup)
@@ -212,11 +231,11 @@ def train(cfg, world):
         judged = {}
         if (step + 1) % cfg.eval_every == 0 or last:
             with gathered(network):
-                right, nats = accuracy(network, held_out, cfg, world)
-            judged = {"valid_accuracy": right, "valid_loss": nats}
+                agreed, nats = accuracy(network, rows, cfg, world)
+            judged = {"valid_accuracy": agreed, "valid_loss": nats}
         if step % cfg.log_every == 0 or judged:
-            mean_loss, right = world.sum(totals).tolist()
-            run.log(step, loss=mean_loss, accuracy=right, **judged, lr=lr, grad_norm=norm)
+            mean_loss, agreed = world.sum(totals).tolist()
+            run.log(step, loss=mean_loss, accuracy=agreed, **judged, lr=lr, grad_norm=norm)
         run.save_if_due(step)
     zero_at_references(network, tokenizer, posts, cfg, world)
     run.finish(model=network)

@@ -29,6 +29,7 @@ from data import (
     read_posts,
     save_tokenizer,
     size,
+    warn_of_cuts,
 )
 from model import build, lay_out, load_model, published, sized, token_logp
 from runtime import (
@@ -194,6 +195,8 @@ def train(cfg, world):
         return
     if world.rank == 0:
         save_tokenizer(tokenizer, cfg.out)
+        if cfg.loss_on == "summary":
+            warn_of_cuts(tokenizer, [post["summary"] for post in examples], cfg.response_length)
 
     for step in run.steps(steps):
         # 1. a batch                        this rank's share of cfg.batch rows

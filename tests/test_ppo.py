@@ -257,6 +257,8 @@ def test_repeated_pairs_are_counted_within_each_summary(rolled):
         tokens[row, columns[row, :len(text)] + 1] = torch.tensor(text)
     rollout = rollout._replace(tokens=tokens, is_response=keep)
     assert ppo.repeated(rollout) == pytest.approx(2 / 6)      # 7 8 and 8 7 come twice, of 4 + 2
+    keep[:, 1:] = False
+    assert ppo.repeated(rollout) == 0                         # a single token repeats nothing
 
 
 # ----------------------------------------------------------------------------------------- update

@@ -2,6 +2,7 @@
 import ast
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -93,6 +94,31 @@ def test_accuracy_counts_right_pairs_and_half_of_ties(reward_model, comparisons,
     assert nats == pytest.approx(-F.logsigmoid(chosen - rejected).mean().item(), rel=1e-5)
     assert reward.accuracy(net, [(q, a, a) for q, a, _ in rows], config(), world) == (
         0.5, pytest.approx(math.log(2)))
+
+
+def test_pairs_that_are_equal_once_cut_are_counted_at_the_start(supervised, comparisons, tmp_path,
+                                                                capsys):
+    records = [json.loads(text) for text in comparisons.read_text().splitlines()]
+    for record in records[:15]:                        # of 60 pairs; the texts differ at their ends
+        for summary in record["summaries"]:
+            summary["text"] = " a friend and the others and" + summary["text"]
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    reward.main(line(supervised, path, tmp_path / "run", "--response-length 8 --limit 15"))
+    said = capsys.readouterr().err
+    assert "warning: 15 of 27 pairs (55.6%) are then equal and teach nothing" in said
+    assert re.search(r"warning: \d+ of 54 summaries .* --response-length 8", said)
+    reward.main(line(supervised, comparisons, tmp_path / "whole"))
+    assert "summaries" not in capsys.readouterr().err
+
+
+def test_a_tie_is_half_right_in_the_log_as_in_validation(supervised, comparisons, tmp_path,
+                                                         monkeypatch):
+    monkeypatch.setattr(reward, "score_pairs", lambda *args: (score_pairs(*args)[0],) * 2)
+    reward.main(line(supervised, comparisons, tmp_path / "run", "--log-every 1"))
+    for entry in log_of(tmp_path / "run"):
+        assert entry["accuracy"] == 0.5 and entry["loss"] == pytest.approx(math.log(2))
+    assert entry["valid_accuracy"] == 0.5
 
 
 def test_references_score_0_on_average_and_no_difference_changes(reward_model, data_dir, tokenizer,

@@ -81,6 +81,23 @@ def test_only_summary_tokens_count(data_dir, tmp_path, tokenizer, first_step):
     assert logged["tokens"] == tokens and logged["loss"] == pytest.approx(nats / tokens, rel=1e-5)
 
 
+def test_summaries_that_are_cut_are_counted_at_the_start_and_end_all_the_same(data_dir, tmp_path,
+                                                                              tokenizer, capsys):
+    texts = [post["summary"] for post in data.read_posts(data_dir, "train")]
+    sizes = sorted(len(tokenizer.encode_ordinary(" " + text)) for text in texts)
+    limit = sizes[len(sizes) // 2]
+    cut = sum(size >= limit for size in sizes)         # one place is <|endoftext|>'s, as in 2020
+    assert 0 < cut < len(texts)
+    sft.main(line(data_dir, tmp_path / "run", f"--steps 1 --response-length {limit}"))
+    said, = (s for s in capsys.readouterr().err.splitlines() if s.startswith("warning"))
+    assert f"{cut} of 44 summaries ({cut / 44:.1%}) are longer than --response-length {limit}" in said
+    for text in texts:
+        row = data.encode_response(tokenizer, text, limit)
+        assert row[-1] == tokenizer.eot_token and len(row) <= limit
+    sft.main(line(data_dir, tmp_path / "whole", f"--steps 1 --response-length {sizes[-1] + 1}"))
+    assert "warning" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("length", [2, 40, 1000])
 def test_every_token_of_running_text_is_predicted_once(data_dir, tokenizer, length):
     eot, texts = tokenizer.eot_token, data.pretraining_texts(data_dir)[:9]
