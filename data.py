@@ -229,8 +229,9 @@ def read_comparisons(paths, split=None):
             if split in (None, record.get("split")):
                 comparisons.append(record)
     if not comparisons and splits:
-        raise Problem(f"{paths}: no line has split {split!r}, but there are "
-                      f"{', '.join(sorted(splits))}: ask for one of these")
+        raise Problem(f"{paths}: no line says \"split\": \"{split}\", only "
+                      f"{', '.join(sorted(splits))}: label more pairs (sample.py gives each post "
+                      "its split), or write it into some lines")
     if not comparisons:
         raise Problem(f"{paths}: is empty: collect comparisons with `python label.py`")
     return comparisons
@@ -598,10 +599,10 @@ class Batches:
     batch alone: window = 1). Rows that fill no last batch sit the epoch out.
     """
 
-    def __init__(self, lengths, batch, seed, window=50):
+    def __init__(self, lengths, batch, seed, window=50, or_else=""):
         if not 0 < batch <= len(lengths):
-            raise Problem(f"a batch of {batch} cannot be filled from {len(lengths)} rows: "
-                          "choose another batch size, or give more data")
+            raise Problem(f"a batch of {batch} cannot be filled from {len(lengths)} rows: lower "
+                          f"--batch to {len(lengths)} or less{or_else}, or give more data")
         self.lengths, self.batch, self.seed = np.asarray(lengths), batch, seed
         self.window = window * batch           # rows
         self.steps_per_epoch = len(lengths) // batch

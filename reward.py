@@ -195,7 +195,10 @@ def train(cfg, world):
     check_queries(tokenizer, [c["info"] for c in comparisons + held_out] + posts, cfg.query_length)
     rows = comparison_rows(tokenizer, world.share(held_out), cfg)
     batches = Batches([size(c["info"]) for c in comparisons], cfg.batch, cfg.seed)
-    steps = max(1, round(cfg.epochs * batches.steps_per_epoch))
+    steps = round(cfg.epochs * batches.steps_per_epoch)
+    if steps < 1:
+        raise Problem(f"--epochs {cfg.epochs:g} of {len(comparisons)} comparisons are no optimizer "
+                      f"step of --batch {cfg.batch}: raise --epochs")
     model, pad = parallelize(network, world, cfg), tokenizer.n_vocab
     optimizer = adam([network], weight_decay=cfg.weight_decay)
     run = Run(cfg, world, {"model": network}, optimizer, model=asdict(network.config))

@@ -126,6 +126,9 @@ def read_examples(tokenizer, cfg):
             check_queries(tokenizer, posts, cfg.query_length)
         return splits
     texts = pretraining_texts(cfg.data)
+    if len(texts) < 2:
+        raise Problem(f"{cfg.data} holds a single text to pretrain on, and one in fifty, at least "
+                      "one, is held out: cut it into several")
     held_out = max(1, len(texts) // 50)
     return tuple(running_rows(tokenizer, part, cfg.block_length)
                  for part in (texts[:-held_out], texts[-held_out:]))
@@ -167,8 +170,9 @@ def start(cfg, world):
     longest = (cfg.query_length + cfg.response_length if cfg.loss_on == "summary" else
                cfg.block_length)
     if longest > model.config.context:
+        too_long = "--query-length" if cfg.loss_on == "summary" else "--block-length"
         raise Problem(f"rows of up to {longest} tokens do not fit the context of "
-                      f"{model.config.context}: lower --query-length or --block-length")
+                      f"{model.config.context}: lower {too_long}")
     if model.config.n_vocab != tokenizer.n_vocab:
         raise Problem(f"{cfg.init} speaks {model.config.n_vocab} tokens, the tokenizer has "
                       f"{tokenizer.n_vocab}: leave --tokenizer out")
@@ -186,7 +190,8 @@ def train(cfg, world):
     held_out = encode(tokenizer, world.share(held_out[:cfg.eval_rows]), cfg)
     lengths = ([size(post) for post in examples] if cfg.loss_on == "summary" else
                [len(q) + len(r) for q, r in examples])
-    batches = Batches(lengths, cfg.batch, cfg.seed)
+    batches = Batches(lengths, cfg.batch, cfg.seed, or_else=(
+        f", or --block-length to less than {max(lengths)}" if cfg.loss_on == "all" else ""))
     steps = cfg.steps or batches.steps_per_epoch
     model, pad = parallelize(network, world, cfg), tokenizer.n_vocab
     optimizer = adam([network], cfg.beta2, weight_decay=cfg.weight_decay)

@@ -230,14 +230,17 @@ def test_input_that_cannot_work_is_a_problem(supervised, comparisons, tmp_path, 
         return lines[:k] + [json.dumps({**json.loads(lines[k]), **fields})] + lines[k + 1:]
 
     same = [{"text": " a", "policy": "sup", "note": None}] * 2
-    fails("valid1", [text for text in lines if '"valid1"' not in text])
+    fails('no line says "split": "valid1", only train: label more',
+          [text for text in lines if '"valid1"' not in text])
     fails("train", [text for text in lines if '"valid1"' in text])
     fails("some.jsonl", [])
     fails("some.jsonl, line 3", [*lines[:2], lines[2][:50], *lines[3:]])
     fails("some.jsonl, line 5.*choice", changed(4, choice=2))
     fails("some.jsonl, line 6", changed(5, summaries=same))
     fails("some.jsonl, line 1.*title", changed(0, info={"id": "t", "subreddit": "s", "post": "p"}))
-    fails("batch of 100", lines, "--batch 100")
+    fails("batch of 100 .*: lower --batch to 48 or less, or give", lines, "--batch 100")
+    fails("--epochs 0 of 48 comparisons are no optimizer step", lines, "--epochs 0")
+    fails("--epochs 0.01 of 48", lines, "--epochs 0.01")
     fails("166 tokens do not fit", lines, "--query-length 150")
     fails("nowhere", lines, "--data nowhere")
     fails("is no checkpoint folder", lines, init=tmp_path / "nowhere")

@@ -205,7 +205,9 @@ def test_the_validation_loss_is_a_mean_over_tokens(data_dir, tmp_path, tokenizer
     ("--query-length 150", "166 tokens do not fit the context of 160"),
     ("--loss-on all --block-length 161", "161 tokens do not fit"),
     ("--query-length 12", "12 .*tokens"),
-    ("--batch 1000", "batch of 1000"),
+    ("--batch 1000", "batch of 1000 .* 44 rows: lower --batch to 44 or less, or give more"),
+    ("--loss-on all --block-length 160 --batch 64",
+     "43 rows: lower --batch to 43 or less, or --block-length to less than [0-9]+, or give more"),
     ("--init nowhere", "nowhere"),
     ("--size huge", "huge"),
     ("--tokenizer nowhere", "nowhere"),
@@ -231,6 +233,9 @@ def test_data_that_cannot_work_is_a_problem(data_dir, tmp_path, posts, tokenizer
     fails("valid.jsonl")
     write_posts(tmp_path / "data", "valid", [posts[0], {**posts[1], "summary": " "}])
     fails("valid.jsonl, line 2: .*summary")
+    write_posts(tmp_path / "data", "pretrain", [{"id": "1", "text": "my cat " * 99}])
+    with pytest.raises(Problem, match="a single text .* cut it into several"):
+        sft.main(line(tmp_path / "data", tmp_path / "run", "--loss-on all --block-length 40"))
     assert not (tmp_path / "run").exists()
 
 
