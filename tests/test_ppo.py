@@ -579,12 +579,16 @@ def test_different_tokenizers_are_a_problem(run_ppo, reward_model, data_dir, tmp
         run_ppo(reward_model=other)
 
 
-def test_a_reward_model_that_says_nan_is_a_problem(run_ppo, reward_model, tmp_path):
+@pytest.mark.parametrize("value, match", [
+    (math.nan, "sick/model.pt: weight head.weight is not finite"),
+    (3e38, "step 0: the reward model's score is not finite")], ids=["a weight", "the score"])
+def test_a_reward_model_that_says_nan_is_a_problem(run_ppo, reward_model, tmp_path, value, match):
     sick = shutil.copytree(reward_model, tmp_path / "sick")
     weights = weights_of(sick)
-    weights["head.bias"].fill_(math.nan)
+    weights["head.weight"].fill_(value)
+    weights["norm.bias"].fill_(9.0)
     save_tensors(sick / "model.pt", weights)
-    with pytest.raises(Problem, match="step 0: the reward model's score is not finite"):
+    with pytest.raises(Problem, match=match):
         run_ppo(reward_model=sick)
 
 
