@@ -28,6 +28,7 @@ import os
 import re
 import sys
 import zlib
+from codecs import BOM_UTF8
 from collections import Counter, defaultdict
 from contextlib import closing
 from functools import cache
@@ -40,7 +41,7 @@ import tiktoken
 import torch
 from tqdm import tqdm
 
-from runtime import Problem, entry, generator, write_atomically
+from runtime import Problem, entry, generator, json_of, text_of, write_atomically
 
 # No space after "TL;DR:", for the response brings its own: " He quit", where " He" is one token.
 POST = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
@@ -64,23 +65,27 @@ INFLATED = 200                       # times that a .gz may grow: text grows 3 t
 def lines_of(path):
     """Yield (line number, bytes) of a file or .gz; no more than a line is in memory.
 
+    A byte order mark before the first is left out. A file that begins with "[" is one line.
     Raises: Problem for a line that is too long, and for a .gz that is nearly nothing but one byte.
     """
     zipped = str(path).endswith(".gz")
     with (gzip.open if zipped else open)(path, "rb") as lines:
         most = max(ARRAY, INFLATED * os.path.getsize(path)) if zipped else math.inf
+        lines.read(len(BOM_UTF8) * lines.peek(3).startswith(BOM_UTF8))
+        begun = False                          # whether a line was more than blanks
         for number, line in enumerate(iter(lambda: lines.readline(LINE + 1), b""), 1):
-            if number == 1 and line.lstrip().startswith(b"["):
+            if not begun and line.lstrip().startswith(b"["):
                 line += lines.read(ARRAY)
                 if lines.read(1):
-                    raise Problem(f"{path}, line 1: an array of more than {ARRAY >> 20} MB: write "
-                                  "its objects one a line, without the brackets")
+                    raise Problem(f"{path}, line {number}: an array of more than {ARRAY >> 20} MB: "
+                                  "write its objects one a line, without the brackets")
             elif len(line) > LINE:
                 raise Problem(f"{path}, line {number}: is longer than {LINE >> 20} MB: write one "
                               "record a line")
             if zipped and lines.tell() > most:
                 raise Problem(f"{path}, line {number}: more than {most >> 20} MB in a file of "
                               f"{os.path.getsize(path):,} bytes: unpack it, and look into it first")
+            begun = begun or not line.isspace()
             yield number, line
 
 
@@ -90,22 +95,19 @@ def read_jsonl(path):
     A file that is one JSON array of objects, as some mirrors have it, is read alike (and whole).
     Raises: Problem naming the file and the line that is not a JSON object.
     """
-    number = 0
+    number = first = 0
     try:
         with closing(lines_of(path)) as lines:
             for number, line in lines:
                 if line.isspace():
                     continue
-                array = number == 1 and line.lstrip().startswith(b"[")
-                records = json.loads(line) if array else [json.loads(line)]
-                for i, record in enumerate(records):
+                found, first = json_of(text_of(line)), first or number
+                array = number == first and isinstance(found, list)
+                for i, record in enumerate(found if array else [found]):
                     number += i > 0
                     if not isinstance(record, dict):
                         raise Problem(f"{path}, line {number}: not an object but {record!r:.40}: "
                                       'write {"field": value, ...} on each line')
-                    if array or b"\\ud" in line.lower():      # half an emoji? UTF-8 cannot hold it
-                        text = json.dumps(record, ensure_ascii=False)
-                        record = json.loads(text.encode("utf-8", "replace"))
                     yield number, record
     except (ValueError, RecursionError) as error:                  # not JSON, or not even UTF-8
         reason = getattr(error, "msg", error)

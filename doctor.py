@@ -342,7 +342,7 @@ def read_log(path):
 
     Raises: Problem naming a line before it that is no JSON object with a step.
     """
-    texts, lines = Path(path).read_text().splitlines(), []
+    texts, lines = Path(path).read_text(errors="replace").splitlines(), []
     for number, text in enumerate(texts, 1):
         try:
             lines.append(log_line(text))

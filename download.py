@@ -52,7 +52,7 @@ from data import (
     read_posts,
     save_tokenizer,
 )
-from runtime import Problem, generator, read_text, replacing, write_atomically
+from runtime import Problem, generator, json_of, read_text, replacing, write_atomically
 
 OPENAI = "https://openaipublic.blob.core.windows.net/summarize-from-feedback"
 HUB = "https://huggingface.co"
@@ -226,7 +226,7 @@ def fetch(url, path, sha256=None):
 def read_json(path):
     """One JSON object. Raises: Problem when the file holds anything else."""
     try:
-        known = json.loads(read_text(path))
+        known = json_of(read_text(path))
     except (ValueError, RecursionError) as error:
         known = error
     if not isinstance(known, dict):
@@ -468,7 +468,7 @@ def stories_of(path):
                         raise Problem(f"{path}: {member.name!r:.80} has {member.size:,} bytes, and "
                                       "is no news story: delete it and fetch it again")
                     text = archive.extractfile(member).read()
-                    yield Path(member.name).stem, text.decode(errors="replace")
+                    yield Path(member.name).stem, text.decode("utf-8-sig", "replace")
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
         raise Problem(f"{path} is damaged ({error}): delete it and fetch it again") from None
 

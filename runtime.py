@@ -532,14 +532,40 @@ def save_tensors(path, tensors):
         torch.save({name: t.detach() for name, t in tensors.items()}, f)
 
 
+def text_of(raw):
+    """Bytes from outside as text: UTF-8, perhaps behind a byte order mark; line ends become "\\n".
+
+    Half an emoji, which UTF-8 cannot hold though Java and MySQL write it, becomes "?"; its two
+    halves, side by side, become the emoji.
+    Raises: ValueError for any other bytes: in another encoding they mean something else.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        halves = raw.decode("utf-8-sig", "surrogatepass").encode("utf-16", "surrogatepass")
+        text = halves.decode("utf-16", "surrogatepass").encode(errors="replace").decode()
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def json_of(text):
+    """The value that a JSON text spells. Half an emoji may also stand there as an escape."""
+    value = json.loads(text)
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    return value
+
+
 def read_text(path, most=1 << 26):
-    """The text of a file that is small. Raises: OSError; ValueError when it is not text, or has
-    more than `most` characters: no more than those are ever in memory."""
-    with open(path, encoding="utf-8") as f:
-        text = f.read(most + 1)
-    if len(text) > most:
-        raise ValueError(f"it has more than {most:,} characters")
-    return text
+    """The text of a file that is small, or of standard input ("-").
+
+    Raises: OSError; ValueError when it is not text, or has more than `most` bytes: no more than
+    those are ever in memory.
+    """
+    with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as f:
+        raw = f.read(most + 1)
+    if len(raw) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return text_of(raw)
 
 
 def write_config(path, cfg, **more):

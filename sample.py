@@ -19,6 +19,7 @@ r"""Chapter 5. Read what a policy writes: one summary, the best of n, pairs for 
 Before:  sft.py (where a policy comes from).    After: label.py (which of two summaries is better?).
 """
 import math
+import os
 import sys
 import time
 import zlib
@@ -59,6 +60,7 @@ from runtime import (
     mixed,
     parse,
     read_text,
+    text_of,
     uniforms,
     write_config,
 )
@@ -93,7 +95,7 @@ class Config(Machine):
     seed: int = flag(0, "which post is shown, and every random number")
 
 
-POST = 1 << 24             # characters of a post file, at most
+POST = 1 << 24             # bytes of a post file, at most
 
 
 # -------------------------------------------------------------------------------------- checkpoints
@@ -233,17 +235,18 @@ def typed_post(cfg):
         return None
     if cfg.post is not None and cfg.post_file is not None:
         raise Problem("--post and --post-file are both given: one is enough")
-    text = cfg.post
-    if cfg.post_file is not None:
-        try:
-            text = (sys.stdin.read(POST) if cfg.post_file == "-" else
-                    read_text(cfg.post_file, POST))
+    record = {"id": "typed"}
+    for name in ("subreddit", "title", "post"):
+        file = cfg.post_file if name == "post" else None
+        where = f"--{name}" if file is None else f"--post-file {file}"
+        try:                                             # fsencode: the bytes that were typed
+            record[name] = (text_of(os.fsencode(getattr(cfg, name))) if file is None else
+                            read_text(file, POST))
         except (OSError, ValueError) as error:
-            raise Problem(f"--post-file {cfg.post_file} cannot be read as text: {error}") from None
-    if not text.strip():
-        where = "--post" if cfg.post_file is None else f"--post-file {cfg.post_file}"
+            raise Problem(f"{where} cannot be read as text: {error}") from None
+    if not record["post"].strip():
         raise Problem(f"{where} is blank: there is nothing to summarise")
-    return {"id": "typed", "subreddit": cfg.subreddit, "title": cfg.title, "post": text.strip()}
+    return {**record, "post": record["post"].strip()}
 
 
 def warn_if_foreign(record, folder):

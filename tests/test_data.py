@@ -1,6 +1,7 @@
 """Chapter 1: what the readers accept, what a row holds, and in which order rows come."""
 import base64
 import gzip
+import io
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import regex
 import torch
 
 import data
+import sample
 from data import Batches, encode_query, encode_response, read_comparisons, read_posts, rouge
 from runtime import Problem, entry
 
@@ -167,6 +169,59 @@ def test_files_are_read_one_line_at_a_time(tmp_path):
 def test_half_an_emoji_is_replaced_and_a_whole_one_stays(tmp_path):
     write(tmp_path / "train.jsonl", POST | {"post": "\ud83d!"}, POST | {"post": "😀 \\ud83d"})
     assert [post["post"] for post in read_posts(tmp_path, "train")] == ["?!", "😀 \\ud83d"]
+
+
+SPELLED = {              # bytes of a post: how they are read; None: refused in one line
+    "UTF-8": (b"caf\xc3\xa9 \xf0\x9f\x98\x80", "café 😀"), "half an emoji": (b"a\xed\xa0\xbd!", "a?!"),
+    "both halves apart": (b"a \xed\xa0\xbd\xed\xb8\x80", "a 😀"), "overlong": (b"a\xc0\x80b", None),
+    "overlong slash": (b"a\xe0\x80\xaf", None), "cut short": (b"a \xf0\x9f\x98", None),
+    "Latin-1": (b"caf\xe9 au lait", None), "NUL": (b"a\0b", "a\0b")}
+FRAMED = {"bare": lambda text: text, "BOM": lambda text: b"\xef\xbb\xbf" + text,
+          "blank first": lambda text: b"\n \n" + text, "CRLF": lambda text: b"\r\n" + text + b"\r\n",
+          "BOM, blank first": lambda text: b"\xef\xbb\xbf\r\n" + text}
+
+
+def read_through(way, post, frame, folder, monkeypatch):
+    """A post of these bytes as it comes in by one of the ways that there are."""
+    kind, _, zipped = way.partition(".")
+    if kind in ("lines", "array"):
+        line = json.dumps(POST | {"post": "HERE"}).encode().replace(b"HERE", post)
+        content = frame(line + b"\n" + line if kind == "lines" else b"[" + line + b",\n" + line + b"]")
+        path = folder / ("train.jsonl" + ".gz" * bool(zipped))
+        path.write_bytes(gzip.compress(content) if zipped else content)
+        first, second = read_posts(folder, "train")
+        assert first == second
+        return first["post"]
+    given = {"post": os.fsdecode(frame(post))} if kind == "flag" else {
+        "post_file": "-" if kind == "stdin" else str(folder / "post.txt")}
+    (folder / "post.txt").write_bytes(frame(post))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(frame(post)), "ascii"))
+    return sample.typed_post(sample.Config(**given))["post"]
+
+
+@pytest.mark.parametrize("way", ["lines", "lines.gz", "array", "array.gz", "text file", "stdin", "flag"])
+@pytest.mark.parametrize("framed", FRAMED)
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_text_from_outside_is_read_by_one_rule_whichever_way_it_comes(
+        way, framed, spelled, tmp_path, monkeypatch):
+    post, text = SPELLED[spelled]
+    if spelled == "NUL" and way.startswith(("lines", "array")):
+        text = None                                        # JSON writes it as \u0000 alone
+    where = {"flag": "--post cannot", "stdin": "--post-file - cannot", "text file": "post.txt cannot"}
+    read = read_through, way, post, FRAMED[framed], tmp_path, monkeypatch
+    if text is None:
+        assert where.get(way, "train.jsonl") in (told := problem_of(*read))
+        assert way in where or "line " in told
+    else:
+        assert read[0](*read[1:]) == text
+
+
+@pytest.mark.parametrize("field", ["subreddit", "title", "summary"])
+def test_half_an_emoji_in_raw_bytes_reaches_no_tokenizer(tmp_path, field):
+    line = json.dumps(POST | {field: "HERE it is"}).encode().replace(b"HERE", b"\xed\xa0\xbd")
+    (tmp_path / "train.jsonl").write_bytes(line)
+    data.main(["tokenizer", "--data", str(tmp_path), "--vocab", "258"])
+    assert read_posts(tmp_path, "train")[0][field] == "? it is"
 
 
 # -------------------------------------------------------------------------------------- comparisons

@@ -311,6 +311,8 @@ def test_what_cannot_be_examined_is_a_problem_of_one_line(home, tmp_path):
     with open(stage / "log.jsonl", "a") as f:
         f.write('\n{"step": 100, "loss": 1}\n')
     fails(tmp_path, "log.jsonl, line [0-9]+: not a line of a training log")
+    (stage / "log.jsonl").write_bytes(b'{"step": 1, "note": "caf\xe9"}\n{}\n')
+    fails(tmp_path, "log.jsonl, line 1: not a line of a training log")
 
 
 def test_the_records_hold_no_more_than_is_needed():

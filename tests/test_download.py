@@ -375,7 +375,8 @@ def test_news_come_in_both_of_the_papers_formats(server, tmp_path, tokenizer, ca
     names = {hashlib.sha1(u.encode()).hexdigest(): u for some in urls.values() for u in some}
     for split, some in urls.items():
         server.files[f"/datasets/cnndm/url_lists/all_{split}.txt"] = "\n".join(some).encode()
-    server.files["/datasets/cnndm/titles.json"] = json.dumps({next(iter(names)): "Cats"}).encode()
+    server.files["/datasets/cnndm/titles.json"] = json.dumps(
+        dict.fromkeys(names, "Cats \ud83d")).encode()                 # half an emoji
     for site, some in (("cnn", list(names)[:4]), ("dailymail", [*list(names)[4:8], "unlisted"])):
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as archive:
@@ -391,6 +392,7 @@ def test_news_come_in_both_of_the_papers_formats(server, tmp_path, tokenizer, ca
     kinds = {kind: [r for s in download.SPLITS for r in read_posts(tmp_path / kind, s)]
              for kind in ("transfer", "supervised")}
     assert [len(k) for k in kinds.values()] == [6, 6] and kinds["transfer"][-1]["site"] == "dailymail"
+    assert kinds["transfer"][0]["title"] == "Cats ?"
     one, other = (tokenizer.decode(encode_query(tokenizer, kinds[kind][0], 512)) for kind in kinds)
     assert one == kinds["transfer"][0]["article"] + "\n\nTL;DR:" and other == f"Article:\n{one}\n"
     cut = tokenizer.decode(encode_query(tokenizer, kinds["supervised"][0], 40))

@@ -107,7 +107,7 @@ odd = st.one_of(st.sampled_from(ODD), st.text(max_size=20), st.integers(), st.fl
                              | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5))
 spot = st.floats(0, 1, exclude_max=True)
 BYTES = [b"", b"\x00", b"\xff", b"\n", b"\r\n", b"{", b"}", b"[", b"]", b'"', b"\\", b",", b":", b"-",
-         b"null", b"NaN", b"1e999", b"\\ud800", b"\xef\xbb\xbf", b" " * 500, b"[" * 2000, b"9" * 5000]
+         b"null", b"NaN", b"1e999", b"\\ud800", b"\xef\xbb\xbf", b"\xed\xa0\xbd", b"\xc0\x80", b" " * 500, b"[" * 2000, b"9" * 5000]
 byte_damage = st.lists(st.tuples(st.sampled_from(["cut", "put", "flip", "double", "drop", "over"]),
                                  spot, spot, st.sampled_from(BYTES) | st.binary(max_size=8)),
                        min_size=1, max_size=4)

@@ -224,7 +224,7 @@ def test_a_post_from_a_file_and_from_standard_input_are_one(world, tmp_path, cap
     (tmp_path / "post.txt").write_text("My sister sold my bike.\n")
     run(world, "--post-file", tmp_path / "post.txt")
     said = capsys.readouterr().out
-    monkeypatch.setattr("sys.stdin", io.StringIO("My sister sold my bike.\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"My sister sold my bike.\n")))
     run(world, "--post-file", "-")
     assert capsys.readouterr().out == said
 
