@@ -55,6 +55,14 @@ def test_the_gold_judge_stays_with_those_who_measure(name):
                    for node in ast.walk(tree_of(name)))
 
 
+def test_every_package_that_a_script_imports_is_named_in_the_requirements():
+    named, more = (set(re.findall(r"^[a-z]+", (ROOT / f"requirements{end}.txt").read_text(), re.M))
+                   for end in ("", "-dev"))
+    foreign = {module for name in SCRIPTS for module in imports_of(name)}
+    foreign -= {*sys.stdlib_module_names, *SCRIPTS}
+    assert foreign - named == {"matplotlib"} <= more and named <= foreign
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_no_line_is_longer_than_100_columns(name):
     lines = (ROOT / f"{name}.py").read_text().splitlines()
