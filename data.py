@@ -118,9 +118,15 @@ def read_jsonl(path):
                       "check the path, or make the file again") from None
 
 
+def json_lines(records):
+    """One JSON object a line, as bytes; half an emoji becomes "?" here, too."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return "".join(lines).encode(errors="replace")
+
+
 def write_jsonl(path, records):
     """Write one JSON object a line; the file appears complete or not at all."""
-    write_atomically(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    write_atomically(path, json_lines(records))
 
 
 BLANKS = 100_000                     # in a row; at a million tiktoken's regular expression panics

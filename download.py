@@ -24,7 +24,6 @@ import errno
 import gzip
 import hashlib
 import http.client
-import json
 import os
 import re
 import tarfile
@@ -46,6 +45,7 @@ from data import (
     POST_FIELDS,
     check_comparison,
     find,
+    json_lines,
     load_tokenizer,
     query_text,
     read_jsonl,
@@ -340,7 +340,7 @@ def writing(path):
     """A function that writes a record to path, .jsonl or .jsonl.gz, which appears when all are."""
     with replacing(path) as raw:
         with (gzip.GzipFile("", "wb", 3, raw) if path.suffix == ".gz" else nullcontext(raw)) as f:
-            yield lambda record: f.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+            yield lambda record: f.write(json_lines([record]))
 
 
 def bare_posts(out):

@@ -23,6 +23,7 @@ import os
 import sys
 import time
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,18 +32,19 @@ import tiktoken
 from tqdm import tqdm
 
 from data import (
+    check_queries,
     decode_response,
     encode_examples,
     encode_query,
     encode_response,
     fields_of,
     find,
+    json_lines,
     load_tokenizer,
     query_text,
     read_posts,
     same_tokenizer,
     words,
-    write_jsonl,
 )
 from model import GPT, generate, load_model, load_weights, score
 from runtime import (
@@ -60,6 +62,7 @@ from runtime import (
     mixed,
     parse,
     read_text,
+    replacing,
     text_of,
     uniforms,
     write_config,
@@ -272,6 +275,8 @@ def show(cfg, policy, reward, data, record=None):
         print(query_text(record).removesuffix("\n\nTL;DR:") + "\n")
     else:
         warn_if_foreign(record, policy.flags.get("data"))
+    if reward:
+        check_queries(reward.tokenizer, [record], reward.query_length)
     temperature = cfg.temperature if cfg.temperature >= 0 else 0.7 * (cfg.best_of > 1)
     limit = (policy.model.config.context - policy.response_length if cfg.examples else
              policy.query_length)
@@ -360,8 +365,8 @@ def draw_pairs(cfg, writers, posts, count, quiet=False, tries=4):
     """Two different texts for each of `count` posts: list of (row of the post, texts, names).
 
     Each text is by a writer drawn at random, both perhaps by the same. When they say the same, the
-    second is drawn again, `tries` times at most; then the post is left for another.
-    Raises: Problem when the posts run out.
+    second is drawn again, `tries` times at most; then the post is left for another. When the posts
+    run out, the list is shorter.
     """
     order = generator(cfg.seed, "pairs").permutation(len(posts)).tolist()
     names, pairs, at = list(writers), [], 0
@@ -376,12 +381,8 @@ def draw_pairs(cfg, writers, posts, count, quiet=False, tries=4):
         return [texts[row] for row in rows]
 
     with tqdm(total=2 * count, desc="pairs", unit="summary", disable=quiet) as bar:
-        while len(pairs) < count:
-            rows = order[at:at + count - len(pairs)]
+        while rows := order[at:at + count - len(pairs)]:
             at += len(rows)
-            if not rows:
-                raise Problem(f"only {len(pairs)} of the {len(posts)} posts got two different "
-                              f"summaries: ask for fewer --pairs or raise --temperature")
             whose = [[names[i] for i in generator(cfg.seed, "writers", row=row).integers(
                 len(names), size=2)] for row in rows]
             one, two = zip(*whose, strict=True)
@@ -412,6 +413,19 @@ def least_sure(cfg, reward, records):
     return [records[i] for i in sorted(held + kept)]
 
 
+def record_of(cfg, post, row, texts, names):
+    """A pair as label.py reads it; at random the post's own summary takes the second's place."""
+    random = generator(cfg.seed, "with reference", row=row)
+    reference = post.get("summary", "").strip()
+    summaries = [{"text": " " + text, "policy": name, "note": None}
+                 for text, name in zip(texts, names, strict=True)]
+    if random.random() < cfg.with_reference and reference not in ("", texts[0]):
+        summaries[1] = {"text": " " + reference, "policy": "ref", "note": None}
+        summaries = [summaries[i] for i in random.permutation(2)]
+    return {"info": {field: post[field] for field in fields_of(post)}, "summaries": summaries,
+            "batch": Path(cfg.out).stem, "split": split_of(post), "reference": reference}
+
+
 def write_pairs(cfg, policies, reward, data):
     """Write --pairs records for label.py: OpenAI's format without the choice, and the reference,
     which no labeller gets to see. policies: {name: Checkpoint}, the first of them --policy's."""
@@ -419,30 +433,32 @@ def write_pairs(cfg, policies, reward, data):
     # DIFFERS: the paper draws at 0.7. A tiny policy then says the same thing twice, and a pair of
     # near-twins teaches the reward model nothing; --temperature 0.7 is right for large ones.
     temperature = cfg.temperature if cfg.temperature >= 0 else 1.0
-    posts = read_posts(data, "train", need_summary=False)
-    if not cfg.out or temperature == 0 or cfg.pairs > len(posts):
-        raise Problem("--pairs needs --out, a file to write" if not cfg.out else
+    posts, nowhere = read_posts(data, "train", need_summary=False), Path(cfg.out).is_dir()
+    if nowhere or temperature == 0 or cfg.pairs > len(posts):
+        raise Problem("--pairs needs --out, a file to write" if nowhere else
                       "--pairs needs a --temperature above 0: greedy writes the same text twice"
                       if temperature == 0 else
                       f"--pairs {cfg.pairs}: {data} has only {len(posts)} training posts")
-    writers, records = writers_of(cfg, policies, reward, temperature), []
+    for reader in (*policies.values(), *[reward] * bool(reward)):
+        check_queries(reader.tokenizer, posts, reader.query_length)
+    writers = writers_of(cfg, policies, reward, temperature)
     world = next(iter(policies.values())).world
     count = min(cfg.pairs * (cfg.candidates if cfg.by == "uncertainty" else 1), len(posts))
-    for row, texts, names in draw_pairs(cfg, writers, posts, count, world.rank > 0):
-        post, random = posts[row], generator(cfg.seed, "with reference", row=row)
-        reference = post.get("summary", "").strip()
-        summaries = [{"text": " " + text, "policy": name, "note": None}
-                     for text, name in zip(texts, names, strict=True)]
-        if random.random() < cfg.with_reference and reference not in ("", texts[0]):
-            summaries[1] = {"text": " " + reference, "policy": "ref", "note": None}
-            summaries = [summaries[i] for i in random.permutation(2)]
-        records.append({"info": {field: post[field] for field in fields_of(post)},
-                        "summaries": summaries, "batch": Path(cfg.out).stem,
-                        "split": split_of(post), "reference": reference})
-    if cfg.by == "uncertainty":
-        records = least_sure(cfg, reward, records)
+    # Opened now: that nothing may be written there should be known before an hour of sampling.
+    with replacing(cfg.out) if world.rank == 0 else nullcontext() as file:
+        found = draw_pairs(cfg, writers, posts, count, world.rank > 0)
+        records = [record_of(cfg, posts[row], row, *said) for row, *said in found]
+        if not records:
+            raise Problem(f"none of the {len(posts)} posts got two different summaries: raise "
+                          "--temperature")
+        if cfg.by == "uncertainty":
+            records = least_sure(cfg, reward, records)
+        if file is not None:
+            file.write(json_lines(records))
     if world.rank == 0:
-        write_jsonl(cfg.out, records)
+        if len(records) < cfg.pairs:
+            print(f"warning: {len(records)} pairs, not {cfg.pairs}: the other posts of {data} got "
+                  "the same summary twice; raise --temperature for more", file=sys.stderr)
         write_config(Path(cfg.out).with_suffix(".config.json"), cfg, temperature=temperature,
                      pairs=len(records), seconds=round(time.perf_counter() - began, 1))
     print(f"{cfg.out}: {len(records)} pairs by {', '.join(writers)} at temperature "

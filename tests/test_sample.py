@@ -196,6 +196,38 @@ def test_by_uncertainty_keeps_what_the_reward_model_finds_hardest(world, tmp_pat
     assert kept_ids == sorted(kept_ids, key=order.index)
 
 
+@pytest.mark.parametrize("count, flags", [
+    (10, ["--by", "uncertainty"]), (39, ["--by", "uncertainty"]), (39, []), (40, [])])
+def test_a_post_of_which_one_text_comes_costs_no_more_than_its_own_pair(
+        world, tmp_path, monkeypatch, capsys, count, flags):
+    mute, honest = read_posts(world / "data", "train")[7]["id"], sample.summarise
+    monkeypatch.setattr(sample, "summarise", lambda model, tokenizer, posts, **how: [
+        "nothing" if post["id"] == mute else text
+        for post, text in zip(posts, honest(model, tokenizer, posts, **how), strict=True)])
+    out = tmp_path / "pairs.jsonl"
+    run(world, "--pairs", count, "--out", out, "--reward", world / "reward", *flags)
+    ids = [json.loads(line)["info"]["id"] for line in out.read_text().splitlines()]
+    assert len(ids) == min(count, 39) and mute not in ids
+    assert ("warning: 39 pairs, not 40" in capsys.readouterr().err) == (count == 40)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--out", "{tmp}/file/p"], "cannot be written"), (["--out", "{tmp}"], "--out, a file"),
+    (["--out", "{tmp}/p", "--reward", "{tmp}/short"], "more than 20 tokens"),
+    (["--out", "{tmp}/p", "--others", "{tmp}/brief"], "more than 20 tokens")])
+def test_what_pairs_need_is_looked_at_before_the_first_is_written(
+        world, tmp_path, monkeypatch, flags, words):
+    (tmp_path / "file").write_text("in the way")
+    make_checkpoint(tmp_path / "short", world / "data", "scalar", query_length=20)
+    make_checkpoint(tmp_path / "brief", world / "data", query_length=20)
+    monkeypatch.setattr(sample, "respond", lambda *more, **how: pytest.fail("somebody wrote"))
+    with pytest.raises(Problem, match=words):
+        run(world, "--pairs", 5, *(flag.format(tmp=tmp_path) for flag in flags))
+    with pytest.raises(Problem, match="more than 20 tokens"):
+        run(world, "--post", "a", "--title", "a b " * 20, "--reward", tmp_path / "short")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "short", "brief"}
+
+
 def test_a_post_never_changes_its_split():
     splits = [split_of({"id": f"post-{i}"}) for i in range(5000)]
     shares = [splits.count(name) / 5000 for name in ("train", "valid1", "valid2")]
