@@ -21,6 +21,9 @@ import json
 import math
 import os
 import pickle
+import re
+from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -113,7 +116,8 @@ def read_pickle(path):
                       "read. Fetch it again from a place you trust") from None
     except Exception as error:           # torch raises many kinds for a damaged file
         raise Problem(f"{path} is damaged ({type(error).__name__}): fetch it again") from None
-    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+    if not (isinstance(tensors, dict) and all(map(torch.is_tensor, tensors.values()))
+            and all(isinstance(name, str) for name in tensors)):
         raise Problem(f"{path} is refused: it holds more than named tensors")
     return tensors
 
@@ -121,6 +125,13 @@ def read_pickle(path):
 def turned(w):
     """Theirs to ours and back: a matrix (in, out) <-> (out, in); a vector stays."""
     return w.mT.contiguous() if w.ndim == 2 else w
+
+
+def in_float32(name, t):
+    """Raises: ValueError for whole numbers, which mean something only with a scale beside them."""
+    if not t.is_floating_point():
+        raise ValueError(f"{name} is of {t.dtype}")
+    return t.float()
 
 
 def padded(table, n_vocab, rows):
@@ -144,13 +155,16 @@ BLOCK = {"norm_1": "ln_1", "attention.out": "attn.c_proj", "norm_2": "ln_2", "up
          "down": "mlp.c_proj"}                              # ours: theirs, OpenAI's of 2020 too
 GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "exact_gelu",
         "quick_gelu": "quick_gelu"}
+UNUSED = r"lm_head\.weight|h\.\d+\.attn\.(masked_)?bias"    # a second wte; causal masks
 SHAPE = ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")       # in ModelConfig's order
 
 
 def read_hugging_face(folder, known):
     """A GPT2LMHeadModel's folder: config.json (`known`) and model.safetensors or pytorch_model.bin.
 
-    Returns: ModelConfig, our named tensors in float32. Raises: Problem for what we cannot compute.
+    What config.json says of dropout and rounding (reorder_and_upcast_attn) changes no network.
+    Returns: ModelConfig, our named tensors in float32.
+    Raises: Problem for what we cannot compute, and for a tensor that would not be used.
     """
     where = f"{folder}/config.json"
     if known["model_type"] != "gpt2":
@@ -158,14 +172,13 @@ def read_hugging_face(folder, known):
     sizes = whole_number(known, SHAPE, where)
     able = {"activation_function": (*GELU,), "n_inner": (None, 4 * known["n_embd"]),
             "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
-            "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)}
+            "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
+            "tie_word_embeddings": (True, False)}
     given = {name: known.get(name, can[0]) for name, can in able.items()}
     for name, can in able.items():
         if given[name] not in can:
             raise Problem(f"{where}: {name} is {given[name]!r}; this code computes "
                           f"{' or '.join(map(repr, can))} only")
-    config = ModelConfig(*sizes, tied=known.get("tie_word_embeddings", True),
-                         activation=GELU[given["activation_function"]])
     paths = next((found for pattern in ("model.safetensors", "model-*.safetensors",
                                         "pytorch_model.bin", "pytorch_model-*.bin")
                   if (found := sorted(Path(folder).glob(pattern)))), None)
@@ -173,31 +186,66 @@ def read_hugging_face(folder, known):
         raise Problem(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
     theirs = {}
     for path in paths:                                      # large models come in several files
-        theirs |= (read_safetensors if path.suffix == ".safetensors" else read_pickle)(path)
-    # GPT-2's original files have no prefix, and also hold causal masks, h.N.attn.bias: not read.
-    theirs = {name.removeprefix("transformer."): t for name, t in theirs.items()}
+        read = read_safetensors if path.suffix == ".safetensors" else read_pickle
+        for name, t in read(path).items():                  # GPT-2's original files: no prefix
+            name = name.removeprefix("transformer.")
+            if name in theirs:
+                raise Problem(f"{path}: {name} is there for the second time: which one counts?")
+            theirs[name] = t
+    with fitting(paths[0], theirs, UNUSED):
+        table = theirs["wte.weight"]
+        # Where the head that the file holds differs, it counts, whatever config.json says.
+        same = torch.equal(theirs.get("lm_head.weight", table).float(), table.float())
+        config = ModelConfig(*sizes, tied=bool(given["tie_word_embeddings"]) and same,
+                             activation=GELU[given["activation_function"]])
+        ours = from_hugging_face(theirs, config)
+    return config, ours
+
+
+@contextmanager
+def fitting(path, theirs, unused):
+    """Fill a network from named tensors, taking out of `theirs` what is used.
+
+    unused: a pattern of names that may stay. Raises: Problem when one is missing, odd, or left.
+    """
     try:
-        return config, from_hugging_face(theirs, config)
-    except (KeyError, IndexError, RuntimeError, TypeError, OverflowError) as error:
-        why = str(error).partition("\n")[0]
-        raise Problem(f"{paths[0]} does not fit config.json: {why}") from None
+        yield
+    except (KeyError, IndexError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise Problem(f"{path} does not fit its config: {str(error).partition(chr(10))[0]}: fetch "
+                      "both again") from None
+    left = [name for name in theirs if not re.fullmatch(unused, name)]
+    if left:
+        raise Problem(f"{path} holds {', '.join(left)[:200]}, which would not be used: that is no "
+                      "network of this code, or not the one that its config describes")
 
 
 def from_hugging_face(theirs, config):
-    """Named tensors of a GPT2LMHeadModel, "transformer." taken off, as ours, in float32."""
+    """Tensors of a GPT2LMHeadModel, "transformer." taken off their names, as ours, in float32.
+
+    What is used is taken out of `theirs`.
+    """
     C, n, rows = config.width, config.n_vocab, config.rows
-    ours = {"wte.weight": padded(theirs["wte.weight"], n, rows), "wpe.weight": theirs["wpe.weight"]}
+
+    def take(name):
+        return in_float32(name, theirs.pop(name))
+
+    def table(name):
+        if len(theirs[name]) != n:
+            raise ValueError(f"{name} has {len(theirs[name])} rows, vocab_size is {n}")
+        return padded(take(name), n, rows)
+
+    ours = {"wte.weight": table("wte.weight"), "wpe.weight": take("wpe.weight")}
     if not config.tied:
-        ours["head.weight"] = padded(theirs["lm_head.weight"], n, rows)
+        ours["head.weight"] = table("lm_head.weight")
     for kind in ("weight", "bias"):
-        ours[f"norm.{kind}"] = theirs[f"ln_f.{kind}"]
+        ours[f"norm.{kind}"] = take(f"ln_f.{kind}")
         for i in range(config.layers):
             for a, b in BLOCK.items():
-                ours[f"blocks.{i}.{a}.{kind}"] = turned(theirs[f"h.{i}.{b}.{kind}"])
-            qkv = turned(theirs[f"h.{i}.attn.c_attn.{kind}"])            # (3 C, C) or (3 C,)
+                ours[f"blocks.{i}.{a}.{kind}"] = turned(take(f"h.{i}.{b}.{kind}"))
+            qkv = turned(take(f"h.{i}.attn.c_attn.{kind}"))              # (3 C, C) or (3 C,)
             ours[f"blocks.{i}.attention.q.{kind}"] = qkv[:C]
             ours[f"blocks.{i}.attention.kv.{kind}"] = qkv[C:]
-    return {name: t.float() for name, t in ours.items()}
+    return ours
 
 
 def to_hugging_face(ours, config):
@@ -320,6 +368,8 @@ def claim(out):
 #
 # MODEL/info.json and MODEL/checkpoint/{piece}_shard_{000}.pkl, written by each of n_shards GPUs.
 
+UNUSED_OPENAI = r"output_head_value\..*|resblock_\d+\.attn\.k_proj\.bias"     # see read_openai
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -339,12 +389,13 @@ def joined(name, shards):
 
     Biases that follow a sum over GPUs were added by each of them; norms and heads are copies.
     """
+    shards = [in_float32(name, part) for part in shards]
     if name.endswith("c_proj.bias"):
-        return shards[0].float() * len(shards)
+        return shards[0] * len(shards)
     if name.endswith("c_proj.weight"):
-        return torch.cat(shards).float()
+        return torch.cat(shards)
     copies = any(part in name for part in (".ln_", "final_layer_norm", "output_head"))
-    return shards[0].float() if copies else torch.cat(shards, -1).float()
+    return shards[0] if copies else torch.cat(shards, -1)
 
 
 def check_info(info, where):
@@ -367,7 +418,8 @@ def check_info(info, where):
 def read_openai(folder, n_vocab):
     """One of the paper's released models: a policy when it can say words, else a reward model.
 
-    n_vocab: tokens of the tokenizer, which the files do not tell. A policy's value head, which the
+    n_vocab: tokens of the tokenizer, which the files do not tell. (The context is as long as the
+    table of positions, whatever info.json says.) A policy's value head, which the
     paper's PPO did not use, is left out; so is any bias of the keys, for it moves all of a query's
     logits alike and softmax cancels it.
     Returns: ModelConfig, our named tensors in float32.
@@ -380,40 +432,52 @@ def read_openai(folder, n_vocab):
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise Problem(f"{where} cannot be read ({error}): give the folder of a released model, "
                       "such as `python data.py download sup4` fetches") from None
-
-    def piece(name):
-        shards = [read_pickle(folder / "checkpoint" / f"{name}_shard_{s:03}.pkl")
-                  for s in range(known["n_shards"])]
-        return {key: joined(f"{name}.{key}", [s[key] for s in shards]) for key in shards[0]}
-
-    policy = (folder / "checkpoint" / "output_unembeddings_shard_000.pkl").exists()
-    tables = {"wte": piece("input_embeddings")["weight"]}
-    if policy:
-        tables["head"] = piece("output_unembeddings")["unembedding_weights"]
-    for table in tables.values():
-        if len(table) != math.ceil(n_vocab / 128) * 128:
-            raise Problem(f"{folder} has {len(table)} token rows, not {n_vocab} rounded up to 128: "
-                          "it speaks another tokenizer")
-    wpe = piece("position_embedding")["weight"]
-    config = ModelConfig(n_vocab, known["n_layer"], known["d_model"], known["heads"], len(wpe),
-                         "lm" if policy else "scalar", tied=not policy,
-                         activation="gelu" if known.get("afn") == "gelu" else "quick_gelu")
-    ours = {"wpe.weight": wpe, **{f"{name}.weight": padded(table, n_vocab, config.rows)
-                                  for name, table in tables.items()}}
-    heads = {"norm": "final_layer_norm"} | ({} if policy else {"head": "output_head_reward"})
-    for name, theirs in heads.items():
-        ours |= {f"{name}.{kind}": t for kind, t in piece(theirs).items()}
-    for i in range(config.layers):
-        theirs = piece(f"resblock_{i:04}")
-        theirs["attn.k_proj.bias"] = torch.zeros(config.width)
-        for kind in ("weight", "bias"):
-            for a, b in (BLOCK | {"attention.q": "attn.q_proj"}).items():
-                ours[f"blocks.{i}.{a}.{kind}"] = turned(theirs[f"{b}.{kind}"])
-            kv = [turned(theirs[f"attn.{part}_proj.{kind}"]) for part in "kv"]
-            ours[f"blocks.{i}.attention.kv.{kind}"] = torch.cat(kv)      # (2 C, C) or (2 C,)
+    shards = defaultdict(list)                       # what each GPU held of a tensor
+    for path in sorted((folder / "checkpoint").glob("*_shard_*.pkl")):
+        for name, part in read_pickle(path).items():
+            shards[f"{path.name.partition('_shard_')[0]}.{name}"].append(part)
+    with fitting(folder / "checkpoint", shards, UNUSED_OPENAI):
+        config, ours = from_openai(shards, known, n_vocab)
     with torch.device("meta"):
         empty = GPT(config)
     load_weights(empty, folder, weights=ours)               # compares shapes; takes no memory
+    return config, ours
+
+
+def from_openai(shards, known, n_vocab):
+    """ModelConfig, and our named tensors; what is used is taken out of `shards`."""
+    policy = "output_unembeddings.unembedding_weights" in shards
+
+    def take(name):
+        parts = shards.pop(name, [])
+        if len(parts) != known["n_shards"]:
+            raise ValueError(f"{name} is in {len(parts)} files, not {known['n_shards']}")
+        return joined(name, parts)
+
+    def table(name):
+        rows, whole = math.ceil(n_vocab / 128) * 128, take(name)
+        if len(whole) != rows:
+            raise ValueError(f"{name} has {len(whole)} rows, not {n_vocab} rounded up to {rows}; "
+                             "it is of another tokenizer")
+        return padded(whole, n_vocab, config.rows)
+
+    wpe = take("position_embedding.weight")
+    config = ModelConfig(n_vocab, known["n_layer"], known["d_model"], known["heads"], len(wpe),
+                         "lm" if policy else "scalar", tied=not policy,
+                         activation="gelu" if known.get("afn") == "gelu" else "quick_gelu")
+    ours = {"wpe.weight": wpe, "wte.weight": table("input_embeddings.weight")}
+    if policy:
+        ours["head.weight"] = table("output_unembeddings.unembedding_weights")
+    heads = {"norm": "final_layer_norm"} | ({} if policy else {"head": "output_head_reward"})
+    for kind in ("weight", "bias"):
+        ours |= {f"{name}.{kind}": take(f"{theirs}.{kind}") for name, theirs in heads.items()}
+        for i in range(config.layers):
+            block = f"resblock_{i:04}"
+            for a, b in (BLOCK | {"attention.q": "attn.q_proj"}).items():
+                ours[f"blocks.{i}.{a}.{kind}"] = turned(take(f"{block}.{b}.{kind}"))
+            v = take(f"{block}.attn.v_proj.{kind}")
+            k = take(f"{block}.attn.k_proj.weight") if kind == "weight" else torch.zeros_like(v)
+            ours[f"blocks.{i}.attention.kv.{kind}"] = turned(torch.cat((k, v), -1))
     return config, ours
 
 

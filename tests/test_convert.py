@@ -90,11 +90,49 @@ def test_the_original_names_in_several_half_precision_files_are_read(tmp_path, t
     ({"activation_function": "relu"}, "activation_function is 'relu'"), ({"n_inner": 7}, "n_inner"),
     ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"), ({"n_layer": 3}, "h.2"),
     ({"scale_attn_by_inverse_layer_idx": True}, "inverse_layer"), ({"n_embd": 64}, "does not fit"),
-    ({"vocab_size": 300}, "does not fit"), ({"tie_word_embeddings": False}, "lm_head.weight")])
+    ({"vocab_size": 300}, "does not fit"), ({"n_layer": 1}, "h.1.attn"),
+    ({"vocab_size": 200}, "211 rows"), ({"tie_word_embeddings": None}, "tie_word_embeddings is None"),
+    ({"tie_word_embeddings": False}, "lm_head.weight")])
 def test_what_we_cannot_compute_is_refused_in_one_line(tmp_path, theirs, changes, told):
     with pytest.raises(Problem) as caught:
         model.load_model(hugging(tmp_path / "x", theirs, **changes))
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("said", [{"tie_word_embeddings": True}, {}, {"tie_word_embeddings": False}])
+def test_a_head_that_differs_from_the_table_of_tokens_is_read_and_an_equal_one_is_tied(
+        tmp_path, theirs, file, said):
+    expected = np.load(FIXTURES / "gpt2_tiny" / "expected.npz")
+    table, tokens = theirs["transformer.wte.weight"], torch.from_numpy(expected["tokens"])
+    known = json.loads((FIXTURES / "gpt2_tiny" / "config.json").read_text())
+    del known["tie_word_embeddings"]
+    for name, head in (("equal", table.clone()), ("other", -2 * table)):
+        folder, tensors = tmp_path / name, {**theirs, "lm_head.weight": head}
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(known | said))
+        write = convert.write_safetensors if file.endswith("rs") else lambda p, t: torch.save(t, p)
+        write(folder / file, tensors)
+        net = model.load_model(folder)
+        assert net.config.tied == (name == "equal" and said.get("tie_word_embeddings", True))
+        assert far(net(tokens) / (1 if name == "equal" else -2), expected["logits"]) < 1e-5
+
+
+@pytest.mark.parametrize("name, like, told", [
+    ("score.weight", (2, 48), "holds score.weight, which would not be used"),
+    ("v_head.summary.weight", (1, 48), "would not be used"), ("lm_head.bias", (211,), "would not be used"),
+    ("h.0.crossattention.c_attn.weight", (48, 96), "would not be used"),
+    ("h.2.ln_1.weight", (48,), "would not be used"), ("wte.weight", (211, 48), "second time"),
+    ("transformer.wte.weight", (1, 48), "wte.weight has 1 rows, vocab_size is 211"),
+    ("transformer.wte.weight", (256, 48), "wte.weight has 256 rows, vocab_size is 211"),
+    ("transformer.h.0.mlp.c_fc.weight", torch.int8, "is of torch.int8")])
+def test_every_tensor_of_a_foreign_file_is_used_or_refused_by_name(tmp_path, theirs, name, like, told):
+    odd = theirs[name].to(like) if isinstance(like, torch.dtype) else torch.zeros(like)
+    with pytest.raises(Problem, match=told):
+        model.load_model(hugging(tmp_path / "x", {**theirs, name: odd}))
+    torch.save({**theirs, 5: torch.zeros(1)}, tmp_path / "x.bin")
+    with pytest.raises(Problem, match="more than named tensors"):
+        convert.read_pickle(tmp_path / "x.bin")
 
 
 def test_safetensors_of_every_type_come_back(tmp_path):
@@ -178,7 +216,8 @@ def test_options_that_we_do_not_compute_are_refused(tmp_path):
     known = json.loads((tmp_path / "x" / "info.json").read_text())
     for changes, told in (({"m_mlp": 2}, "m_mlp 2"), ({"afn": "swish"}, "afn 'swish'"),
                           ({"heads": 0}, "'heads'"), ({"n_layer": 3}, "resblock_0002"),
-                          ({"d_model": 64}, "does not fit"), ({"n_shards": 2}, "shard_001")):
+                          ({"d_model": 64}, "does not fit"), ({"n_shards": 2}, "in 1 files, not 2"),
+                          ({"n_layer": 1}, "resblock_0001.* would not be used")):
         changed = {"model_hparams": known["model_hparams"] | changes}
         (tmp_path / "x" / "info.json").chmod(0o644)
         (tmp_path / "x" / "info.json").write_text(json.dumps(changed))
@@ -188,6 +227,34 @@ def test_options_that_we_do_not_compute_are_refused(tmp_path):
         convert.read_openai(FIXTURES / "openai_tiny" / "policy", 300)
     with pytest.raises(Problem, match="info.json cannot be read"):
         convert.read_openai(tmp_path, 250)
+
+
+@needs_fixtures
+@pytest.mark.parametrize("name, changed, told", [
+    ("resblock_0000", {"attn.rel.bias": 3}, "resblock_0000.attn.rel.bias, which would not be used"),
+    ("resblock_0000", {"attn.q_proj.bias": None}, "resblock_0000.attn.q_proj.bias is in 0 files"),
+    ("resblock_0001", {"mlp.c_fc.weight": None}, "resblock_0001.mlp.c_fc.weight is in 0 files"),
+    ("input_embeddings", {"bias": 32}, "input_embeddings.bias, which"),
+    ("input_embeddings", {"weight": None}, "input_embeddings.weight is in 0"),
+    ("input_embeddings", {"weight": ()}, "does not fit"),
+    ("output_head_reward", {"weight": 32, "bias": 1}, "output_head_reward.*would not be used"),
+    ("resblock_0001", {"attn.k_proj.bias": 32}, ""), ("output_head_value", {"more": 3}, ""),
+    ("resblock_0000", {"mlp.c_fc.bias": torch.int8}, "mlp.c_fc.bias is of torch.int8")])
+def test_every_tensor_of_a_released_model_is_used_or_refused_by_name(tmp_path, name, changed, told):
+    shutil.copytree(FIXTURES / "openai_tiny" / "policy", tmp_path / "x", copy_function=shutil.copyfile)
+    path = tmp_path / "x" / "checkpoint" / f"{name}_shard_000.pkl"
+    tensors = dict(convert.read_pickle(path)) if path.exists() else {}
+    tensors |= {key: tensors[key].to(to) if isinstance(to, torch.dtype) else torch.ones(to)
+                for key, to in changed.items() if to is not None}
+    path.unlink(missing_ok=True)
+    torch.save({k: t for k, t in tensors.items() if changed.get(k, 0) is not None}, path)
+    if told:
+        with pytest.raises(Problem, match=told):
+            convert.read_openai(tmp_path / "x", 250)
+    else:
+        ours, plain = (convert.read_openai(folder, 250)[1]
+                       for folder in (tmp_path / "x", FIXTURES / "openai_tiny" / "policy"))
+        assert all(torch.equal(ours[key], t) for key, t in plain.items())
 
 
 def write_openai(folder, net):

@@ -30,6 +30,7 @@ import torch
 from conftest import ROOT, write_posts
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from test_convert import write_openai
 
 import convert
 import data
@@ -407,6 +408,25 @@ def test_hugging_face_folders(ground, draw):
     ended = run(sample, ["--policy", broken, "--post", "so my cat", "--device", "cpu",
                          "--response-length", 4])
     judge(ended, "Hugging Face folders", [broken, "--response-length"], [out])
+
+
+@given(st.data())
+@tries(0.04)
+def test_released_models(ground, draw):
+    folder, tokenizer = ground.fresh(), data.load_tokenizer(ground.data)
+    kind = draw.draw(st.sampled_from(["lm", "scalar"]))
+    write_openai(folder / "c", model.build(model.ModelConfig(
+        tokenizer.n_vocab, 1, 16, 2, 40, kind, kind == "scalar", "quick_gelu"), 1))
+    path = draw.draw(st.sampled_from(sorted(p for p in (folder / "c").rglob("*") if p.is_file())))
+    if path.suffix == ".json":
+        write_damaged_json(draw, path)
+    elif draw.draw(st.booleans()):
+        torch.save(damaged_tensors(draw, torch.load(path)), path)
+    else:
+        path.write_bytes(damaged_bytes(path.read_bytes(), draw.draw(byte_damage)))
+    out = folder / "out"
+    ended = run(convert, ["import-openai", folder / "c", "--tokenizer", ground.data, "--out", out])
+    judge(ended, "released models", [folder / "c"], [out])
 
 
 @given(st.data())
