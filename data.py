@@ -167,8 +167,8 @@ def read_posts(folder, split, need_summary=True):
     path = find(folder, split) if folder else None
     if path is None:
         raise Problem(f"{folder or '--data'}: holds neither {split}.jsonl nor {split}.jsonl.gz: "
-                      "point --data at a folder with posts; `python toy.py --out data/toy` makes "
-                      "one")
+                      "point --data at a folder that does; `python toy.py --out data/toy` "
+                      "makes one")
     posts = []
     for number, record in read_jsonl(path):
         where = f"{path}, line {number}"

@@ -144,10 +144,15 @@ def test_only_prompts_may_lack_a_summary(tmp_path):
     assert "line 1: field 'summary' is blank" in problem_of(read_posts, tmp_path, "train")
 
 
-def test_a_missing_split_names_both_files_and_a_command(tmp_path):
-    told = problem_of(read_posts, tmp_path, "valid")
-    for word in (str(tmp_path), "valid.jsonl ", "valid.jsonl.gz", "python toy.py"):
-        assert word in told
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_missing_split_names_both_files_and_a_command(tmp_path, split):
+    for _ in range(2):                           # an empty folder, then one with test.jsonl alone
+        told = problem_of(read_posts, tmp_path, split)
+        for word in (str(tmp_path), f"{split}.jsonl ", f"{split}.jsonl.gz", "python toy.py"):
+            assert word in told
+        write(tmp_path / "test.jsonl", POST)
+    assert "train.jsonl" in problem_of(data.main, ["tokenizer", "--data", str(tmp_path)])
+    data.main(["describe", str(tmp_path)])
 
 
 def test_a_name_no_disk_takes_is_a_folder_without_posts(tmp_path):
