@@ -42,7 +42,18 @@ from data import check_texts, fields_of, read_jsonl, rouge, write_jsonl
 from label_site import LOOPBACK, Site
 from label_stats import numbers, report
 from label_store import DAMAGE, Plan, Store, second_is_better
-from runtime import Machine, Problem, check_new, entry, flag, join_world, mixed, parse, write_config
+from runtime import (
+    Machine,
+    Problem,
+    check_new,
+    entry,
+    flag,
+    join_world,
+    mixed,
+    parse,
+    typed,
+    write_config,
+)
 from sample import load_checkpoint, score_texts
 
 
@@ -330,7 +341,7 @@ def serve(cfg):
     with site:                    # the port is ours before a reward model reads every pair
         new = store.add(pairs)
         if cfg.researcher:
-            store.set_state(cfg.researcher, "researcher")
+            store.set_state(typed("--researcher", cfg.researcher), "researcher")
         if cfg.reward:
             compare_with(cfg, store)
         print(f"{cfg.db}: {new} new pairs, {len(store.pairs())} in all\n{site.url}    label here\n"

@@ -547,6 +547,14 @@ def text_of(raw):
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def typed(name, text):
+    """What was typed behind a flag, read by that rule. Raises: Problem naming the flag."""
+    try:
+        return text_of(os.fsencode(text))
+    except ValueError as error:
+        raise Problem(f"{name} cannot be read as text: {error}") from None
+
+
 def json_of(text):
     """The value that a JSON text spells. Half an emoji may also stand there as an escape."""
     value = json.loads(text)

@@ -19,7 +19,6 @@ r"""Chapter 5. Read what a policy writes: one summary, the best of n, pairs for 
 Before:  sft.py (where a policy comes from).    After: label.py (which of two summaries is better?).
 """
 import math
-import os
 import sys
 import time
 import zlib
@@ -63,7 +62,7 @@ from runtime import (
     parse,
     read_text,
     replacing,
-    text_of,
+    typed,
     uniforms,
     write_config,
 )
@@ -238,18 +237,15 @@ def typed_post(cfg):
         return None
     if cfg.post is not None and cfg.post_file is not None:
         raise Problem("--post and --post-file are both given: one is enough")
-    record = {"id": "typed"}
-    for name in ("subreddit", "title", "post"):
-        file = cfg.post_file if name == "post" else None
-        where = f"--{name}" if file is None else f"--post-file {file}"
-        try:                                             # fsencode: the bytes that were typed
-            record[name] = (text_of(os.fsencode(getattr(cfg, name))) if file is None else
-                            read_text(file, POST))
-        except (OSError, ValueError) as error:
-            raise Problem(f"{where} cannot be read as text: {error}") from None
-    if not record["post"].strip():
+    where = "--post" if cfg.post_file is None else f"--post-file {cfg.post_file}"
+    try:
+        text = typed(where, cfg.post) if cfg.post_file is None else read_text(cfg.post_file, POST)
+    except (OSError, ValueError) as error:
+        raise Problem(f"{where} cannot be read as text: {error}") from None
+    if not text.strip():
         raise Problem(f"{where} is blank: there is nothing to summarise")
-    return {**record, "post": record["post"].strip()}
+    return {"id": "typed", "subreddit": typed("--subreddit", cfg.subreddit),
+            "title": typed("--title", cfg.title), "post": text.strip()}
 
 
 def warn_if_foreign(record, folder):

@@ -1,5 +1,6 @@
 """Chapter 6: from pairs to comparisons."""
 import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -346,3 +347,12 @@ def test_a_mistake_is_answered_in_one_line(tmp_path, argv, words):
     assert words in str(problem.value) and "\n" not in str(problem.value)
     assert (tmp_path / "bad.db").read_text() == "this is no database " * 100
     assert (tmp_path / "old.axes.jsonl").read_text() == "grades"
+
+
+
+
+def test_a_name_that_is_no_text_is_refused_in_one_line(tmp_path):
+    Store(tmp_path / "labels.db").close()
+    with pytest.raises(Problem, match="--researcher cannot be read as text"):
+        label.main(["serve", "--db", str(tmp_path / "labels.db"), "--port", "0",
+                    "--researcher", os.fsdecode(b"Ren\xe9")])
