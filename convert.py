@@ -128,9 +128,10 @@ def turned(w):
 
 
 def in_float32(name, t):
-    """Raises: ValueError for whole numbers, which mean something only with a scale beside them."""
-    if not t.is_floating_point():
-        raise ValueError(f"{name} is of {t.dtype}")
+    """Raises: ValueError for whole numbers, which mean something only with a scale beside them, and
+    for a tensor that is sparse, or that has no values."""
+    if not t.is_floating_point() or t.layout != torch.strided or t.is_meta:
+        raise ValueError(f"{name} is of {t.dtype}, {t.layout}, {t.device}")
     return t.float()
 
 

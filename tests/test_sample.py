@@ -212,7 +212,7 @@ def test_a_post_of_which_one_text_comes_costs_no_more_than_its_own_pair(
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--out", "{tmp}/file/p"], "cannot be written"), (["--out", "{tmp}"], "--out, a file"),
+    (["--out", "{tmp}/file/p"], "cannot be written"), (["--out", "{tmp}"], "exists already"),
     (["--out", "{tmp}/p", "--reward", "{tmp}/short"], "more than 20 tokens"),
     (["--out", "{tmp}/p", "--others", "{tmp}/brief"], "more than 20 tokens")])
 def test_what_pairs_need_is_looked_at_before_the_first_is_written(
