@@ -307,7 +307,8 @@ def test_agreement_counts_labels_and_halves_ties():
 def test_two_like_labels_of_a_pair_are_no_two_witnesses(true):
     """Where both labels of every pair are alike, the second narrows no interval of figure 8."""
     curves, found = figures_numbers.figure_8(Found(true), CFG), true["seeds"][0]
-    margin, choice = np.array(found["agree-middle-best"]["margin"]), np.array(found["prefer"]["choices"])
+    margin = np.array(found[figures_numbers.taught(CFG)]["margin"])
+    choice = np.array(found["prefer"]["choices"])
     agreed = judges.wins(margin * (2 * choice[:, 0] - 1), 0)
     sure = np.abs(np.array(found["prefer"]["confidence"])[:, 0] - 5)
     for p in curves["by people's confidence"]:
