@@ -95,7 +95,7 @@ SEEDS ?= 1
 JOBS ?= 2
 
 figures: $(READY)
-	$(PY) figures.py sweep --out runs/figures --seeds $(SEEDS) --jobs $(JOBS)
+	$(PY) -m tools.figures sweep --out runs/figures --seeds $(SEEDS) --jobs $(JOBS)
 
 # The outer loop (section 3.1). Every round asks about summaries of the newest policy, of the best of 4
 # of its own, of the supervised one and of the authors (BY=uncertainty: about those pairs that the reward

@@ -13,8 +13,8 @@ says which rows make up the batch of a step, and measures ROUGE, the overlap of 
 optimised before this paper showed how little of a summary's quality it sees (section 4.4).
 
     python data.py tokenizer --data data/toy --vocab 1024      (seconds; 20 MB and 4,096 take 15 s)
-    python data.py download tldr                               (the paper's own posts; download.py)
-    python data.py describe data/tldr                          (what is in a folder)
+    python -m tools.download tldr                               (the paper's own posts; download.py)
+    python -m tools.download describe data/tldr                          (what is in a folder)
 
 Before: nothing (runtime.py is plumbing; look in when curious).    After: toy.py, a world of posts.
 """
@@ -41,7 +41,7 @@ import tiktoken
 import torch
 from tqdm import tqdm
 
-from runtime import Problem, entry, generator, json_of, text_of, write_atomically
+from runtime import Problem, entry, generator, json_of, moved, text_of, write_atomically
 
 # No space after "TL;DR:", for the response brings its own: " He quit", where " He" is one token.
 POST = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
@@ -400,7 +400,10 @@ def load_tokenizer(where):
                           "python -c 'import tiktoken; tiktoken.get_encoding(\"gpt2\")'") from None
     path = Path(where) / TOKENIZER_FILE if Path(where).is_dir() else Path(where)
     if not path.is_file():
-        from convert import VOCABULARIES, read_vocabulary  # a Hugging Face folder: see the appendix
+        from tools.convert import (  # a Hugging Face folder: see the appendix
+            VOCABULARIES,
+            read_vocabulary,
+        )
         if any((path.parent / name).is_file() for name in VOCABULARIES):
             return read_vocabulary(path.parent)
         raise Problem(f"{path}: no such tokenizer: train one with "
@@ -693,18 +696,6 @@ def tokenizer_command(args):
     print(f"{Path(args.data) / TOKENIZER_FILE}: {tokenizer.n_vocab} tokens, {held:.2f} bytes each")
 
 
-def download_command(args):
-    """Hand over to the appendix that fetches files."""
-    from download import download
-    download(args.what, args.out, args.base_url)
-
-
-def describe_command(args):
-    """Hand over to the appendix that knows what the paper's files hold."""
-    from download import describe
-    describe(args.data)
-
-
 def main(argv=None):
     """python data.py COMMAND ..."""
     parser = argparse.ArgumentParser(description=__doc__,
@@ -715,16 +706,8 @@ def main(argv=None):
                        help="folder with train.jsonl and perhaps pretrain.jsonl")
     train.add_argument("--vocab", type=int, default=1024, help="tokens in all, 257 or more (1024)")
     train.set_defaults(run=tokenizer_command)
-    fetch = commands.add_parser("download", help="fetch the paper's data and models, or GPT-2")
-    fetch.add_argument("what", help="tldr, queries, comparisons, axis, cnndm, gpt2, gpt2-medium, "
-                       "gpt2-large, gpt2-xl, openai-models, sup4, rm4 or sup4_ppo_rm4")
-    fetch.add_argument("--base-url", help="a mirror, which has the same paths below it")
-    fetch.add_argument("--out", metavar="DIR", help="where to put it (data/WHAT)")
-    fetch.set_defaults(run=download_command)
-    look = commands.add_parser("describe", help="count and measure what is in a folder")
-    look.add_argument("data", metavar="DIR", help="folder of posts, articles or comparisons")
-    look.set_defaults(run=describe_command)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(moved(argv, {"download": "tools.download",
+                                          "describe": "tools.download describe"}))
     args.run(args)
 
 

@@ -9,19 +9,18 @@ by being long, by copying, or only in the reward model's eyes.
     --judge gold | rouge | reward:DIR | command:CMD | labels:DB           who they are: judges.py
 
     python evaluate.py --run runs/demo --data data/toy --out runs/demo/report           # 40 s
-    python evaluate.py doctor runs/demo                     what ails a run, by its logs: doctor.py
+    python -m tools.doctor runs/demo                     what ails a run, by its logs: doctor.py
 
 Writes summaries.jsonl (who wrote what), report.json (every number), report.md (the same in words),
 report.png and report.svg, and report.html: both in one file, and below them a microscope for tokens
 (microscope.py).
 
-    python evaluate.py compare runs/demo reference/toy.json       # within what others measured?
+    python -m tools.figures compare runs/demo reference/toy.json     # within what others measured?
 
 Before:  judges.py.    After: the world; change a flag and look again.
 """
 import json
 import math
-import sys
 import time
 from bisect import bisect_left
 from collections import defaultdict
@@ -71,6 +70,7 @@ from runtime import (
     generator,
     join_world,
     mixed,
+    moved,
     parse,
     read_text,
     replacing,
@@ -525,7 +525,7 @@ def prepare(cfg, world):
         check_queries(reward.tokenizer, [c["info"] for c in labels.comparisons],
                       reward.query_length)
     if reward and ppo:
-        from microscope import settings, stops  # an appendix, opened when it is needed
+        from tools.microscope import settings, stops  # an appendix, opened when it is needed
         for _ in (stops(supervised, ppo, reward, settings(supervised, ppo, reward))
                   if Path(ppo.folder, "critic.pt").exists() else checkpoints(ppo)):
             pass                                     # every snapshot can be read, and every critic
@@ -586,7 +586,7 @@ def evaluate(cfg, world):
     yield ended(report, cfg, began), example, seen
 
     if reward and ppo and Path(ppo.folder, "critic.pt").exists():
-        from microscope import look
+        from tools.microscope import look
         seen = look(supervised, ppo, reward, needed.posts[:CLOSE], judge)
     report["notes"].remove(UNFINISHED)
     yield ended(report, cfg, began), example, seen
@@ -787,33 +787,9 @@ def save_picture(page, path, dpi):
             page.savefig(f, format=kind, dpi=dpi, metadata={"Date": None})
 
 
-@dataclass(frozen=True)
-class Recorded:
-    run: str = flag("", "folder of a sweep of figures.py, or of a demo")
-    reference: str = flag("", "recorded bands: some sweep's reference.json")
-
-
-def compare_command(words):
-    """evaluate.py compare RUN FILE: hand over to the appendix that knows what a sweep records."""
-    from figures_numbers import hold_against
-    if len(words) == 2 and not words[0].startswith("-"):
-        words = ["--run", words[0], "--reference", words[1]]
-    cfg = parse(Recorded, {}, words, __doc__)
-    if not (cfg.run and cfg.reference):
-        raise Problem("python evaluate.py compare RUN REFERENCE: a run's folder, a recorded file")
-    hold_against(cfg.run, cfg.reference)
-
-
 def main(argv=None):
-    """Measure and write, part by part, then print and draw: nothing is lost on the way. A first
-    word `doctor` or `compare` opens an appendix: what ails a run, by its logs? do its figures lie
-    within the recorded bands?"""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["doctor"]:
-        import doctor
-        return doctor.main(argv[1:])
-    if argv[:1] == ["compare"]:
-        return compare_command(argv[1:])
+    """Measure and write, part by part, then print and draw: nothing is lost on the way."""
+    argv = moved(argv, {"doctor": "tools.doctor", "compare": "tools.figures compare"})
     cfg = parse(Config, {}, argv, __doc__)
     if min(cfg.posts, cfg.samples, cfg.pool, cfg.rows_at_once) < 1 or cfg.examples < 0:
         raise Problem("--posts, --samples, --pool, --rows-at-once count from 1, --examples from 0")
@@ -833,7 +809,7 @@ def main(argv=None):
                 write_atomically(out / "report.md", text)
     if world.rank > 0:
         return None
-    from microscope import page
+    from tools.microscope import page
     print("\n".join([policy_table(report, brief=True), *report["notes"]]))
     try:
         draw(report, [line for line in lines if {"episodes", "score", "kl"} <= line.keys()], out)

@@ -41,10 +41,10 @@ import numpy as np
 
 import toy
 from data import check_queries, fields_of, rouge
-from label_stats import numbers
-from label_store import DAMAGE, Store
 from runtime import Problem, World, bar, generator
 from sample import load_reward, score_texts
+from tools.label_stats import numbers
+from tools.label_store import DAMAGE, Store
 
 AXES = ("coverage", "accuracy", "coherence", "overall")
 ANSWER = re.compile(r"""[\s\ufeff("'*`[]*(A|B|tie)[])"'*`.:\s]*""", re.IGNORECASE)

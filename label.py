@@ -39,9 +39,6 @@ from tqdm import tqdm
 
 import toy
 from data import check_texts, fields_of, read_jsonl, rouge, write_jsonl
-from label_site import LOOPBACK, Site
-from label_stats import numbers, report
-from label_store import DAMAGE, Plan, Store, second_is_better
 from runtime import (
     Machine,
     Problem,
@@ -55,6 +52,9 @@ from runtime import (
     write_config,
 )
 from sample import load_checkpoint, score_texts
+from tools.label_site import LOOPBACK, Site
+from tools.label_stats import numbers, report
+from tools.label_store import DAMAGE, Plan, Store, second_is_better
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,10 @@ are attended to. What follows is GPT-2 (Radford et al. 2019), the architecture o
 section 3.4 up to details. A `world` is the processes that train together: ALONE, one, for a start.
 
 Try it:  python model.py                   prints the sizes
-         python model.py plan --size 6.7b --stage ppo --gpus 8 --parallel fsdp     what that needs
+         python -m tools.plan --size 6.7b --stage ppo --gpus 8 --parallel fsdp     what that needs
 Before:  data.py, toy.py (what the tokens are).    After: sft.py (how it learns).
 """
 import math
-import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from data import stack
-from runtime import ALONE, Problem, allocate, config_of, entry, fill, finest, generator
+from runtime import ALONE, Problem, allocate, config_of, entry, fill, finest, generator, moved
 
 
 class Size(NamedTuple):
@@ -436,7 +435,7 @@ def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
     """
     path, known, weights = Path(folder) / "model.pt", config_of(folder), None
     if "model_type" in known:
-        from convert import read_hugging_face  # an appendix, opened when it is needed
+        from tools.convert import read_hugging_face  # an appendix, opened when it is needed
         path, (config, weights) = folder, read_hugging_face(folder, known)
     elif "model" not in known:
         raise Problem(f"{folder}/config.json describes no network: is it a run of sft.py, "
@@ -525,23 +524,18 @@ def published(name):
     if not name.startswith("gpt2") or name not in SIZES or Path(name).exists():
         return name
     if not Path("data", name, "config.json").exists():
-        raise Problem(f"data/{name} is missing: fetch it with `python data.py download {name}`, or "
+        raise Problem(f"data/{name} is missing: python -m tools.download {name}, or "
                       "give a folder that holds it")
     return f"data/{name}"
 
 
 def main(argv=None):
-    """Print the table of sizes; with arguments, be an appendix: plan.py or convert.py."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["plan"]:
-        import plan  # imports this file in turn
-        return plan.main(argv[1:])
-    if argv and argv[0] in ("-h", "--help"):
-        print(__doc__)
-        return None
+    """Print the table of sizes."""
+    argv = moved(argv, {"plan": "tools.plan", "export": "tools.convert export",
+                        "import-openai": "tools.convert import-openai"})
     if argv:
-        import convert
-        return convert.main(argv)
+        print(__doc__)
+        return
     print(f"{'size':12} {'layers':>6} {'width':>6} {'heads':>6} {'context':>8} {'parameters':>15}")
     for name, size in SIZES.items():
         with torch.device("meta"):

@@ -13,7 +13,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import plan  # noqa: E402
 from model import SIZES, build, generate, lay_out, sized, token_logp  # noqa: E402
 from runtime import (  # noqa: E402
     ALONE,
@@ -33,6 +32,7 @@ from runtime import (  # noqa: E402
     uniforms,
 )
 from sft import nll  # noqa: E402
+from tools import plan  # noqa: E402
 
 VOCABULARY = 50257
 

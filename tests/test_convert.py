@@ -11,13 +11,13 @@ import tiktoken
 import torch
 from conftest import ROOT, write_posts
 
-import convert
 import data
 import model
 import sample
 import sft
-from download import PUBLISHED, checksum
 from runtime import Problem, config_of
+from tools import convert
+from tools.download import PUBLISHED, checksum
 
 SHARED = ROOT.parent / "shared"
 FIXTURES, SAVED = SHARED / "fixtures", SHARED / "tiktoken_cache"
@@ -299,7 +299,7 @@ def imported(tmp_path_factory, data_dir, tokenizer):
             for p in net.parameters():
                 p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
         write_openai(home / name, net)
-        model.main(f"import-openai {home / name} --tokenizer {data_dir} "
+        convert.main(f"import-openai {home / name} --tokenizer {data_dir} "
                    f"--out {home / 'ours' / name}".split())
     return home / "ours"
 
@@ -493,7 +493,7 @@ def test_imitation_starts_from_a_hugging_face_folder_and_from_gpt2s_name(supervi
     monkeypatch.chdir(tmp_path)
     line = (f"--data {data_dir} --query-length 80 --response-length 16 --batch 4 --steps 1 --lr 0 "
             "--device cpu").split()
-    with pytest.raises(Problem, match="python data.py download gpt2-medium"):
+    with pytest.raises(Problem, match="python -m tools.download gpt2-medium"):
         sft.main([*line, "--init", "gpt2-medium", "--out", "x"])
     convert.main(["export", str(supervised), "--out", "data/gpt2-medium"])
     sft.main([*line, "--init", "gpt2-medium", "--out", "x"])

@@ -23,6 +23,7 @@ import data
 import sample
 from data import Batches, encode_query, encode_response, read_comparisons, read_posts, rouge
 from runtime import Problem, entry
+from tools import download
 
 ROOT = Path(data.__file__).parent
 SAVED = ROOT.parent / "shared" / "tiktoken_cache"        # GPT-2's files, where a checkout has them
@@ -152,7 +153,7 @@ def test_a_missing_split_names_both_files_and_a_command(tmp_path, split):
             assert word in told
         write(tmp_path / "test.jsonl", POST)
     assert "train.jsonl" in problem_of(data.main, ["tokenizer", "--data", str(tmp_path)])
-    data.main(["describe", str(tmp_path)])
+    download.main(["describe", str(tmp_path)])
 
 
 def test_a_name_no_disk_takes_is_a_folder_without_posts(tmp_path):

@@ -14,11 +14,10 @@ import pytest
 import torch
 import village
 
-import doctor
-import evaluate
 import ppo
 import sft
 from runtime import Problem, config_of
+from tools import doctor
 
 slow = pytest.mark.skipif("SLOW" not in os.environ, reason="three minutes: set SLOW=1")
 SICK = Path(__file__).with_name("sick.json")
@@ -266,16 +265,16 @@ def test_each_check_fires_somewhere_and_says_what_to_read_and_to_try():
 # -------------------------------------------------------------------------------------- in words
 
 def test_the_doctor_says_what_it_looked_at_and_leaves_with_0_or_1(home, tmp_path, capsys):
-    assert evaluate.main(["doctor", str(home)]) is None
+    assert doctor.main([str(home)]) is None
     said = capsys.readouterr().out
     assert said.count("healthy; looked for") == 3 and "exploding KL" in said
-    assert evaluate.main(["doctor", "--run", str(home / "reward")]) is None      # one stage
+    assert doctor.main(["--run", str(home / "reward")]) is None      # one stage
     assert capsys.readouterr().out.startswith("reward (")
     (tmp_path / "report").mkdir()
     (tmp_path / "report/report.json").write_text(json.dumps(report(final=0.2)))
     (tmp_path / "ppo").symlink_to(home / "ppo")
     with pytest.raises(SystemExit) as left:
-        evaluate.main(["doctor", str(tmp_path)])
+        doctor.main([str(tmp_path)])
     assert left.value.code == 1
     said = capsys.readouterr().out
     assert re.search(r"step 12: over-optimisation: .* 0\.28, healthy is at most 0\.1", said)
@@ -288,17 +287,17 @@ def test_training_warns_once_beside_its_bar_and_not_at_all_in_health(home, tmp_p
     damaged("ppo: another reference", home, tmp_path, monkeypatch)
     said = capfd.readouterr().err
     assert said.count("reference differs at the start") == 1
-    assert f"evaluate.py doctor {tmp_path / 'ppo'}" in said
+    assert f"tools.doctor {tmp_path / 'ppo'}" in said
 
 
 def test_what_cannot_be_examined_is_a_problem_of_one_line(home, tmp_path):
     def fails(folder, match):
         with pytest.raises(Problem, match=match) as caught:
-            evaluate.main(["doctor", str(folder)])
+            doctor.main([str(folder)])
         assert "\n" not in str(caught.value)
 
     with pytest.raises(Problem, match="which run"):
-        evaluate.main(["doctor"])
+        doctor.main([])
     fails(tmp_path / "nowhere", "is no folder")
     fails(tmp_path, "holds no stage")
     stage = tmp_path / "reward"
@@ -307,7 +306,7 @@ def test_what_cannot_be_examined_is_a_problem_of_one_line(home, tmp_path):
         (stage / name).write_text((home / "reward" / name).read_text())
     with open(stage / "log.jsonl", "a") as f:
         f.write('{"step": 99, "lo')                    # still being written
-    assert evaluate.main(["doctor", str(tmp_path)]) is None
+    assert doctor.main([str(tmp_path)]) is None
     with open(stage / "log.jsonl", "a") as f:
         f.write('\n{"step": 100, "loss": 1}\n')
     fails(tmp_path, "log.jsonl, line [0-9]+: not a line of a training log")

@@ -15,12 +15,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import ROOT
 
-import convert
 import data
-import download
 from data import encode_query, lead_3, read_comparisons, read_posts
-from download import article_of, fetch
 from runtime import Problem
+from tools import convert, download
+from tools.download import article_of, fetch
 
 FIXTURES = ROOT.parent / "shared" / "fixtures"
 SAVED = ROOT.parent / "shared" / "tiktoken_cache"
@@ -251,12 +250,12 @@ def test_a_download_killed_three_times_and_started_again_ends_with_the_right_fil
         server, tmp_path, capsys):
     tldr(server, (6000, 20, 20))                                          # 1.1 MB
     server.pace, whole = 0.01, server.files["/datasets/tldr_3_filtered/train.jsonl"]
-    line = ["download", "tldr", "--base-url", server.url, "--out", str(tmp_path)]
+    line = ["tldr", "--base-url", server.url, "--out", str(tmp_path)]
     part, had = tmp_path / "train.jsonl.part", 0
     for _ in range(3):
         if (child := os.fork()) == 0:                     # quicker than importing torch each time
             try:
-                data.main(line)
+                download.main(line)
             finally:
                 os._exit(1)
         while download.size_of(part) <= had:
@@ -266,8 +265,8 @@ def test_a_download_killed_three_times_and_started_again_ends_with_the_right_fil
         assert had < download.size_of(part) < len(whole)
         had = download.size_of(part)
     server.pace = 0
-    data.main(line)
-    assert "complete. Next: python data.py describe" in capsys.readouterr().out
+    download.main(line)
+    assert "complete. Next: python -m tools.download describe" in capsys.readouterr().out
     assert (tmp_path / "train.jsonl").read_bytes() == whole
     assert len(read_posts(tmp_path, "valid")) == 20
     assert server.asked[-3][1] == f"bytes={had - 1}-"
@@ -303,7 +302,7 @@ def test_comparisons_are_sorted_into_the_papers_and_the_later_ones(server, tmp_p
     server.files["/dataset/comparisons/batch3.json"] += lines(equal, equal)
     array = b"[\n" + b",\n".join(lines(compared(REDDIT), compared(REDDIT)).splitlines()) + b"\n]"
     server.files["/dataset/comparisons/batch4.json"] = array        # a mirror's way
-    data.main(["download", "comparisons", "--base-url", server.url, "--out", str(tmp_path)])
+    download.main(["comparisons", "--base-url", server.url, "--out", str(tmp_path)])
     told = capsys.readouterr().out
     assert "comparisons.jsonl: 23 comparisons (the paper: 64,832)" in told
     assert "left out 2: field 'summaries' holds one 'text' twice" in told
@@ -316,7 +315,7 @@ def test_comparisons_are_sorted_into_the_papers_and_the_later_ones(server, tmp_p
     news = read_comparisons(tmp_path / "cnndm.jsonl")
     assert len(news) == 9 and news[0]["info"]["title"] == "" and "post" not in news[0]["info"]
     assert len(read_comparisons(tmp_path / "raw" / "batch5.json")) == 3     # nulls and all
-    data.main(["describe", str(tmp_path)])
+    download.main(["describe", str(tmp_path)])
     told = capsys.readouterr().out
     assert "23 comparisons; the first was preferred in 0.0%" in told and "ref - sup4_t0.7 23" in told
 
@@ -327,8 +326,8 @@ def test_grades_are_read_with_missing_axes_and_described(server, tmp_path, capsy
         "axes": {"overall": 7, "accuracy": None, "compatible": True}}}
     for name in download.AXIS:
         server.files[f"/dataset/axis_evals/{name}.json"] = lines(record)
-    data.main(["download", "axis", "--base-url", server.url, "--out", str(tmp_path)])
-    data.main(["describe", str(tmp_path)])
+    download.main(["axis", "--base-url", server.url, "--out", str(tmp_path)])
+    download.main(["describe", str(tmp_path)])
     assert "sup4: overall 7.00, compatible 1.00 (5)" in capsys.readouterr().out
     for axes in ({"overall": 8}, {"overall": "7"}, None):
         (tmp_path / "bad.json").write_bytes(lines(record, record | {"summary": {"axes": axes}}))
@@ -339,7 +338,7 @@ def test_grades_are_read_with_missing_axes_and_described(server, tmp_path, capsy
 def test_prompts_come_without_their_unfiltered_summaries(server, tmp_path):
     for name in download.SPLITS:
         server.files[f"/datasets/tldr_3_filtered_queries/{name}.jsonl"] = posts_file(3)
-    data.main(["download", "queries", "--base-url", server.url + "/", "--out", str(tmp_path)])
+    download.main(["queries", "--base-url", server.url + "/", "--out", str(tmp_path)])
     posts = read_posts(tmp_path, "train", need_summary=False)
     assert len(posts) == 3 and set(posts[0]) == set(data.POST_FIELDS)
     with pytest.raises(Problem, match="'summary' is missing"):
@@ -386,7 +385,7 @@ def test_news_come_in_both_of_the_papers_formats(server, tmp_path, tokenizer, ca
                 member.size = len(text)
                 archive.addfile(member, io.BytesIO(text))
         server.files[f"/{download.STORIES}/{site}_stories.tgz"] = packed.getvalue()
-    data.main(["download", "cnndm", "--base-url", server.url, "--out", str(tmp_path)])
+    download.main(["cnndm", "--base-url", server.url, "--out", str(tmp_path)])
     assert "2 articles without text or highlights are left out; 1 of the lists'" in \
         capsys.readouterr().out
     kinds = {kind: [r for s in download.SPLITS for r in read_posts(tmp_path / kind, s)]
@@ -439,12 +438,12 @@ def test_gpt2_arrives_with_its_tokenizer_and_is_where_init_looks(server, tmp_pat
         server.files[f"{here}-medium/resolve/main/{name}"] = content
         server.files[f"{here}/resolve/main/{name}"] = content
     monkeypatch.chdir(tmp_path)
-    data.main(["download", "gpt2-medium", "--base-url", server.url])
+    download.main(["gpt2-medium", "--base-url", server.url])
     net = convert.load_model("data/gpt2-medium")
     assert net.config.layers == 2 and data.load_tokenizer("data/gpt2-medium").n_vocab == 50257
     assert (tmp_path / "data/gpt2-medium/tokenizer.tiktoken").exists()
     with pytest.raises(Problem, match="has not the sha256 248dfc39"):       # the tiny one is not GPT-2
-        data.main(["download", "gpt2", "--base-url", server.url])
+        download.main(["gpt2", "--base-url", server.url])
 
 
 @pytest.mark.skipif(not FIXTURES.exists(), reason="shared fixtures are not here")
@@ -453,8 +452,8 @@ def test_released_models_arrive_shard_by_shard(server, tmp_path, capsys):
         for path in (FIXTURES / "openai_tiny" / fixture).rglob("*.*"):
             to = path.relative_to(FIXTURES / "openai_tiny" / fixture)
             server.files[f"/models/{name}/{to}"] = path.read_bytes()
-    data.main(["download", "openai-models", "--base-url", server.url, "--out", str(tmp_path)])
-    assert "python convert.py import-openai" in capsys.readouterr().out
+    download.main(["openai-models", "--base-url", server.url, "--out", str(tmp_path)])
+    assert "python -m tools.convert import-openai" in capsys.readouterr().out
     for name, head, files in (("sup4", "lm", 12), ("rm4", "scalar", 6), ("sup4_ppo_rm4", "lm", 6)):
         config, _ = convert.read_openai(tmp_path / name, 250)
         assert config.head == head
@@ -467,16 +466,16 @@ def test_released_models_arrive_shard_by_shard(server, tmp_path, capsys):
 
 def test_an_unknown_target_names_those_there_are(tmp_path):
     with pytest.raises(Problem, match="download reddit: unknown; one of tldr, queries"):
-        data.main(["download", "reddit", "--out", str(tmp_path)])
+        download.main(["reddit", "--out", str(tmp_path)])
 
 
 def test_describe_prints_the_table_beside_the_papers(server, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(SAVED if SAVED.exists() else tmp_path))
     tldr(server)
     server.files["/datasets/tldr_3_filtered/test.jsonl"] = posts_file(20, 50)   # 10 of train again
-    data.main(["download", "tldr", "--base-url", server.url, "--out", str(tmp_path)])
+    download.main(["tldr", "--base-url", server.url, "--out", str(tmp_path)])
     capsys.readouterr()
-    data.main(["describe", str(tmp_path)])
+    download.main(["describe", str(tmp_path)])
     told = capsys.readouterr().out
     assert "train           60    116,722           0" in told and "not the paper's splits" in told
     assert "ids that occur again in their split: 0; in two splits: 20" in told
@@ -484,7 +483,7 @@ def test_describe_prints_the_table_beside_the_papers(server, tmp_path, capsys, m
     assert "train is from: tifu 100.0% (the paper 6.58 %)" in told
     assert told.count("--- t3_") == 3 and "TL;DR: no space before" in told
     monkeypatch.setattr(download, "PAPER_COUNT", {"train": 60, "valid": 20, "test": 20})
-    data.main(["describe", str(tmp_path)])
+    download.main(["describe", str(tmp_path)])
     assert "exactly the paper's splits" in capsys.readouterr().out
 
 
@@ -492,13 +491,13 @@ def test_describe_knows_articles_and_says_when_there_is_nothing(tmp_path, capsys
     record = {"id": "n", "site": "cnn", "title": "t", "article": "A cat left.", "summary": "Cat."}
     with gzip.open(tmp_path / "valid.jsonl.gz", "wb") as f:
         f.write(lines(record))
-    data.main(["describe", str(tmp_path)])
+    download.main(["describe", str(tmp_path)])
     assert "valid is from: cnn 100.0%" in capsys.readouterr().out
     os.mkdir(tmp_path / "empty")
     with pytest.raises(Problem, match="--data: holds neither"):
         read_posts(None, "train")
     with pytest.raises(Problem, match="holds no .jsonl"):
-        data.main(["describe", str(tmp_path / "empty")])
+        download.main(["describe", str(tmp_path / "empty")])
     shutil.rmtree(tmp_path / "empty")
 
 

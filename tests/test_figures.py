@@ -13,17 +13,14 @@ import pytest
 from conftest import ROOT
 from test_house import check
 
-import evaluate
-import figures
-import figures_draw
-import figures_numbers
 import judges
 import ppo
 import reward
 import toy
-from figures import DAMAGES, Points, Sweep, list_points, run_all
-from figures_numbers import Found, fit_gao, judge_claims, peak_of, reference, resampled, right
 from runtime import Problem, generator
+from tools import figures, figures_draw, figures_numbers
+from tools.figures import DAMAGES, Points, Sweep, list_points, run_all
+from tools.figures_numbers import Found, fit_gao, judge_claims, peak_of, reference, resampled, right
 
 BETAS = (0, 0.05)
 CFG = Sweep(sizes="small,middle,large", labels="100,200,400", few=200, betas="0,0.05")
@@ -147,11 +144,11 @@ def test_every_point_stands_after_those_it_needs_and_every_command_parses(monkey
         assert not any(point.needs(later) for later in points[i:])
         assert i == 0 or any(point.needs(earlier) for earlier in points[:i])
         for command in point.commands:
-            if not command.startswith("figures.py"):
+            if not command.startswith("-m tools.figures"):
                 script, *words = command.split()
                 check(script, words, monkeypatch)
             else:
-                figures.parse(figures.Measure, {}, command.split()[2:], "")
+                figures.parse(figures.Measure, {}, command.split()[3:], "")
     assert {p.name for p in points if p.needs(points[0])} >= {"s0/pretrained-toy", "s0/prefer"}
 
 
@@ -188,7 +185,7 @@ assert all(Path(w).exists() for w in words if w.startswith("/") and w != str(out
 def work(tmp_path, monkeypatch):
     """add(name, words) lists a point whose script writes its name into `calls`; go() runs all."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
-    monkeypatch.setattr(figures, "__file__", str(tmp_path / "figures.py"))
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
 
     class Work(Points):
         def point(self, name, words=""):
@@ -238,8 +235,8 @@ def test_what_cannot_resume_starts_from_nothing(work):
 def test_being_stopped_is_passed_on_and_the_sweep_goes_on_later(work):
     """Ctrl-C or SIGTERM: what runs may save its state, and nothing is left running."""
     a = work.point("a", "wait --resume")
-    code = ("import sys, figures; from figures import *; "
-            f"figures.__file__ = {str(work.root.parent / 'figures.py')!r}; "
+    code = ("from tools import figures; from tools.figures import *; "
+            f"figures.ROOT = figures.Path({str(work.root.parent)!r}); "
             f"p = Points({str(work.root.parent)!r}); "
             "p.add('s0/a', 'stand_in.py a wait --resume --out OUT'); "
             f"run_all(p, 1, open({str(work.root.parent / 'lock')!r}, 'w'))")
@@ -397,14 +394,14 @@ def test_a_run_is_held_against_recorded_bands(tmp_path, capsys):
         recorded = tmp_path / f"recorded{k}.json"
         bands = reference({"seeds": [town(seed, n=80) for seed in range(k)]}, CFG)
         recorded.write_text(json.dumps(bands))
-        evaluate.main(["compare", str(tmp_path / "mine"), str(recorded)])
+        figures.main(["compare", str(tmp_path / "mine"), str(recorded)])
         said = capsys.readouterr().out
         assert f"recorded from {k} seed" in said
         inside, total = (int(said.splitlines()[-1].split()[i]) for i in (0, 2))
         assert total > 100 and inside / total > 0.8
     bands["numbers"]["policies.supervised.win_rate"] = [0.8, 0.9]
     recorded.write_text(json.dumps(bands))
-    evaluate.main(["compare", str(tmp_path / "mine"), str(recorded)])
+    figures.main(["compare", str(tmp_path / "mine"), str(recorded)])
     line, = (x for x in capsys.readouterr().out.splitlines() if "policies.supervised.win" in x)
     assert "outside" in line and "0.800 to 0.900" in line
 
@@ -435,7 +432,7 @@ def test_bands_over_seeds_are_prediction_intervals():
     (["compare", "--run", "/no"], "RUN REFERENCE")])
 def test_a_comparison_that_cannot_be_is_answered_in_one_line(words, match):
     with pytest.raises(Problem, match=match):
-        evaluate.main(words)
+        figures.main(words)
 
 
 # ----------------------------------------------------------------------------------------- measuring
@@ -474,7 +471,7 @@ def test_a_tiny_sweep_from_nothing_draws_every_figure_and_goes_on_where_it_was(t
     report = (tmp_path / "report.md").read_text()
     assert "Not measured" not in report and "over-optimised" in report
     commands = (tmp_path / "commands.sh").read_text()
-    assert "python ppo.py --preset toy" in commands and "python figures.py samples" in commands
+    assert "python ppo.py --preset toy" in commands and "python -m tools.figures samples" in commands
     measured, = json.loads((tmp_path / "measured.json").read_text())["seeds"]
     rows = measured["samples-beta0"]["rows"]
     assert [row["step"] for row in rows] == [0, 1, 2] and np.mean(rows[0]["kl"]) == 0

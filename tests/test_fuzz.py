@@ -32,19 +32,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_convert import write_openai
 
-import convert
 import data
-import download
 import label
-import label_site
 import model
-import plan
 import ppo
 import reward
 import runtime
 import sample
 import sft
-from label_store import Store
+from tools import convert, download, label_site, plan
+from tools.label_store import Store
 
 FUZZ = int(os.environ.get("FUZZ", 0))                  # FUZZ=10000 for the long version
 INPUTS = Counter()                                     # what was tried, and how it ended
@@ -826,7 +823,8 @@ FORBIDDEN = {"eval", "exec", "compile", "__import__", "execfile", "os.system", "
              "pickle.Unpickler", "marshal.loads", "shelve.open", "importlib.util", "yaml.load"}
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("*.py")))
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(ROOT)) for folder in ("", "runtime", "tools")
+                                         for path in (ROOT / folder).glob("*.py")))
 def test_nothing_foreign_is_executed_or_unpickled(name):
     """Every call by name: weights are loaded with weights_only=True, nothing is unpacked or run."""
     for node in ast.walk(ast.parse((ROOT / name).read_text())):

@@ -19,38 +19,72 @@ import reward
 import runtime
 import sft
 
-READING_ORDER = ["runtime", "data", "toy", "model", "sft", "sample", "label_store", "label_stats",
-                 "label_site", "label", "reward", "ppo", "judges", "evaluate"]
-APPENDICES = {"convert", "doctor", "download", "figures", "figures_draw", "figures_numbers",
-              "microscope", "plan"}        # beside the reading path: opened inside a function only
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
-CHAPTERS = [name for name in READING_ORDER if name in SCRIPTS]
+BOOK = ["data", "toy", "model", "sft", "sample", "label", "reward", "ppo", "judges", "evaluate"]
+RUNTIME = sorted(f"runtime/{path.stem}" for path in (ROOT / "runtime").glob("*.py"))
+TOOLS = sorted(f"tools/{path.stem}" for path in (ROOT / "tools").glob("*.py"))
+FILES = [*RUNTIME, *BOOK, *TOOLS]
+# Arrows upwards that are still to go: {chapter: tools it imports}.
+UPWARDS = {"data": {"tools/convert"}, "model": {"tools/convert"},
+           "label": {"tools/label_site", "tools/label_stats", "tools/label_store"},
+           "judges": {"tools/label_stats", "tools/label_store"}, "evaluate": {"tools/microscope"}}
 
 
 def tree_of(name):
     return ast.parse((ROOT / f"{name}.py").read_text())
 
 
-def imports_of(name):
-    """Names of every module a file imports, wherever in the file it does."""
+def modules_of(name):
+    """Every module that a file imports, wherever in the file it does, and every name out of one."""
+    found = set()
     for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            yield node.module.split(".")[0]
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_chapter_imports_only_chapters_before_it(name):
-    ours = set(imports_of(name)) & set(SCRIPTS) - APPENDICES
-    assert ours <= set(READING_ORDER[:READING_ORDER.index(name)])
-    at_the_top = {node.module for node in tree_of(name).body if isinstance(node, ast.ImportFrom)}
-    assert not at_the_top & APPENDICES
+def imports_of(name):
+    """The files of ours that a file imports."""
+    found = {module.replace(".", "/") for module in modules_of(name)}
+    return {file for file in FILES if file in found or file.removesuffix("/__init__") in found}
 
 
-@pytest.mark.parametrize("name", ["ppo", "reward", "sft", "model", "runtime", "data"])
+def allowed(name):
+    """The files that a file may import: arrows point downwards only, and to earlier chapters."""
+    if name in RUNTIME:
+        return set(RUNTIME)
+    if name in BOOK:
+        return {"runtime/__init__", *BOOK[:BOOK.index(name)]} | UPWARDS.get(name, set())
+    return set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_downwards(name):
+    assert imports_of(name) <= allowed(name)
+    assert UPWARDS.get(name, set()) <= imports_of(name)                # no longer than needed
+
+
+def test_no_files_import_each_other_in_a_circle():
+    seen = {}
+
+    def walk(name, path):
+        assert name not in path, " -> ".join([*path, name])
+        if name not in seen:
+            seen[name] = [walk(other, [*path, name]) for other in sorted(imports_of(name))
+                          if other != "runtime/__init__" and other not in UPWARDS.get(name, set())]
+    for name in FILES:
+        walk(name, [])
+
+
+def test_nothing_else_stands_at_the_root():
+    assert sorted(path.stem for path in ROOT.glob("*.py")) == sorted(BOOK)
+    assert [path.name for path in [*ROOT.glob("*.md"), *ROOT.glob("*.html")]] == ["README.md"]
+
+
+@pytest.mark.parametrize("name", ["ppo", "reward", "sft", "model", "data", *RUNTIME])
 def test_the_gold_judge_stays_with_those_who_measure(name):
-    assert not set(imports_of(name)) & {"toy", "judges", "evaluate", "label"}
+    assert not imports_of(name) & {"toy", "judges", "evaluate", "label"}
     assert not any("gold" in (getattr(node, "id", ""), getattr(node, "attr", ""))
                    for node in ast.walk(tree_of(name)))
 
@@ -58,18 +92,18 @@ def test_the_gold_judge_stays_with_those_who_measure(name):
 def test_every_package_that_a_script_imports_is_named_in_the_requirements():
     named, more = (set(re.findall(r"^[a-z]+", (ROOT / f"requirements{end}.txt").read_text(), re.M))
                    for end in ("", "-dev"))
-    foreign = {module for name in SCRIPTS for module in imports_of(name)}
-    foreign -= {*sys.stdlib_module_names, *SCRIPTS}
+    foreign = {module.split(".")[0] for name in FILES for module in modules_of(name)}
+    foreign -= {*sys.stdlib_module_names, *BOOK, "runtime", "tools"}
     assert foreign - named == {"matplotlib"} <= more and named <= foreign
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", FILES)
 def test_no_line_is_longer_than_100_columns(name):
     lines = (ROOT / f"{name}.py").read_text().splitlines()
     assert not [f"{name}.py:{i}" for i, line in enumerate(lines, 1) if len(line) > 100]
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", FILES)
 def test_every_public_function_of_more_than_5_lines_says_what_it_does(name):
     tree, bare = tree_of(name), []
     assert ast.get_docstring(tree)
@@ -82,18 +116,19 @@ def test_every_public_function_of_more_than_5_lines_says_what_it_does(name):
 
 
 def test_importing_a_script_runs_nothing(tmp_path):
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import " + ", ".join(CHAPTERS)
+    modules = [name.removesuffix("/__init__").replace("/", ".") for name in FILES]
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import " + ", ".join(modules)
     done = subprocess.run([sys.executable, "-B", "-c", code, str(ROOT)], cwd=tmp_path, text=True,
                           capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", FILES)
 def test_the_top_level_holds_definitions_only(name):
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign,
                ast.AugAssign)
-    body = tree_of(name).body[1:]                                  # after the docstring
+    body = tree_of(name).body[1:] or [ast.Assign()]                # after the docstring
     *body, last = body
     if isinstance(last, ast.If):
         assert ast.unparse(last) == "if __name__ == '__main__':\n    entry(main)"
@@ -155,12 +190,14 @@ class Parsed(BaseException):
 
 
 def commands(text):
-    """(script, arguments) of each `python X.py` or torchrun line in the code blocks of a page."""
+    """(script, arguments) of each `python X.py`, `python -m tools.X` or torchrun line in the code
+    blocks of a page."""
     for block in re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
             found = re.match(r"\s*(?:\$ )?(?:\w+=\S+ )*(?:srun )?(?:torchrun|(?:\S*/)?python3?) (.*)", line)
             words = shlex.split(found[1], comments=True) if found else []
-            script = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
+            script = next((i for i, word in enumerate(words)
+                           if word.endswith(".py") or word.startswith("tools.")), None)
             if script is not None:
                 rest = itertools.takewhile(lambda word: word not in ("|", ">", "&", "&&", ";"),
                                            words[script + 1:])
@@ -179,7 +216,7 @@ def check(script, arguments, monkeypatch):
             raise Parsed
         return parsed
     with monkeypatch.context() as patch:
-        if hasattr(module, "parse") and arguments[:1] != ["doctor"]:
+        if hasattr(module, "parse"):
             patch.setattr(module, "parse", stopping(runtime.parse))
         else:
             patch.setattr(argparse.ArgumentParser, "parse_args",
@@ -216,15 +253,16 @@ def test_commands_are_found_and_parsed(monkeypatch):
         check("data.py", ["nonsense"], monkeypatch)
 
 
-@pytest.mark.parametrize("page", [*(page.name for page in ROOT.glob("*.md")),
-                                  *(f"{name}.py" for name in SCRIPTS)])
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in
+                                                 (ROOT / "docs").glob("*.md")),
+                                  *(f"{name}.py" for name in FILES)])
 def test_every_command_of_the_pages_and_of_the_docstrings_parses(page, monkeypatch):
     text = (ROOT / page).read_text()
     if page.endswith(".py"):
-        shown = re.findall(r"^ *(?:Try it: +)?(python \w+\.py.*?)(?:  +\(?[^- ].*)?$",
+        shown = re.findall(r"^ *(?:Try it: +)?(python (?:\w+\.py|-m tools\.).*?)(?:  +\(?[^- ].*)?$",
                            re.sub(r" *\\\n\s*", " ", ast.get_docstring(ast.parse(text))),
                            re.MULTILINE)
-        assert shown or page == "runtime.py"
+        assert shown or page.startswith(("runtime", "tools/__init__", "judges"))
         text = "\n".join(["```", *shown, "```", ""])
     for script, arguments in commands(text):
         check(script, arguments, monkeypatch)
@@ -240,3 +278,15 @@ def test_every_command_of_the_outer_loop_parses_and_learns_from_all_labels_so_fa
     learned = [words[words.index("--comparisons") + 1] for name, words in found if name == "reward.py"]
     assert learned == ["r/rounds-2/1/comparisons.jsonl",
                        "r/rounds-2/1/comparisons.jsonl,r/rounds-2/2/comparisons.jsonl"]
+
+
+@pytest.mark.parametrize("script, words, answer", [
+    ("data", "download tldr", "python -m tools.download tldr"),
+    ("data", "describe data/tldr", "python -m tools.download describe data/tldr"),
+    ("model", "plan --size 1.3b", "python -m tools.plan --size 1.3b"),
+    ("model", "export runs/a --out b", "python -m tools.convert export runs/a --out b"),
+    ("evaluate", "doctor runs/a", "python -m tools.doctor runs/a"),
+    ("evaluate", "compare runs/a b", "python -m tools.figures compare runs/a b")])
+def test_a_command_that_has_moved_answers_with_its_new_spelling(script, words, answer):
+    with pytest.raises(runtime.Problem, match=f"has moved: {answer}$"):
+        importlib.import_module(script).main(words.split())

@@ -14,10 +14,10 @@ import judges
 import label
 import sample
 from judges import Command, preferred
-from label_stats import numbers
-from label_store import Store
 from runtime import ALONE, Problem
 from sample import load_checkpoint, score_texts
+from tools.label_stats import numbers
+from tools.label_store import Store
 
 POSTS = [{"id": f"t{i}", "subreddit": "advice", "title": "what now", "post": "my cat sold my bike",
           "summary": "a cat"} for i in range(100)]

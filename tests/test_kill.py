@@ -128,7 +128,7 @@ def whole(tmp_path, world, monkeypatch):
     """An uninterrupted little run, its weights, and the number of its operations on files. (No
     waiting for the disk here: SIGKILL takes nothing from the kernel's memory.)"""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    monkeypatch.setattr(runtime.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=""))
+    monkeypatch.setattr(runtime.files.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=""))
     with counting(lambda n: None) as count:
         expected = little_run(tmp_path / "whole", world, SIX)
     return tmp_path / "whole", expected, count[0]

@@ -10,9 +10,9 @@ from test_sample import make_checkpoint, make_data
 import label
 import toy
 from data import read_comparisons, write_jsonl
-from label_stats import numbers, report, share
-from label_store import APART, Plan, Store
 from runtime import Problem
+from tools.label_stats import numbers, report, share
+from tools.label_store import APART, Plan, Store
 
 
 def toy_pairs(count=60):

@@ -20,8 +20,8 @@ from test_label import toy_pairs
 
 import label
 from data import write_jsonl
-from label_store import Store
 from runtime import Problem
+from tools.label_store import Store
 
 KILLS = int(os.environ.get("KILLS", 8))          # KILLS=50 for the long version
 SECONDS = int(os.environ.get("SECONDS", 2))

@@ -9,12 +9,12 @@ import torch
 from test_label_site import EVIL, Browser
 from test_sample import make_checkpoint, make_data
 
-import microscope
 import ppo
 from data import encode_query, load_tokenizer, read_posts
 from model import load_model, token_logp
 from runtime import ALONE, World, save_tensors
 from sample import load_checkpoint
+from tools import microscope
 
 FLAGS = dict(episodes=80, batch=10, kl_coef=0.05, temperature=0.9)
 

@@ -12,9 +12,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import model
-import plan
 import runtime
 from runtime import Problem, World
+from tools import plan
 
 
 def of(tracker, kind):
@@ -101,7 +101,7 @@ def test_eight_imaginary_gpus_hold_what_the_plan_says(size, monkeypatch):
     ("--size 13b --stage sft --gpus 8 --parallel fsdp", "fits with micro-batch"),
 ])
 def test_plans_are_believable(flags, says, capsys):
-    model.main(["plan", *flags.split()])
+    plan.main(flags.split())
     said = capsys.readouterr().out
     assert says in said
     if "does not fit" not in said:
@@ -120,7 +120,7 @@ def test_the_command_of_a_plan_parses():
                                           ("--memory 0", "--memory"), ("--stage x", "--stage")])
 def test_plans_of_nothing_are_problems(flags, match):
     with pytest.raises(Problem, match=match):
-        model.main(["plan", *flags.split()])
+        plan.main(flags.split())
 
 
 def test_sharding_in_two_holds_little_more_than_half():

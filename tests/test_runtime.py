@@ -358,7 +358,7 @@ def test_what_is_no_number_is_null_in_the_log(tmp_path, world):
 
 
 def test_a_state_half_written_is_not_taken_up(tmp_path, world, monkeypatch):
-    out, save = tmp_path / "run", runtime.dcp.save
+    out, save = tmp_path / "run", runtime.run.dcp.save
 
     def dies(state, checkpoint_id, **more):
         if (out / "state" / "step-00000002").exists():
@@ -366,7 +366,7 @@ def test_a_state_half_written_is_not_taken_up(tmp_path, world, monkeypatch):
             (checkpoint_id / "half").write_text("x")
             raise Killed
         save(state, checkpoint_id=checkpoint_id, **more)
-    monkeypatch.setattr(runtime.dcp, "save", dies)
+    monkeypatch.setattr(runtime.run.dcp, "save", dies)
     with pytest.raises(Killed):
         little_run(out, world)
     monkeypatch.undo()
@@ -375,7 +375,7 @@ def test_a_state_half_written_is_not_taken_up(tmp_path, world, monkeypatch):
 
 @pytest.mark.parametrize("file", ["half", "done.json"])
 def test_a_full_disk_keeps_no_half_written_state(tmp_path, world, monkeypatch, file):
-    out, save, write = tmp_path / "run", runtime.dcp.save, runtime.write_atomically
+    out, save, write = tmp_path / "run", runtime.run.dcp.save, runtime.write_atomically
 
     def full(path, act):
         if path.parent.name == "writing-00000004" and path.name == file:
@@ -383,9 +383,9 @@ def test_a_full_disk_keeps_no_half_written_state(tmp_path, world, monkeypatch, f
             path.write_bytes(b"x" * 1000)
             raise OSError(errno.ENOSPC, "No space left on device")
         return act()
-    monkeypatch.setattr(runtime.dcp, "save", lambda state, checkpoint_id, **more: full(
+    monkeypatch.setattr(runtime.run.dcp, "save", lambda state, checkpoint_id, **more: full(
         checkpoint_id / "half", lambda: save(state, checkpoint_id=checkpoint_id, **more)))
-    monkeypatch.setattr(runtime, "write_atomically", lambda path, content: full(
+    monkeypatch.setattr(runtime.run, "write_atomically", lambda path, content: full(
         pathlib.Path(path), lambda: write(path, content)))
     with pytest.raises(Problem, match="step-00000004 cannot be written .No space left on device"):
         little_run(out, world)

@@ -9,9 +9,9 @@
 An interrupted sweep goes on where it stopped, another beta costs one PPO run, and every command is
 listed in commands.sh, to be repeated by hand.
 
-    python figures.py sweep --out runs/figures --jobs 2        # an hour and a half on two cores
-    python figures.py sweep --out runs/figures --seeds 3       # two more towns, for wider bands
-    python figures.py draw --out runs/figures                  # figures and report.md once more
+    python -m tools.figures sweep --out runs/figures --jobs 2      # an hour and a half on two cores
+    python -m tools.figures sweep --out runs/figures --seeds 3     # two more towns, for wider bands
+    python -m tools.figures draw --out runs/figures             # figures and report.md once more
 
 The sweep ends with measured.json (a number a post), curves.json (means and intervals: what
 `evaluate.py compare` takes as a reference), and by figures_draw.py figure1.png ..., report.md and
@@ -50,7 +50,6 @@ from evaluate import (
     write_greedily,
     write_pool,
 )
-from figures_draw import draw_everything
 from judges import JUDGES, choose_judge, wins
 from ppo import PRESETS
 from runtime import (
@@ -65,6 +64,10 @@ from runtime import (
     write_atomically,
 )
 from sample import held_out, load_checkpoint, score_texts, worked_examples
+from tools.figures_draw import draw_everything
+from tools.figures_numbers import hold_against
+
+ROOT = Path(__file__).resolve().parent.parent                 # where the chapters stand
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Measure(Machine):
     policy: str = flag("", "checkpoint folder; for greedy also `reference` or `lead_3`")
     feedback: str = flag("", "for pairs: checkpoint folder of the policy after PPO")
     reward: str = flag("", "checkpoint folder of a reward model")
-    pairs: str = flag("", "for agree and prefer: file of labelled pairs, by `figures.py pairs`")
+    pairs: str = flag("", "for agree and prefer: file of labelled pairs, by `figures pairs`")
     data: str = flag("", "folder of posts, of which the held-out ones are used")
     out: str = flag("", "json file to write")
     judge: str = flag("auto", "as in evaluate.py", choices=tuple(JUDGES) + ("auto",))
@@ -237,7 +240,7 @@ def questions(add, cfg, made, base):
     few, news = made.rewards[base, cfg.few], f"{made.data}/news"
 
     def ask(name, command, posts, ending=".json", of=made.data):
-        return add(name, f"figures.py {command} --data {of} --posts {scaled(cfg, posts, 16)}",
+        return add(name, f"-m tools.figures {command} --data {of} --posts {scaled(cfg, posts, 16)}",
                    made=ending)
 
     # 1. sampled, PPO's snapshots and best of n
@@ -288,15 +291,16 @@ def carry_out(point, env, children, lock):
     if point.path.is_dir() and not any("--resume" in c for c in point.commands):
         shutil.rmtree(point.path)                    # half made, and it cannot go on
     for command in point.commands:
-        script, *words = shlex.split(command)
+        script, *words = shlex.split(command.removeprefix("-m "))
         if env is None:
             importlib.import_module(script.removesuffix(".py")).main(words)
             continue
+        ours = [ROOT / script] if script.endswith(".py") else ["-m", script]
         with open(log, "a") as said:
             print(f"$ python {command}", file=said, flush=True)
             # A session of its own: Ctrl-C reaches us alone, and we pass it on once. The lock goes
             # along, so that no second sweep starts while an orphan still writes.
-            child = subprocess.Popen([sys.executable, Path(__file__).with_name(script), *words],
+            child = subprocess.Popen([sys.executable, *ours, *words],
                                      stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=env,
                                      start_new_session=True, pass_fds=(lock.fileno(),))
             children.add(child)
@@ -314,8 +318,9 @@ def carry_out(point, env, children, lock):
 def environments(jobs):
     """What each of the jobs' processes shall see: its share of the cores, and one GPU."""
     cores, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     for job in range(jobs):
-        yield {**os.environ, "OMP_NUM_THREADS": str(max(1, cores // jobs)),
+        yield {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(max(1, cores // jobs)),
                **({"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus > 1 else {})}
 
 
@@ -408,7 +413,7 @@ def draw(cfg):
     points = list_points(cfg)
     measured = collect(points, cfg.out)
     if not measured["seeds"]:
-        raise Problem(f"{cfg.out}: nothing is measured yet: `python figures.py sweep` does it")
+        raise Problem(f"{cfg.out}: nothing is measured yet: python -m tools.figures sweep does")
     draw_everything(measured, cfg)
 
 
@@ -597,6 +602,23 @@ def measure(cfg, how):
         write_atomically(cfg.out, json.dumps(plain(found)) + "\n")
 
 
+@dataclass(frozen=True)
+class Recorded:
+    run: str = flag("", "folder of a sweep, or of a demo")
+    reference: str = flag("", "recorded bands: some sweep's reference.json")
+
+
+def compare(words):
+    """compare RUN FILE: which of a run's numbers lie in recorded bands?"""
+    if len(words) == 2 and not words[0].startswith("-"):
+        words = ["--run", words[0], "--reference", words[1]]
+    cfg = parse(Recorded, {}, words, __doc__)
+    if not (cfg.run and cfg.reference):
+        raise Problem("python -m tools.figures compare RUN REFERENCE: a run's folder, a recorded "
+                      "file")
+    hold_against(cfg.run, cfg.reference)
+
+
 MEASURES = {f.__name__: f for f in (greedy, samples, pool, pairs, prefer, agree)}
 
 
@@ -607,11 +629,13 @@ def main(argv=None):
         print(__doc__)
     elif command in MEASURES:
         measure(parse(Measure, {}, rest, MEASURES[command].__doc__), MEASURES[command])
+    elif command == "compare":
+        compare(rest)
     elif command in ("sweep", "draw"):
         (sweep if command == "sweep" else draw)(parse(Sweep, {}, rest, __doc__))
     else:
-        raise Problem(f"command {command!r} is unknown: python figures.py sweep | draw | "
-                      f"{' | '.join(MEASURES)} (then --help lists its flags)")
+        raise Problem(f"command {command!r} is unknown: python -m tools.figures sweep | draw | "
+                      f"compare | {' | '.join(MEASURES)} (then --help lists its flags)")
 
 
 if __name__ == "__main__":

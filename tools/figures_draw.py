@@ -6,7 +6,7 @@ is the same as one file.
 Colours are Okabe and Ito's, told apart by all eyes, and each curve has a marker of its own; letters
 are large enough for a picture at half the width of a page.
 
-    python figures.py draw --out runs/figures
+    python -m tools.figures draw --out runs/figures
 
 Read after: figures_numbers.py.
 """
@@ -15,7 +15,9 @@ import math
 from pathlib import Path
 
 from evaluate import cell, save_picture, table
-from figures_numbers import (
+from judges import AXES, wins
+from runtime import Problem, write_atomically
+from tools.figures_numbers import (
     CRITICS,
     FIGURES,
     NEWS,
@@ -33,9 +35,7 @@ from figures_numbers import (
     resampled,
     taught,
 )
-from judges import AXES, wins
-from microscope import page
-from runtime import Problem, write_atomically
+from tools.microscope import page
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 GREY = "#777777"

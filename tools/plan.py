@@ -1,6 +1,6 @@
 """Appendix. What a stage will need before a machine is rented: memory, time, disk, the command.
 
-    python model.py plan --size 6.7b --stage ppo --gpus 8 --memory 80 --parallel fsdp
+    python -m tools.plan --size 6.7b --stage ppo --gpus 8 --memory 80 --parallel fsdp
 
 Counted from the code, tensor by tensor: what is trained costs 16 bytes a parameter (fp32 weight,
 gradient, Adam's two moments), what is frozen 2 (bf16); the rest is what a forward pass leaves
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from model import GPT, SIZES, sized
-from runtime import Problem, flag, parse
+from runtime import Problem, entry, flag, parse
 
 VOCABULARY = 50257                             # GPT-2's
 NEAREST = {"toy-tiny": "toy", "toy-small": "toy", "toy-large": "toy", "3b": "1.3b",
@@ -250,7 +250,7 @@ def remedy(cfg):
     return None
 
 
-def main(argv):
+def main(argv=None):
     """Print the plan."""
     cfg = parse(Config, {}, argv, __doc__)
     sized(cfg.size, cfg.vocabulary)                    # complains about an unknown size
@@ -293,3 +293,7 @@ def main(argv):
               + f" (writing {write:.1f} s)" * (cfg.stage == "ppo") +
               f", {job.steps:,} of them: {hours:.1f} hours, at {cfg.utilisation:.0%} of "
               f"{cfg.peak:g} TFLOP/s\n\n{command(cfg, micro, rollout)}")
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -8,8 +8,8 @@ A square matrix that nobody turned raises no error, and what it writes is fluent
 tests compare numbers with those that Hugging Face's code and OpenAI's compute. Nothing here runs
 what a file contains: pickles are read with weights_only, safetensors by the few lines below.
 
-    python convert.py import-openai data/openai-models/sup4 --out runs/openai/supervised
-    python convert.py export runs/demo/ppo --out exported/ppo       # seconds
+    python -m tools.convert import-openai data/openai-models/sup4 --out runs/openai/supervised
+    python -m tools.convert export runs/demo/ppo --out exported/ppo       # seconds
 
 A Hugging Face folder needs no import: sft.py --init and sample.py --policy take it as it is. What
 `export` writes, transformers and vLLM load as a GPT2LMHeadModel, tokenizer included.
@@ -110,7 +110,7 @@ def read_pickle(path):
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise Problem(f"{path} is missing: fetch it with `python data.py download`") from None
+        raise Problem(f"{path} is missing: fetch it with `python -m tools.download`") from None
     except pickle.UnpicklingError:
         raise Problem(f"{path} is refused: it holds code, or is damaged; tensors alone are "
                       "read. Fetch it again from a place you trust") from None
@@ -432,7 +432,7 @@ def read_openai(folder, n_vocab):
         known = check_info(json.loads(read_text(where)), where)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise Problem(f"{where} cannot be read ({error}): give the folder of a released model, "
-                      "such as `python data.py download sup4` fetches") from None
+                      "such as `python -m tools.download sup4` fetches") from None
     shards = defaultdict(list)                       # what each GPU held of a tensor
     for path in sorted((folder / "checkpoint").glob("*_shard_*.pkl")):
         for name, part in read_pickle(path).items():
@@ -497,7 +497,7 @@ def import_openai(folder, out, tokenizer):
 # ------------------------------------------------------------------------------------ command line
 
 def main(argv=None):
-    """python convert.py COMMAND ... (python model.py COMMAND ... is the same)"""
+    """python -m tools.convert COMMAND ... (python model.py COMMAND ... is the same)"""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -10,8 +10,8 @@
     gpt2 ... gpt2-xl     Hugging Face               weights and tokenizer, for sft.py --init
     sup4, rm4, sup4_ppo_rm4; openai-models: all     OpenAI's 1.3B networks, for convert.py
 
-    python data.py download tldr
-    python data.py describe data/tldr
+    python -m tools.download tldr
+    python -m tools.download describe data/tldr
 
 What arrives is kept in NAME.part: a dropped line, or a killed process, costs nothing, for the next
 try asks for the rest only (a range). A file takes its name when its size is right and its checksum
@@ -19,6 +19,7 @@ is the published one, or the one that the server states; SHA256SUMS remembers it
 
 Before: data.py (the formats).    After: convert.py (released weights as ours), sft.py.
 """
+import argparse
 import base64
 import errno
 import gzip
@@ -52,7 +53,15 @@ from data import (
     read_posts,
     save_tokenizer,
 )
-from runtime import Problem, generator, json_of, read_text, replacing, write_atomically
+from runtime import (
+    Problem,
+    entry,
+    generator,
+    json_of,
+    read_text,
+    replacing,
+    write_atomically,
+)
 
 OPENAI = "https://openaipublic.blob.core.windows.net/summarize-from-feedback"
 HUB = "https://huggingface.co"
@@ -141,9 +150,10 @@ def download(what, out=None, base_url=None):
         finish[what](out)
     elif what in GPT2:
         save_tokenizer(load_tokenizer(out), out)
-    then = (f"python convert.py import-openai {out} --out runs/openai/{what}" if what in MODELS else
+    then = (f"python -m tools.convert import-openai {out} --out runs/openai/{what}"
+            if what in MODELS else
             f"python sft.py --preset gpt2 --init {out} --data data/tldr --out runs/real/supervised"
-            if what in GPT2 else f"python data.py describe {out}"
+            if what in GPT2 else f"python -m tools.download describe {out}"
             + "/transfer" * (what == "cnndm"))
     print(f"{out}: complete. Next: {then}")
 
@@ -580,3 +590,27 @@ def describe_axes(path):
     for policy, axes in sorted(grades.items()):
         print(f"  {policy}: " + ", ".join(f"{axis} {np.mean(axes[axis]):.2f}" for axis in axes)
               + f" ({max(map(len, axes.values())):,})")
+
+
+def main(argv=None):
+    """python -m tools.download WHAT, or: describe DIR."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", help="tldr, queries, comparisons, axis, cnndm, gpt2, gpt2-medium, "
+                        "gpt2-large, gpt2-xl, openai-models, sup4, rm4, sup4_ppo_rm4; or describe")
+    parser.add_argument("data", nargs="?", metavar="DIR", help="for describe: a folder of posts, "
+                        "articles or comparisons to count and measure")
+    parser.add_argument("--base-url", help="a mirror, which has the same paths below it")
+    parser.add_argument("--out", metavar="DIR", help="where to put it (data/WHAT)")
+    args = parser.parse_args(argv)
+    if (args.what == "describe") != (args.data is not None):
+        raise Problem("describe needs a folder, and no other word takes one: python -m "
+                      "tools.download describe DIR")
+    if args.what == "describe":
+        describe(args.data)
+    else:
+        download(args.what, args.out, args.base_url)
+
+
+if __name__ == "__main__":
+    entry(main)

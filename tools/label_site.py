@@ -30,8 +30,8 @@ import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from label_store import Gone
 from runtime import Problem
+from tools.label_store import Gone
 
 PAGE = Path(__file__).with_name("label.html")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")

@@ -7,7 +7,7 @@ Over-optimisation is fitted as Gao, Schulman and Hilton (2022) do:
 
     d = sqrt(KL)       best of n: gain = d (alpha - beta d)       PPO: gain = d (alpha - beta ln d)
 
-    python evaluate.py compare runs/figures reference/toy.json         # are yours within the bands?
+    python -m tools.figures compare runs/figures reference/toy.json    # are yours within the bands?
 
 Read after: figures.py.    Read before: figures_draw.py.
 """

@@ -19,7 +19,7 @@ from itertools import combinations
 
 import numpy as np
 
-from label_store import Plan, second_is_better
+from tools.label_store import Plan, second_is_better
 
 # Whose answers, and what is independent: said beside the numbers, here and on /agreement.
 NOTE = """In brackets 95 % intervals, for these people: posts are independent of each other, several

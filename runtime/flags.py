@@ -1,0 +1,157 @@
+"""Flags and mistakes: one frozen dataclass a script; defaults < --preset < what was typed."""
+import argparse
+import dataclasses
+import math
+import os
+import re
+import sys
+import traceback
+
+
+class Problem(Exception):
+    """Something the user can mend: what, where, what to do, in one line."""
+
+
+class Diverged(Problem):
+    """A number that is not finite ended a run; its log keeps the step and the message."""
+
+    def __init__(self, step, message):
+        super().__init__(f"step {step}: {message}")
+        self.step = step
+
+
+def entry(main):
+    """Run a script's `main`; what the user can mend becomes one line on stderr and exit code 2.
+
+    That is a Problem, and whatever disk or memory refuse. With --debug among the arguments the
+    place in the code is shown above that line.
+    """
+    debug, sys.argv = "--debug" in sys.argv, [word for word in sys.argv if word != "--debug"]
+    who = f"rank {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    if hasattr(sys.stdout, "reconfigure"):        # a terminal without emoji shows their numbers
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        main()
+    except BrokenPipeError:                       # `python sample.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (Problem, OSError, MemoryError, RuntimeError) as error:
+        told = in_one_line(error)
+        if told is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"{who}error: {told}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def in_one_line(error):
+    """What to tell the user of an error; None when it is none of theirs. Texts of their files may
+    stand in it: what would move a terminal's cursor becomes a blank."""
+    told = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(
+            "can't allocate memory|out of memory", told)):
+        told = ("the memory is full: lower --micro-batch (or --rollout-batch, --rows-at-once), or "
+                f"take a smaller network ({told})")
+    elif isinstance(error, OSError):
+        told = (f"{error.filename or 'a file or connection'}: {error.strerror or told}: check that "
+                "it is there, may be used, and that the disk has room")
+    elif not isinstance(error, Problem):
+        return None
+    return "".join(c if c.isprintable() else " " for c in told[:1000])
+
+
+def first_line(error):
+    """What an error says before it shows the place in the code."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def flag(default, help, choices=None):
+    """A dataclass field that is also a command-line flag."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """The flags that say on what a script computes."""
+    device: str = flag("auto", "auto, cpu, cuda or mps")
+    precision: str = flag("auto", "arithmetic; auto: bf16 on CUDA, fp32 elsewhere",
+                          choices=("auto", "bf16", "fp32"))
+    parallel: str = flag("ddp", "under torchrun: ddp, every process holds whole networks; fsdp, "
+                                "each holds its share of every weight", choices=("ddp", "fsdp"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Common(Machine):
+    """The flags that every training script has."""
+    out: str = flag("", "folder of this run: config.json, model.pt, log.jsonl, state/")
+    resume: bool = flag(False, "go on where --out stopped (or start, when there is nothing yet)")
+    seed: int = flag(0, "every random choice is a function of this number")
+    compile: bool = flag(False, "torch.compile the networks (slow first steps, faster later)")
+    checkpointing: bool = flag(False, "compute each layer's inside twice rather than remember it: "
+                                      "a third slower, far less memory")
+    fill: bool = flag(False, "put spaces before shorter posts, --query-length tokens in all, as "
+                             "the paper's code does; a network that learned so goes on so anyway")
+    save_every: int = flag(200, "steps between saved training states; the last two are kept")
+
+
+COUNTS = {"batch", "micro_batch", "rollout_batch", "minibatches", "save_every", "eval_every",
+          "eval_rows", "log_every", "zero_rows"}         # flags for which 0 means nothing
+SIGNED = {"seed", "temperature", "missing_eot"}          # and those that may be below 0
+
+
+def parse(config_class, presets, argv, doc, by=None):
+    """Flags from the command line: defaults < preset < typed.
+
+    presets: name -> {flag: value}; with `by`, name -> {value of flag `by`: {flag: value}}.
+    Returns: config_class, frozen. Raises: Problem for an unknown flag, preset, choice or value.
+    """
+    class Parser(argparse.ArgumentParser):
+        def error(self, message):
+            raise Problem(f"{message} (--help lists every flag)")
+
+    parser = Parser(description=doc, allow_abbrev=False, epilog="--debug: when something goes "
+                    "wrong, also show where in the code",
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    if presets:
+        parser.add_argument("--preset", default=None, choices=list(presets),
+                            help="a set of values; typed flags win over it")
+    groups = {c: parser.add_argument_group(title) for c, title in
+              ((Common, "shared by the scripts"), (config_class, "of this script"))}
+    for field in dataclasses.fields(config_class):
+        group = groups[Common if field.name in Common.__dataclass_fields__ else config_class]
+        name = "--" + field.name.replace("_", "-")
+        shown = f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%")
+        options = dict(dest=field.name, default=argparse.SUPPRESS, help=shown)
+        if field.type is bool:
+            group.add_argument(name, action="store_true", **options)
+        else:
+            group.add_argument(name, type=field.type, choices=field.metadata["choices"],
+                               metavar=None if field.metadata["choices"] else
+                               field.type.__name__.upper(), **options)
+    typed = vars(parser.parse_args(argv))
+    preset = presets.get(typed.pop("preset", None), {})
+    if by and preset:
+        preset = preset[typed.get(by, getattr(config_class, by))]
+    cfg = config_class(**{**preset, **typed})
+    for name, value in vars(cfg).items():
+        if isinstance(value, str) or value is None:
+            continue
+        typed = f"--{name.replace('_', '-')} is {value}"
+        if name in COUNTS and value < 1:
+            raise Problem(f"{typed}: it counts from 1")
+        if not math.isfinite(value) or (value < 0 and name not in SIGNED):
+            raise Problem(f"{typed}: a number of 0 or more is expected")
+    return cfg
+
+
+def moved(argv, commands):
+    """The words of a command line. Raises: Problem when the first is a command that now lives
+    elsewhere; commands: {its name: the module that answers now}."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] and argv[0] in commands:
+        raise Problem(f"{argv[0]} has moved: python -m {' '.join([commands[argv[0]], *argv[1:]])}")
+    return argv

@@ -1,0 +1,289 @@
+"""A training run's folder: config.json, log.jsonl, state/ while training, model.pt at the end."""
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import time
+import warnings
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
+from tqdm import tqdm
+
+from runtime.files import (
+    check_sizes,
+    config_of,
+    in_brief,
+    log_line,
+    save_tensors,
+    sync,
+    write_atomically,
+    write_config,
+)
+from runtime.flags import Diverged, Problem
+from runtime.health import examine, stage_of
+from runtime.world import whole
+
+HELD = {}          # folders that this process trains in: {(inode, device): open handle}
+
+
+def hold(folder):
+    """Claim a folder until this process ends, however it ends: the lock is the kernel's.
+
+    Else two might write the same files: torchrun is killed, its workers live on, --resume is typed.
+    Raises: Problem when another process has it.
+    """
+    if os.name != "posix":
+        return
+    import fcntl  # Windows has none
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if os.fstat(handle)[1:3] not in HELD:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise Problem(f"{folder}: another process still trains there: wait for it, or end it, "
+                      "then give the same command again") from None
+    except OSError as error:
+        print(f"warning: {folder} cannot be locked ({error.strerror}): see to it that nothing else "
+              "trains there", file=sys.stderr)
+    HELD.setdefault(os.fstat(handle)[1:3], handle)
+
+
+# Flags that change how fast a run goes or where it lives, but not what it computes.
+FREE = {"out", "resume", "device", "parallel", "compile", "checkpointing",
+        "save_every", "micro_batch", "rollout_batch"}
+
+
+class Run:
+    """A training run's folder, its progress bar, and what Ctrl-C does.
+
+        run = Run(cfg, world, {"model": model}, optimizer, model=asdict(model.config))
+        for step in run.steps(cfg.steps):
+            ...
+            run.log(step, loss=loss)
+            run.save_if_due(step)
+        run.finish(model=model)
+    """
+
+    def __init__(self, cfg, world, modules, optimizer, **described):
+        """Claims the folder. Raises: Problem when it holds a run and --resume was not given,
+        or when a resumed run's flags differ from those it was started with."""
+        if not cfg.out:
+            raise Problem("--out is missing: say in which folder this run shall live")
+        self.cfg, self.world, self.optimizer = cfg, world, optimizer
+        self.modules, self.described = modules, described
+        self.agent = nn.ModuleDict(modules)           # one state for all networks and their Adam
+        self.out = pathlib.Path(cfg.out)
+        self.first, self.seconds, self.signal = 0, 0.0, 0
+        self.lines, self.warned = [], set()
+        started = bool(world.max(int((self.out / "config.json").exists())))
+        if started and not cfg.resume:
+            raise Problem(f"{self.out} already holds a run: add --resume to go on, or choose "
+                          "another --out")
+        if world.rank == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            hold(self.out)
+        if started:
+            before = config_of(self.out)["flags"]
+            for name, now in dataclasses.asdict(cfg).items():
+                if name not in FREE and before.get(name, now) != now:
+                    raise Problem(f"{self.out} was started with --{name.replace('_', '-')} "
+                                  f"{before[name]}, not {now}: type that, or choose another --out")
+            if not self.finished:
+                self._load()
+            elif world.rank == 0:
+                print(f"{self.out} is finished: nothing is left to do")
+                shutil.rmtree(self.out / "state", ignore_errors=True)    # killed before tidying up
+        elif world.rank == 0:
+            write_config(self.out / "config.json", cfg, **self.described)
+
+    @property
+    def finished(self):
+        """Whether an earlier call already wrote the final weights."""
+        return (self.out / "model.pt").exists()
+
+    def _state(self):
+        weights, moments = get_state_dict(self.agent, self.optimizer)
+        return {"weights": weights, "adam": moments}
+
+    def _check_finite(self, step):
+        """Raises: Diverged, on every rank, when a weight of a network is no finite number."""
+        for name, network in self.modules.items():
+            parts = (p.to_local() if isinstance(p, DTensor) else p for p in network.parameters())
+            if self.world.max(int(not all(bool(p.isfinite().all()) for p in parts))):
+                raise Diverged(step, f"the weights of the {name} are not finite, and were not "
+                                     "saved. Start again in another --out with a lower --lr "
+                                     "(--resume would repeat this)")
+
+    def _save_state(self, final):
+        """Write weights and Adam's moments as a folder that appears complete; the last two stay.
+
+        done.json is its last file, and says how long the others are.
+        """
+        # Its name says the step: a rank that outlives a killed run can only write there what this
+        # one writes, for the steps are the same.
+        temporary = final.with_name(f"writing-{final.name[5:]}")
+        if self.world.rank == 0:
+            for left in final.parent.glob("writing*"):           # by somebody who was killed
+                shutil.rmtree(left, ignore_errors=True)
+            log = self.out / "log.jsonl"
+            if log.exists():                     # its lines are older than the state: so on disk
+                with open(log, "rb") as f:
+                    os.fsync(f.fileno())
+        self.world.wait()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                dcp.save(self._state(), checkpoint_id=temporary, no_dist=self.world.size == 1)
+            if self.world.rank == 0:
+                sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+                write_atomically(temporary / "done.json", json.dumps(sizes))
+        except (OSError, RuntimeError, CheckpointException, Problem) as error:
+            shutil.rmtree(temporary, ignore_errors=True)         # its half would keep the disk full
+            raise Problem(f"{final} cannot be written ({in_brief(error)}); the state before it is "
+                          "kept: make room, then --resume") from error
+        if self.world.rank == 0:
+            shutil.rmtree(final, ignore_errors=True)             # a damaged one of that name
+            os.replace(temporary, final)
+            sync(final.parent)
+            sync(self.out)
+            for old in sorted(final.parent.glob("step-*"))[:-2]:
+                shutil.rmtree(old)
+        self.world.wait()                              # nobody leaves before the state is in place
+
+    def _load_state(self, folder):
+        """Fill weights and Adam's moments, whatever number of processes wrote them."""
+        state = self._state()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(state, checkpoint_id=folder, no_dist=self.world.size == 1)
+        set_state_dict(self.agent, self.optimizer, model_state_dict=state["weights"],
+                       optim_state_dict=state["adam"])
+
+    def _fault(self, act, folder):
+        """What is wrong with a state, as act(folder) finds on this or another rank; "": nothing."""
+        fault = ""
+        try:
+            act(folder)
+        except (Exception, CheckpointException) as error:   # one of many kinds, for a damaged state
+            fault = in_brief(error)
+        found = self.world.max(int(bool(fault)))
+        return (fault or "as another process finds") if found else ""
+
+    def _load(self):
+        """Go back to the newest sound state, or the one before, and forget later lines."""
+        saved = sorted(path for path in self.out.glob("state/step-*") if path.name[5:].isdigit())
+        while saved and not self.first:
+            newest = saved.pop()
+            fault = self._fault(check_sizes, newest) or self._fault(self._load_state, newest)
+            if not fault:
+                self.first = int(newest.name[5:])
+            elif not saved:
+                raise Problem(f"{newest} is damaged ({fault}), and there is no older one: start "
+                              "again in another --out")
+            elif self.world.rank == 0:
+                print(f"warning: {newest} is damaged ({fault}); going on from the state before it",
+                      file=sys.stderr)
+        self._cut_log()
+
+    def _cut_log(self):
+        """Leave in the log each step before the first still to do."""
+        log = self.out / "log.jsonl"
+        if not log.exists() or self.world.rank > 0:
+            return
+        try:                                     # (the last line may have been cut short)
+            lines = [log_line(text) for text in log.read_text().splitlines() if text.endswith("}")]
+        except (ValueError, RecursionError) as error:
+            raise Problem(f"{log} is damaged ({error!s:.100}): repair or move it") from None
+        self.lines = [line for line in lines if line["step"] < self.first and "event" not in line]
+        self.seconds = float(self.lines[-1]["seconds"]) if self.lines else 0.0
+        write_atomically(log, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def steps(self, total):
+        """Yields the step numbers still to do, under a progress bar; Ctrl-C is noted, not obeyed
+        yet: `save_if_due` obeys it, when the step is whole."""
+        def note(number, frame):
+            if self.signal and self.world.size == 1:   # a second Ctrl-C means now; but torchrun
+                raise KeyboardInterrupt                # passes on what the terminal sent us already
+            self.signal = self.signal or number
+            if self.world.size == 1:
+                self.bar.write("stopping when this step is done (again: at once)", file=sys.stderr)
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.total, self.began = total, time.perf_counter() - self.seconds
+        self.bar = tqdm(total=total, initial=self.first, desc=self.out.name, unit="step",
+                        disable=self.world.rank > 0, mininterval=0.5 if sys.stderr.isatty() else 15)
+        try:
+            for step in range(self.first, total):
+                yield step
+                self.bar.update()
+        finally:
+            self.bar.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def log(self, step, **values):
+        """One JSON line in log.jsonl, and the first few values beside the progress bar."""
+        self.seconds = time.perf_counter() - self.began
+        if self.world.rank == 0:
+            values = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            line = {"step": step, **values, "seconds": round(self.seconds, 3)}
+            with open(self.out / "log.jsonl", "a") as f:
+                f.write(json.dumps(line) + "\n")
+            self.lines.append(line)
+            self._warn()
+            shown = {k: f"{v:.3g}" for k, v in list(values.items())[:6] if v is not None}
+            self.bar.set_postfix(shown, refresh=False)
+
+    def _warn(self):
+        """Say once each, beside the progress bar, what ails the run by its log so far."""
+        if len(self.lines) % (1 + len(self.lines) // 100):      # long logs: not after every line
+            return
+        flags = dataclasses.asdict(self.cfg)
+        for finding in examine(stage_of(flags), self.lines, flags):
+            if finding.check.name not in self.warned:
+                self.warned.add(finding.check.name)
+                self.bar.write(f"warning: {finding}; `python -m tools.doctor {self.out}` "
+                               "says more", file=sys.stderr)
+
+    def save_if_due(self, step):
+        """Save weights, Adam and the step every `save_every` steps, and when asked to stop."""
+        stop = self.world.sum(torch.tensor(float(self.signal), device=self.world.device)).item()
+        if not stop and (step + 1) % self.cfg.save_every:
+            return
+        self._check_finite(step)
+        self._save_state(self.out / "state" / f"step-{step + 1:08d}")
+        if stop:
+            self.bar.close()
+            if self.world.rank == 0:
+                print(f"stopped after step {step + 1} of {self.total}; the same command with "
+                      "--resume goes on from there", file=sys.stderr)
+            raise SystemExit(128 + (self.signal or signal.SIGINT))
+
+    def save(self, name, network):
+        """Write a network's weights, gathered from all ranks, to `name`.pt in the run's folder."""
+        weights = whole(network, self.world)
+        if self.world.rank == 0:
+            save_tensors(self.out / f"{name}.pt", weights)
+
+    def finish(self, **weights):
+        """Write the final weights (name -> module; model.pt last: it marks the run as finished).
+
+        Raises: Diverged when they are not finite."""
+        self._check_finite(self.total - 1)
+        if self.world.rank == 0:
+            write_config(self.out / "config.json", self.cfg, **self.described,
+                         seconds=round(self.seconds, 1))
+        for name, network in sorted(weights.items(), key=lambda item: item[0] == "model"):
+            self.save(name, network)
+        if self.world.rank == 0:
+            shutil.rmtree(self.out / "state", ignore_errors=True)
+        self.world.wait()

@@ -1,0 +1,89 @@
+"""Steps of training: randomness without a state, micro-batches, AdamW, learning rates."""
+import math
+import zlib
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from runtime.flags import Diverged
+
+
+def generator(seed, purpose, step=0, row=0):
+    """A numpy Generator that depends on nothing but its arguments (Philox, counter-based)."""
+    key = np.array([seed % 2 ** 64, zlib.crc32(purpose.encode())], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, step, row]))
+
+
+def uniforms(seed, purpose, step, rows, n):
+    """n numbers in [0, 1) for each row, the same whatever other rows are asked for.
+
+    rows: ids of the rows, any iterable of int. Returns: (len(rows), n) float64.
+    """
+    drawn = [generator(seed, purpose, step, int(row)).random(n) for row in rows]
+    return np.stack(drawn) if drawn else np.zeros((0, n))
+
+
+def finest(device):
+    """The dtype for sums that may not depend on their order: float64, which MPS lacks."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def accumulate(modules, rows, micro_batch):
+    """Cut a rank's rows into micro-batches; under DDP gradients travel on the last one only.
+
+    (Sharded, they travel on each: kept, they would be whole networks' gradients on every rank.)
+    """
+    for start in range(0, len(rows), micro_batch):
+        for module in modules:
+            if isinstance(module, DistributedDataParallel):
+                module.require_backward_grad_sync = start + micro_batch >= len(rows)
+        yield rows[start:start + micro_batch]
+
+
+def adam(modules, beta2=0.999, eps=1e-8, weight_decay=0.0):
+    """One AdamW for all modules; only matrices decay, never biases, gains or embeddings' rows."""
+    matrices = [p for m in modules for n, p in m.named_parameters() if p.ndim > 1 and "wte" not in n
+                and "wpe" not in n]
+    others = [p for m in modules for p in m.parameters() if not any(p is q for q in matrices)]
+    groups = [dict(params=matrices, weight_decay=weight_decay),
+              dict(params=others, weight_decay=0.0)]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), eps=eps, fused=True)
+
+
+def optimizer_step(modules, optimizer, lr, clip, step):
+    """Clip each module's gradient to norm `clip` (0: never), then step and clear.
+
+    A weight that two modules share counts in the first alone. Returns: the list of norms before
+    clipping. Raises: Problem when one is not finite; the weights are then still those of the
+    optimizer step before.
+    """
+    norms, clipped = [], set()
+    for module in modules:
+        own = [p for p in module.parameters() if p not in clipped]
+        norms.append(nn.utils.clip_grad_norm_(own, clip or math.inf))
+        clipped.update(own)
+    norms = [(n.full_tensor() if isinstance(n, DTensor) else n).item() for n in norms]
+    if not all(map(math.isfinite, norms)):
+        raise Diverged(step, f"the gradient is {norms}; nothing of it was kept. Start again in "
+                             "another --out with a lower --lr (--resume would repeat this)")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norms
+
+
+def cosine(step, steps, peak, warmup=0):
+    """Learning rate: linear from 0 over `warmup` steps, then half a cosine down to 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def linear(step, steps, peak):
+    """Learning rate: linear from peak at step 0 to 0 at the end."""
+    return peak * (1 - step / steps)

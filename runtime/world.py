@@ -1,0 +1,225 @@
+"""Processes: the same script alone, or as one of many under torchrun (DDP, FSDP2)."""
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from runtime.flags import Diverged, Problem, first_line
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The processes that train together; alone, `size` is 1 and nothing is communicated."""
+    rank: int
+    size: int
+    device: torch.device
+    bf16: bool = False           # arithmetic; what is trained is stored in fp32 all the same
+    parallel: str = "ddp"
+
+    @property
+    def sharded(self):
+        """Whether each rank holds only its share of every weight."""
+        return self.size > 1 and self.parallel == "fsdp"
+
+    def sum(self, x):
+        """The sum of a tensor over all ranks, on every rank. Same shape."""
+        if self.size > 1:
+            x = x.clone()
+            dist.all_reduce(x)
+        return x
+
+    def max(self, n):
+        """The largest of an int over all ranks."""
+        if self.size > 1:
+            n = torch.tensor(n, device=self.device)
+            dist.all_reduce(n, dist.ReduceOp.MAX)
+        return int(n)
+
+    def share(self, rows):
+        """This rank's rows of a global batch: every size-th, so that lengths stay even."""
+        return rows[self.rank::self.size]
+
+    def gather(self, x):
+        """The rows of all ranks, in global order: the inverse of `share`. (b, ...) -> (B, ...)"""
+        if self.size == 1:
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)      # row i of rank r is global row i * size + r
+
+    def merge(self, found):
+        """The union of all ranks' dicts, on every rank."""
+        if self.size == 1:
+            return found
+        parts = [None] * self.size
+        dist.all_gather_object(parts, found)
+        return {key: value for part in parts for key, value in part.items()}
+
+    def wait(self):
+        """Until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+PATIENCE = datetime.timedelta(minutes=20)    # with a silent rank; writing 100 GB takes a few
+
+
+@contextlib.contextmanager
+def last_words(cfg, rank):
+    """A run that diverges says so in its log, where the doctor finds it later."""
+    try:
+        yield
+    except Diverged as end:
+        if rank == 0:
+            with open(pathlib.Path(cfg.out) / "log.jsonl", "a") as f:
+                f.write(json.dumps({"step": end.step, "event": "stopped", "why": str(end)}) + "\n")
+        raise
+
+
+@contextlib.contextmanager
+def join_world(cfg):
+    """The World of this process: alone, or one of torchrun's (gloo on CPU, nccl on CUDA).
+
+    cfg: a Machine. Raises: Problem for a device that is not here, when the ranks cannot meet, and
+    when another is gone.
+    """
+    device, size = cfg.device, int(os.environ.get("WORLD_SIZE", 1))
+    if device == "auto":
+        device = ("cuda" if torch.cuda.is_available() else
+                  "mps" if torch.backends.mps.is_available() else "cpu")
+    if device == "mps" and size > 1:
+        raise Problem("several processes cannot share MPS: add --device cpu")
+    if device not in ("cpu", "cuda", "mps"):
+        raise Problem(f"--device {device} is unknown: auto, cpu, cuda or mps")
+    if device != "cpu" and not getattr(torch, device).is_available():
+        raise Problem(f"--device {device} is not available here: use --device auto")
+    bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and device == "cuda")
+    torch.set_float32_matmul_precision("high")          # TF32, where fp32 is left on CUDA
+    if size == 1:
+        with last_words(cfg, 0):
+            yield World(0, 1, torch.device(device), bf16)
+        return
+    backend, own = "gloo", None
+    if device == "cuda":
+        backend, own = "nccl", torch.device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(own)
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
+    except (RuntimeError, ValueError) as error:
+        raise Problem(f"port {os.environ.get('MASTER_PORT')}: the processes cannot meet there "
+                      f"({first_line(error)}): name a free one (torchrun --master_port, or "
+                      "MASTER_PORT), unless another process says why") from None
+    try:
+        rank = dist.get_rank()
+        with (contextlib.redirect_stdout(sys.stdout if rank == 0 else None),     # one voice
+              last_words(cfg, rank)):
+            yield World(rank, size, own or torch.device(device), bf16, cfg.parallel)
+        dist.destroy_process_group()
+    except RuntimeError as error:
+        # One rank's end breaks the others' conversation with it: its message matters, not theirs.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise Problem("another process is gone; its message, above or in its log, says why "
+                      f"({first_line(error)})") from None
+
+
+# A network's life here: `skeleton` on the meta device -> `allocate` -> `fill` -> `parallelize`.
+
+def allocate(network, world, frozen=False):
+    """Memory for a network built on the meta device: whole or, sharded, this rank's part (FSDP2).
+
+    What is trained is stored in fp32, what is frozen in bf16 where that is the arithmetic.
+    """
+    if frozen:
+        network.requires_grad_(False)
+        if world.bf16:
+            network.bfloat16()
+    if world.sharded:
+        mesh = init_device_mesh(world.device.type, (world.size,))
+        policy = MixedPrecisionPolicy(*(torch.bfloat16, torch.float32) if world.bf16 else ())
+        for part in (*network.blocks, network):
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+    return network.to_empty(device=world.device)
+
+
+@torch.no_grad()
+def fill(weight, values):
+    """Set a weight; a sharded one takes this rank's part of the values, without communication."""
+    if isinstance(weight, DTensor):
+        values = distribute_tensor(values.to(weight.device, weight.dtype), weight.device_mesh,
+                                   weight.placements, src_data_rank=None)
+    weight.copy_(values)
+
+
+def parallelize(network, world, cfg):
+    """Checkpointing, compile and, where it is needed, DDP's wrapper (`allocate` put FSDP on).
+
+    Take gradients only through what this returns; to read and to sample, the network will do.
+    """
+    for block in network.blocks:
+        block.checkpointing = cfg.checkpointing
+    if cfg.compile:                       # FSDP gathers weights between the blocks: compile those
+        for part in network.blocks if world.sharded else [network]:
+            part.compile(dynamic=True)
+    trained = any(p.requires_grad for p in network.parameters())
+    if world.size == 1 or world.sharded or not trained:
+        return network
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, device_ids=[world.device]
+                                   if world.device.type == "cuda" else None)
+
+
+def bare(module):
+    """The network inside `parallelize`'s wrapper: to read weights and to sample, not to train."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+@contextlib.contextmanager
+def gathered(network):
+    """Within, a sharded network holds its weights whole: a forward needs no other rank, and each
+    rank may do as many as it likes, as in generating. Of a network that is not sharded: nothing."""
+    parts = [m for m in network.modules() if isinstance(m, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield network
+    finally:
+        for part in parts:                # kept any longer, they would miss the next optimizer step
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
+
+
+def whole(network, world):
+    """Name -> weight, whole and on the CPU, of rank 0; an empty dict on the others.
+
+    Sharded weights are gathered one by one, so no rank but the first ever holds them all.
+    """
+    found = {}
+    for name, weight in network.state_dict().items():
+        weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if world.rank == 0:
+            found[name] = weight.detach().cpu()
+    return found
+
+
+def mixed(world):
+    """bf16 arithmetic where that is the fast type; fp32 elsewhere."""
+    return (torch.autocast(world.device.type, torch.bfloat16) if world.bf16 else
+            contextlib.nullcontext())
+
+
+def bar(total, name, world, unit="summary"):
+    """A progress bar of this many units, which only the first process shows."""
+    return tqdm(total=total, desc=name, unit=unit, leave=False, disable=world.rank > 0)
