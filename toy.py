@@ -1,36 +1,43 @@
-"""Chapter 2. A tiny world of posts whose best summary is known, and people who judge them.
+"""Chapter 2. A small world of posts whose best summary is known, and its judge.
 
-No people wait at the end of a test run, so this chapter builds a small town in which their taste is
-known. Somebody broke, sold or hid something, and the victim asks Reddit what to do:
+A test run has no people to judge summaries. So this chapter makes up posts whose facts it knows:
+somebody broke, sold or hid something, and the victim asks Reddit what to do.
 
-    facts -> post               six to eleven sentences, shuffled, with small talk between them
-          -> author's summary   as fallible as authors are: they rant, chat and forget the question
-          -> ideal summary      every fact once, in the plainest words
+    Facts(actor="cousin", verb="broke", owner="roommate", object="car", place="station",
+          time="on Monday", excuse="it was the law", feeling="shocked", ask="let it go")
+    post      On Monday my roommate's car got broken by my cousin at the station. I will read all
+              of your comments. We live in a small town where people talk. I am so shocked right
+              now, so should I let it go? When I asked about it, they told me it was the law.
+    author    My cousin broke my roommate's car at the station. Basically everyone hates me and
+              nobody cares.
+    ideal     My cousin broke my roommate's car at the station on Monday. They say it was the law.
+              I am shocked. Should I let it go?
 
-`gold` is the true judge. It reads the facts off any text and grades a summary on the paper's axes,
-each a share from 0 to 1, and multiplies, so that no axis can be bought with another:
+`gold` is the true judge. It finds the facts in any text and measures `shares` from 0 to 1: the
+paper's axes (appendix C), and length. They are multiplied, so that no axis makes up for another:
 
     overall = 1 + 6 * coverage * accuracy * coherence^(1/2) * length^(1/4)
+    author    1 + 6 *  2.6/8.6 *   .85^2  *         1       * (9/16)^(1/4)  = 2.13
+    ideal     1 + 6 *     1    *     1    *         1       *    1          = 7
 
-`label` is a person: `gold` seen through a taste of one's own, and not sharply. Two of them agree on
-73 % of pairs, as two of the paper's labellers did (section 3.3, appendix C).
+Authors usually write what happened, an exaggeration and thanks, which is not what readers want. A
+model that imitates them writes mediocre summaries: human feedback has something to teach.
 
-What authors *usually* write (what happened, an exaggeration, thanks for reading) is not what
-readers want. A model that imitates them is mediocre, and human feedback has something to teach.
+    python toy.py --out data/toy          (10 s; data/toy/news is a second domain, to transfer to)
 
-    python toy.py --out data/toy          (10 s; data/toy/news is a second world, to transfer to)
-
+All words and sentences are in toy.json: change them there for another world.
 Before: data.py, the formats.    After: model.py.
 """
-import math
-import os
+import json
 import random
 import re
 import zlib
 from collections import namedtuple
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -38,403 +45,352 @@ import numpy as np
 from data import write_jsonl
 from runtime import Problem, check_new, entry, flag, generator, parse
 
-# ------------------------------------------------------------------------------------ the lexicon
-# A value belongs to one slot only, and small talk contains none, so a text can be read back.
-
-PRONOUN = {  # the people of Reddit, and how one speaks of them afterwards
-    "sister": "she", "brother": "he", "mother": "she", "father": "he", "aunt": "she", "uncle": "he",
-    "girlfriend": "she", "boyfriend": "he", "wife": "she", "husband": "he", "roommate": "they",
-    "boss": "they", "neighbor": "they", "landlord": "they", "cousin": "they", "coworker": "they",
-}
-HIM = {"she": "her", "he": "him", "they": "them"}
-WORKERS = "nurse farmer baker mayor pilot teacher driver singer chef guard".split()
-PARTICIPLE = {
-    "broke": "broken", "sold": "sold", "lost": "lost", "hid": "hidden", "stole": "stolen",
-    "burned": "burned", "ruined": "ruined", "painted": "painted", "dropped": "dropped",
-    "buried": "buried", "kicked": "kicked", "wrecked": "wrecked",
-}
-OBJECTS = """bike car tent lamp boat ring coat book desk sofa cake drum harp fan rug map pot cup bag
-    hat kite bed chair phone watch guitar camera laptop mirror wallet""".split()
-PLACES = """bar gym lake park zoo pool farm mall beach church market station hotel
-    office""".split()
-TIMES = ["yesterday", "last week", "last night", "last month", "last year", "on Monday",
-    "on Friday", "on Sunday", "two days ago", "an hour ago", "a month ago", "this morning"]
-EXCUSES = ["it was a joke", "it was a dare", "it was a test", "it was a gift", "it was a mistake",
-    "the dog did it", "the kids did it", "a ghost did it", "everyone does it",
-    "nobody was using it", "it was the law", "there was no other way"]
-FEELINGS = """mad sad scared tired angry upset worried lonely ashamed shocked jealous
-    furious""".split()
-ASKS = ["call the police", "move out", "ask for the money back", "tell the family", "get a lawyer",
-    "cut contact", "buy a new one", "let it go", "change the locks", "see a doctor",
-    "write a letter", "quit my job", "set a trap", "go to court", "wait and see", "say nothing"]
-PLANS = ["hold a meeting", "pay for it all", "close the road", "change the law", "buy an alarm",
-    "hire more people", "offer a reward", "write a report", "call a vote", "ask for help",
-    "start a search", "stop the parade"]
-
-# ------------------------------------------------------------------------------ how posts say it
-# {a} actor, {v} verb, {p} participle, {ob} owner and object, {b} object, {t} time, {l} place,
-# {e} excuse, {f} feeling, {q} question; {he}, {him}, {says} follow the actor.
-
-POST = {
-    "event": ["{a} {v} {ob}.", "Here is what happened, {a} {v} {ob} and told nobody.",
-        "I found out that {a} {v} {ob}.", "It turns out that {a} {v} {ob}.",
-        "Believe it or not, {a} {v} {ob}.", "It was {a} who {v} {ob}, I saw it happen.",
-        "{ob} got {p} by {a}.", "I just found out that {ob} was {p} by {a}.",
-        "The short story is that {ob} got {p} by {a}.",
-        "To make a long story short, {ob} was {p} by {a}."],
-    "event+time": ["{t} {a} {v} {ob}.", "{a} {v} {ob} {t} and I saw it all.",
-        "{t} {ob} got {p} by {a}."],
-    "event+place": ["We were at the {l} when {a} {v} {ob}.", "{ob} was {p} by {a} at the {l}.",
-        "{a} {v} {ob} right there at the {l}."],
-    "event+place+time": ["{t} at the {l} {a} {v} {ob}.", "{t} {ob} got {p} by {a} at the {l}."],
-    "place": ["This happened at the {l}.", "We were at the {l} with a lot of other people.",
-        "It was at the {l} of all places.", "I was at the {l} when it happened.",
-        "People at the {l} still talk about it."],
-    "time": ["It happened {t}.", "This was {t} and I still cannot believe it.", "I found out {t}.",
-        "All of this happened {t}.", "It started {t} when I came home."],
-    "excuse": ["{says} {e}.", "When I asked about it, {he} told me {e}.",
-        "According to {him}, {e}, which makes no sense to me.",
-        "The only thing I hear from {him} is that {e}.", "Now {says} {e} and that is all."],
-    "feeling": ["I am {f}.", "I feel so {f} right now.", "All I know is that I am {f}.",
-        "It makes me so {f} and I cannot think about other things.",
-        "I have been so {f} since then."],
-    "ask": ["Should I {q}?", "Do you think I should {q}?", "Would it be wrong to {q}?",
-        "Part of me wants to {q}, is that wrong?", "I do not know if I should {q} or not."],
-    "excuse+feeling": ["{says} {e}, but I am still {f}."],
-    "feeling+ask": ["I am {f} and I do not know if I should {q}.",
-        "I am so {f} right now, so should I {q}?"],
-}
-SMALL_TALK = ["Throwaway because my friends know my main account.",
-    "Sorry for the long post, I am typing on the train.", "Sorry if my English is not so good.",
-    "Long time reader, first time poster here.", "I never thought I would post here.",
-    "I do not know if this is the right place to post.",
-    "Nothing like this has happened to me before.", "This has been on my mind all day.",
-    "I know this is not a big thing to most of you.", "We live in a small town where people talk.",
-    "We were always good friends before this.", "I have not slept much since then.",
-    "I will read all of your comments.", "Please be good to me, this is my first post.",
-    "My friends are no help at all with this.", "I know that most of you will not believe me."]
-TITLES = ["{a} and the {b}", "Help with {a} and a {b}", "Is it me or is {a} wrong here?",
-    "I need help with {a}", "I do not know what to do", "What would you do in my place?",
-    "What should I do about {a}?", "The story of a {b}", "Please help me",
-    "Am I wrong about the {b}?"]
-CARELESS = ["see the title", "people are not good", "it is a long story", "read the post",
-    "{a} and the {b}", "help with {a}", "I do not know what to do", "thanks for reading", "{ob}"]
-
-NEWS = {
-    "event": ["{a} {v} {ob}, the police said.", "{ob} was {p} by {a}, according to the police.",
-        "The police found out that {a} {v} {ob}.", "Believe it or not, {a} {v} {ob}.",
-        "{ob} was {p} by {a} and many people saw it."],
-    "event+time": ["{t} {a} {v} {ob}, the police said.", "{ob} was {p} by {a} {t}."],
-    "event+place": ["{a} {v} {ob} at the {l}, the police said.", "{ob} was {p} by {a} at the {l}."],
-    "event+place+time": ["{a} {v} {ob} at the {l} {t}, the police said."],
-    "place": ["It happened at the {l}.", "People at the {l} saw it happen.",
-        "This is a story from the {l}.", "It was at the {l} of all places.",
-        "The police were called to the {l}."],
-    "time": ["It happened {t}.", "The police were called {t}.", "The news came out {t}.",
-        "It started {t}, the police said.", "All of this happened {t}."],
-    "excuse": ["{says} {e}.", "{he} told the police that {e}.", "According to {him}, {e}.",
-        "The only thing {he} told us is that {e}.", "Now {says} that {e}."],
-    "feeling": ["People are {f}.", "People in the town are so {f} right now.",
-        "Many people here feel {f}.", "The police said that people are {f}.",
-        "It makes people so {f}."],
-    "ask": ["The town will {q}.", "Now the town wants to {q}.", "The plan is to {q} this time.",
-        "The police said that the town will {q}.", "People think that the town should {q}."],
-    "excuse+feeling": ["{says} {e}, but people are still {f}."],
-    "feeling+ask": ["People are so {f} that the town will {q}."],
-}
-NEWS_TALK = ["It was a long day for the police.", "There was a lot of rain all day.",
-    "It is the first time that this happened here.", "More news will come out soon.",
-    "This is a small town where people talk.", "Many people came to see it.",
-    "Nobody was home at the time.", "We will have more on this story soon."]
-NEWS_TITLES = ["{a} and the {b}", "The story of a {b}", "The town talks about {a}",
-    "Police called about a {b}", "{b} makes the news"]
-
-# -------------------------------------------------------------------------- how summaries say it
-# Nine times in ten the first form.
-
-SUMMARY = {
-    "event": ["{a} {v} {ob}{where}", "{ob} got {p} by {a}{where}"],
-    "excuse": ["{says} {e}.", "{he} told me {e}."],
-    "feeling": ["I am {f}.", "I feel {f}."],
-    "ask": ["Should I {q}?", "Do you think I should {q}?"],
-}
-NEWS_SUMMARY = {
-    "event": ["{a} {v} {ob}{where}", "{ob} was {p} by {a}{where}"],
-    "excuse": ["{says} {e}.", "{he} told the police {e}."],
-    "feeling": ["People are {f}.", "People feel {f}."],
-    "ask": ["The town will {q}.", "The town wants to {q}."],
-}
-EXAGGERATIONS = ["Basically my whole life is over now.",
-    "Basically everyone hates me and nobody cares.", "Basically the whole world is against me.",
-    "Basically nobody has ever had it this bad."]
-CHAT = ["Thanks for reading all of this to the very end.",
-    "Thanks for any help that you can give me here.",
-    "Thanks to everyone who made it this far down here.",
-    "Thanks, it feels good to write it all down here."]
-NEWS_CHAT = ["The police are looking for people who saw it.", "We will have more on this soon."]
-
-# Share of the authors, then how often each part enters the summary.
-Author = namedtuple("Author", "share event place time exaggeration excuse feeling ask chat")
-RANTER = Author(.44, 1.0, .80, .10, 1.0, .10, .10, .10, .85)    # what a greedy imitator writes
-TELLER = Author(.21, 1.0, .75, .70, .10, .60, .60, .25, .40)
-ASKER = Author(.18, 1.0, .60, .30, .10, .40, .60, .90, .40)
-HASTY = Author(.17, .00, .00, .00, .50, .20, .95, .10, .80)     # forgets even what happened
-REPORTER = Author(1., 1.0, .85, .85, .00, .85, .85, .85, .60)   # news
-SLIPS = {"wrong value": .10, "swapped roles": .05, "repeated": .04, "broken off": .04}
-
-
-# All that a post says, None where it is silent; the owner is "me" or a person, never the actor.
+# All that a post says, None where it says nothing. The owner is "me" or a person, not the actor.
 Facts = namedtuple("Facts", "actor verb owner object place time excuse feeling ask")
-REDDIT, PRESS = (RANTER, TELLER, ASKER, HASTY), (REPORTER,)
-VALUES = Facts([*PRONOUN, *WORKERS], list(PARTICIPLE), ["me", *PRONOUN, *WORKERS], OBJECTS, PLACES,
-               TIMES, EXCUSES, FEELINGS, ASKS + PLANS)
+DETAILS = ("place", "time", "excuse", "feeling", "ask")
+WORLD = json.loads(Path(__file__).with_name("toy.json").read_text(encoding="utf-8"))
+# Two domains, or kinds of text: the actor tells which, as each has its own people and sentences.
+POSTS, NEWS = SimpleNamespace(**WORLD["posts"]), SimpleNamespace(**WORLD["news"])
+DOMAIN_OF = {person: domain for domain in (POSTS, NEWS) for person in domain.people}
+PARTICIPLE = WORLD["values"]["verb"]                                # "broke": "broken"
+VALUES = {slot: list(values) for slot, values in WORLD["values"].items()}
+VALUES |= {"actor": list(DOMAIN_OF), "ask": [*POSTS.ask, *NEWS.ask]}
+HIM = {"she": "her", "he": "him", "they": "them"}
 
-# ---------------------------------------------------------------------------------------- writing
+# ----------------------------------------------------------------------------------------- writing
 
-def draw_facts(rng, news=False):
-    """What happened -> Facts. One post in eight gives no place, one in eight no excuse; one in five
-    is about somebody else's thing, so that who did it to whom has to be understood."""
-    actor, other = rng.sample(WORKERS if news else list(PRONOUN), 2)
-    return Facts(actor=actor, verb=rng.choice(list(PARTICIPLE)),
-                 owner="me" if not news and rng.random() < .8 else other,
-                 object=rng.choice(OBJECTS),
-                 place=rng.choice(PLACES) if rng.random() < .875 else None,
-                 time=rng.choice(TIMES),
-                 excuse=rng.choice(EXCUSES) if rng.random() < .875 else None,
-                 feeling=rng.choice(FEELINGS), ask=rng.choice(PLANS if news else ASKS))
+def draw_facts(rng, domain=POSTS):
+    """What happened -> Facts. One post in eight gives no place, one in eight no excuse. One in five
+    is about somebody else's thing: there one has to understand who did it to whom."""
+    actor, other = rng.sample(list(domain.people), 2)
+    return Facts(actor=actor, verb=rng.choice(VALUES["verb"]),
+                 owner="me" if domain.first_person and rng.random() < .8 else other,
+                 object=rng.choice(VALUES["object"]),
+                 place=rng.choice(VALUES["place"]) if rng.random() < .875 else None,
+                 time=rng.choice(VALUES["time"]),
+                 excuse=rng.choice(VALUES["excuse"]) if rng.random() < .875 else None,
+                 feeling=rng.choice(VALUES["feeling"]), ask=rng.choice(domain.ask))
 
 
-def fill(form, f):
-    """A form with its holes filled: "{a} {v} {ob}." -> "My sister sold my neighbor's bike."."""
-    news = f.actor in WORKERS
-    one = "a" if news else "my"
-    he = f"the {f.actor}" if news else PRONOUN[f.actor]
-    where = (f" at the {f.place}" if f.place else "") + (f" {f.time}" if f.time else "") + "."
+def given(facts, slots):
+    """Those of the slots about which the post says something."""
+    return [slot for slot in slots if getattr(facts, slot)]
+
+
+def with_wrong_value(facts, slot, rng):
+    """The same facts except for one, which is another value of its kind."""
+    values = DOMAIN_OF[facts.actor].ask if slot == "ask" else VALUES[slot]
+    return facts._replace(**{slot: rng.choice([v for v in values if v != getattr(facts, slot)])})
+
+
+def say(form, facts):
+    """A form with its holes filled: "{who} {verb} {what}." -> "My sister sold my boss's bike."."""
+    domain = DOMAIN_OF[facts.actor]
+    my = "my" if domain.first_person else "a"
+    he = domain.people[facts.actor]
+    whose = "my" if facts.owner == "me" else f"{my} {facts.owner}'s"
+    where = f" at the {facts.place}" if facts.place else ""
+    when = f" {facts.time}" if facts.time else ""
     text = form.format(
-        a=f"{one} {f.actor}", v=f.verb, p=PARTICIPLE[f.verb], b=f.object,
-        ob=f"my {f.object}" if f.owner == "me" else f"{one} {f.owner}'s {f.object}",
-        where=where, l=f.place, t=f.time, e=f.excuse, f=f.feeling, q=f.ask, he=he,
-        him=HIM.get(he, he),
-        says=f"{he} says" if he != "they" else "they say")
+        who=f"{my} {facts.actor}", verb=facts.verb, participle=PARTICIPLE[facts.verb],
+        whose=whose, object=facts.object, what=f"{whose} {facts.object}",
+        place=facts.place, time=facts.time, where=where + when,
+        excuse=facts.excuse, feeling=facts.feeling, ask=facts.ask,
+        he=he, him=HIM.get(he, he), says="they say" if he == "they" else f"{he} says")
     return text[0].upper() + text[1:]
 
 
-def write_post(f, rng):
-    """The post or article: every fact once, small talk between, the question late -> str."""
-    news = f.actor in WORKERS
-    forms, talk = (NEWS, NEWS_TALK) if news else (POST, SMALL_TALK)
-    said = ["event", *(s for s in ("place", "time", "excuse", "feeling", "ask") if getattr(f, s))]
-    for one, two, chance in (("event", "place", .25), ("event", "time", .2), ("feeling", "ask", .2),
-                             ("event+place", "time", .3), ("excuse", "feeling", .1)):
-        if one in said and two in said and rng.random() < chance:      # two facts, one sentence
-            said = [s for s in said if s not in (one, two)] + [f"{one}+{two}"]
-    placed = [(rng.random() + .6 * ("ask" in s), fill(rng.choice(forms[s]), f)) for s in said]
-    placed += [(rng.random(), s) for s in rng.sample(talk, rng.randint(1, 3) if news else
-                                                     rng.randint(2, 5))]
-    new_line = .25 * (rng.random() < .3)                               # some write paragraphs
-    text = "".join(s + ("\n" if rng.random() < new_line else " ") for _, s in sorted(placed))
-    return text.strip()
+def write_post(facts, rng):
+    """The post: every fact once, in any order but the question late, among small talk -> str."""
+    domain = DOMAIN_OF[facts.actor]
+    topics = ["event", *given(facts, DETAILS)]
+    for one, two, chance in WORLD["joined"]:                        # two facts in one sentence
+        if one in topics and two in topics and rng.random() < chance:
+            topics = [topic for topic in topics if topic not in (one, two)] + [f"{one}+{two}"]
+    placed = [(rng.random() + (.6 if "ask" in topic else 0.),       # (position, sentence)
+               say(rng.choice(domain.post_forms[topic]), facts)) for topic in topics]
+    talk = rng.sample(domain.small_talk, rng.randint(*domain.small_talk_count))
+    placed += [(rng.random(), sentence) for sentence in talk]
+    new_line = .25 if rng.random() < .3 else 0.                     # some write paragraphs
+    return "".join(sentence + ("\n" if rng.random() < new_line else " ")
+                   for _, sentence in sorted(placed)).strip()
 
 
 def ideal(facts):
-    """The summary no reader can improve on: every fact of the post, once, in the plainest words."""
-    forms = NEWS_SUMMARY if facts.actor in WORKERS else SUMMARY
-    parts = ["event", *(s for s in ("excuse", "feeling", "ask") if getattr(facts, s))]
-    return " ".join(fill(forms[part][0], facts) for part in parts)
+    """The best summary: every fact of the post once, in the usual words."""
+    forms = DOMAIN_OF[facts.actor].summary_forms                    # place and time are in "event"
+    return " ".join(say(forms[part][0], facts) for part in ["event", *given(facts, DETAILS[2:])])
 
 
-def write_summary(f, rng):
-    """What an author makes of the facts: the reference, good or bad -> str, at most 42 tokens."""
-    news = f.actor in WORKERS
-    authors, forms = (PRESS, NEWS_SUMMARY) if news else (REDDIT, SUMMARY)
-    author = rng.choices(authors, [a.share for a in authors])[0]
-    slip = rng.choices([*SLIPS, None], [*SLIPS.values(), 1 - sum(SLIPS.values())])[0]
-    tells = [s for s in ("place", "time", "excuse", "feeling", "ask")
-             if getattr(f, s) and rng.random() < getattr(author, s)]
-    if slip == "swapped roles" and f.owner != "me":
-        f = f._replace(actor=f.owner, owner=f.actor)
-    elif slip in ("wrong value", "swapped roles"):
-        f = with_wrong_value(f, rng.choice(["verb", "object", *tells]), rng)
-    shown = f._replace(**{s: None for s in ("place", "time") if s not in tells})
+def write_summary(facts, rng):
+    """The author's summary, good or bad -> str, at most 42 tokens. The most frequent kind of author
+    exaggerates and omits the question; a model that decodes greedily writes like that too."""
+    domain = DOMAIN_OF[facts.actor]
+    authors, mistakes = list(domain.authors.values()), WORLD["mistakes"]
+    author = rng.choices(authors, [author["share"] for author in authors])[0]
+    mistake = rng.choices(list(mistakes), list(mistakes.values()))[0]
+    told = [slot for slot in given(facts, DETAILS) if rng.random() < author[slot]]
+    if mistake == "swapped roles" and facts.owner != "me":
+        facts = facts._replace(actor=facts.owner, owner=facts.actor)
+    elif mistake in ("wrong value", "swapped roles"):
+        facts = with_wrong_value(facts, rng.choice(["verb", "object", *told]), rng)
+    facts = facts._replace(**{slot: None for slot in ("place", "time") if slot not in told})
 
-    def say(part):
-        return fill(forms[part][rng.random() < .1], shown)
+    def sentence(part):
+        usual, rare = domain.summary_forms[part]
+        return say(rare if rng.random() < .1 else usual, facts)
 
-    parts = [say("event")] if rng.random() < author.event else []
-    parts += [rng.choice(EXAGGERATIONS)] if rng.random() < author.exaggeration else []
-    parts += [say(s) for s in tells if s in forms]
-    parts += [rng.choice(NEWS_CHAT if news else CHAT)] if rng.random() < author.chat else []
-    parts = parts or [say("event")]
-    if slip == "repeated":
+    parts = [sentence("event")] if rng.random() < author["event"] else []
+    if rng.random() < author["exaggeration"]:
+        parts.append(rng.choice(WORLD["exaggerations"]))
+    parts += [sentence(slot) for slot in told if slot in domain.summary_forms]
+    if rng.random() < author["chat"]:
+        parts.append(rng.choice(domain.chat))
+    if not parts:
+        parts.append(sentence("event"))
+    if mistake == "repeated":
         parts.insert(1, parts[0])
-    while len(re.findall(r"\w+|'s|[^\w\s']", " ".join(parts))) > 42:  # a response has 48 tokens
+    while len(re.findall(r"\w+|'s|[^\w\s']", " ".join(parts))) > 42:   # a response has 48 tokens
         parts.pop(rng.randrange(1, len(parts)))
-    if slip == "broken off":
+    if mistake == "cut short":
         words = parts[-1].split()
         parts[-1] = " ".join(words[:rng.randint(1, len(words) - 1)])
     return " ".join(parts)
 
 
-def with_wrong_value(facts, slot, rng):
-    """The same facts but for one, which is another value of its kind."""
-    values = getattr(VALUES, slot)
-    if slot == "ask":
-        values = PLANS if facts.actor in WORKERS else ASKS
-    return facts._replace(**{slot: rng.choice([v for v in values if v != getattr(facts, slot)])})
+# ----------------------------------------------------------------------------------------- reading
 
-
-# ---------------------------------------------------------------------------------------- reading
-
-def either(values):
-    """A regular expression for any of these, longest first."""
-    return "|".join(sorted((re.escape(v.lower()) for v in values), key=len, reverse=True))
-
-
-PERSON = f"(?:my|an?|the) ({either(VALUES.actor)})"
-OWNED = f"(?:my|(?:my|an?|the) ({either(VALUES.actor)})'s) ({either(OBJECTS)})"
-ACTIVE = re.compile(rf"\b{PERSON} (?:who )?({either(PARTICIPLE)}) {OWNED}\b")
-PASSIVE = re.compile(rf"\b{OWNED} (?:got|was) ({either(PARTICIPLE.values())})(?: by {PERSON})?\b")
-PHRASE = re.compile(rf"\b(?:{either(TIMES + EXCUSES + ASKS + PLANS)})\b")
+ANY = {slot: "|".join(values) for slot, values in VALUES.items()}   # for regular expressions
+VERB_OF = {participle: verb for verb, participle in PARTICIPLE.items()}
+PERSON = f"(?:my|an?|the) ({ANY['actor']})"
+OWNED = f"(?:my|(?:my|an?|the) ({ANY['actor']})'s) ({ANY['object']})"
+ACTIVE = re.compile(rf"\b{PERSON} (?:who )?({ANY['verb']}) {OWNED}\b")
+PASSIVE = re.compile(rf"\b{OWNED} (?:got|was) ({'|'.join(VERB_OF)})(?: by {PERSON})?\b")
+PHRASES = {v.lower(): (slot, v) for slot in ("time", "excuse", "ask") for v in VALUES[slot]}
+PHRASE = re.compile(rf"\b(?:{'|'.join(sorted(PHRASES, reverse=True))})\b")
 WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
+# What a word states, "boss's": ("person", "boss"), and in KIND what it is to the grammar: "<act>".
+PEOPLE = {word: ("person", person) for person in DOMAIN_OF for word in (person, person + "'s")}
+ACTS = {word: ("act", verb) for verb, other in PARTICIPLE.items() for word in (verb, other)}
+THINGS = {word: ("thing", word) for word in VALUES["object"]}
+PLAIN = {word: (slot, word) for slot in ("place", "feeling") for word in VALUES[slot]}
+PRONOUNS = {word: ("pronoun", he) for he, him in HIM.items() for word in (he, him)}
+MENTIONS = PEOPLE | ACTS | THINGS | PLAIN | PRONOUNS
+KIND = {word: f"<{kind}>" for word, (kind, _) in (ACTS | THINGS | PLAIN).items()}
+KIND |= {word: f"<{DOMAIN_OF[person].name} {word.replace(person, 'person')}>"
+         for word, (_, person) in PEOPLE.items()}
 
-SLOT_OF = {v.lower(): (s, v) for s in ("time", "excuse", "ask") for v in getattr(VALUES, s)}
-VERB_OF = {v: v for v in PARTICIPLE} | {p: v for v, p in PARTICIPLE.items()}
-MENTION = ({p + s: ("person", p) for p in VALUES.actor for s in ("", "'s")}
-           | {w: ("act", v) for w, v in VERB_OF.items()} | {o: ("thing", o) for o in OBJECTS}
-           | {p: ("place", p) for p in PLACES} | {f: ("feeling", f) for f in FEELINGS}
-           | {w: ("pronoun", he) for he, him in HIM.items() for w in (he, him)})
 
+def statements(text):
+    """All that a text states -> set of (slot, value).
 
-def read(text):
-    """What a text states -> set of (slot, value).
-
-    Roles count only where the grammar gives them ("my sister sold my bike", "my bike was sold by my
-    sister"). A bare mention is noted too, as person, act or thing: no invention passes unseen.
-    """
+    "My boss sold my bike." states actor boss, verb sold, owner me, object bike. It also states, as
+    its words would in any order: person boss, act sold, thing bike."""
     text = " ".join(text.lower().split())
-    stated = {MENTION[w] for w in MENTION.keys() & WORD.findall(text)}
-    stated |= {SLOT_OF[phrase] for phrase in PHRASE.findall(text)}
+    found = {MENTIONS[word] for word in MENTIONS.keys() & WORD.findall(text)}
+    found |= {PHRASES[phrase] for phrase in PHRASE.findall(text)}
     events = ACTIVE.findall(text)
-    events += [(a, VERB_OF[p], owner, thing) for owner, thing, p, a in PASSIVE.findall(text)]
+    for owner, thing, participle, actor in PASSIVE.findall(text):
+        events.append((actor, VERB_OF[participle], owner, thing))
     for actor, verb, owner, thing in events:
-        stated |= {("verb", verb), ("owner", owner or "me"), ("object", thing)}
-        stated |= {("actor", actor)} if actor else set()
-    return stated
+        found |= {("actor", actor), ("verb", verb), ("owner", owner or "me"), ("object", thing)}
+    return found - {("actor", "")}                                  # of "my bike got sold"
+
+
+def post_text(record):
+    """The text to summarise."""
+    return record["article"] if "article" in record else record["post"]
 
 
 @lru_cache(maxsize=1 << 16)
 def facts_of(text):
     """The Facts of a post or article. Raises: Problem when it is not of this world."""
-    found = dict(sorted(read(text)))
+    found = dict(sorted(statements(text)))      # one value a slot; of two, the last by name
     if not {"actor", "verb", "owner", "object"} <= found.keys():
         raise Problem(f"toy judge: no event in post {text[:40]!r}; judge real posts by rouge")
     return Facts(*(found.get(slot) for slot in Facts._fields))
 
 
-def source(record):
-    """The text to summarise."""
-    return record["article"] if "article" in record else record["post"]
-
-
-# ---------------------------------------------------------------------------------------- judging
+# ----------------------------------------------------------------------------------------- judging
 
 WEIGHT = {"actor": .4, "verb": .4, "owner": .4, "object": .4, "place": 1, "time": 1, "excuse": 1,
-          "feeling": 1, "ask": 3}          # readers are asked for advice: the question weighs most
-WRONG, EXAGGERATED = .75, .85                # what is left of accuracy after each
-CLAIM = re.compile(r"\bbasically\b|life is over|hates me|is against me|ever had it")
+          "feeling": 1, "ask": 3}               # the post asks for advice: the question weighs most
+EXAGGERATION = re.compile("|".join(WORLD["signs_of_exaggeration"]))
+Judgement = namedtuple("Judgement", "coverage accuracy coherence length overall")     # each 1 to 7
 
 
-class Judgement(NamedTuple):  # 1 (worst) .. 7 (best): the paper's axes (appendix C), and length
-    coverage: float
-    accuracy: float
-    coherence: float
-    length: float
-    overall: float
+def gold(record, summary):
+    """The true quality of any text as a summary of a toy post -> Judgement."""
+    axes, _ = shares(record, summary)
+    return Judgement(*(1 + 6 * share for share in axes), overall=blend(axes))
+
+
+def blend(axes, coverage=1., accuracy=1., coherence=.5, length=.25):
+    """One grade from four shares, each to its power: a weighted product -> 1..7."""
+    stated, right, tidy, short = axes
+    return 1 + 6 * (stated ** coverage * right ** accuracy * tidy ** coherence * short ** length)
 
 
 def shares(record, summary):
     """The four axes as shares of the best, and whether the question is there -> 4 floats, bool.
 
         coverage   weight of the post's facts that are stated / weight of all
-        accuracy   .75 ^ (values the post does not give) * .85 ^ exaggerations; 0 without any fact
-        coherence  .8 ^ defects, see `defects`
-        length     words the ideal summary spends on the same facts / words; at most 1
+        accuracy   .75 ^ (statements made up) * .85 ^ (signs of exaggeration); 0 without any fact
+        coherence  .8 ^ defects
+        length     words that the ideal summary has for the same facts / words; at most 1
     """
-    facts, stated, words = facts_of(source(record)), read(summary), len(summary.split())
+    facts, stated = facts_of(post_text(record)), statements(summary)
+    words = len(summary.split())
     right = [slot for slot in WEIGHT if (slot, getattr(facts, slot)) in stated]
+    coherence = .8 ** defects(summary) if words else 0.
     if not right:
-        return (0., 0., .8 ** defects(summary) if words else 0., 0.), False
-    possible = sum(w for slot, w in WEIGHT.items() if getattr(facts, slot))
-    invented, exaggerated = len(stated - allowed(facts)), len(CLAIM.findall(summary.lower()))
-    return (sum(WEIGHT[slot] for slot in right) / possible,
-            WRONG ** invented * EXAGGERATED ** exaggerated,
-            .8 ** defects(summary),
-            min(1., needed(facts, right) / words)), "ask" in right
+        return (0., 0., coherence, 0.), False
+    coverage = sum(WEIGHT[s] for s in right) / sum(WEIGHT[s] for s in given(facts, WEIGHT))
+    allowed, needed = allowed_and_needed(facts)
+    accuracy = .75 ** len(stated - allowed) * .85 ** len(EXAGGERATION.findall(summary.lower()))
+    length = min(1., sum(needed[slot] for slot in right) / words)
+    return (coverage, accuracy, coherence, length), "ask" in right
 
 
 @lru_cache(maxsize=1 << 16)
-def allowed(facts):
-    """All a summary may state: the facts, and bare mentions of their people, act and thing."""
-    pronouns = [PRONOUN[facts.actor]] if facts.actor in PRONOUN else HIM
-    bare = {"person": [facts.actor, facts.owner], "act": [facts.verb], "thing": [facts.object],
-            "pronoun": pronouns}
-    return {*facts._asdict().items(), *((kind, v) for kind, values in bare.items() for v in values)}
-
-
-def needed(facts, slots):
-    """Words that the ideal summary spends on these facts: "at the gym" 3, "should I move out" 4."""
-    news = facts.actor in WORKERS                 # "the nurse says", "the town will": a word more
-    frame = {"actor": 1, "owner": facts.owner != "me", "place": 2, "feeling": 2,
-             "excuse": 2 + news, "ask": 2 + news}
-    return sum(frame.get(slot, 0) + len(getattr(facts, slot).split()) for slot in slots)
+def allowed_and_needed(facts):
+    """What a summary may state -> set: the facts, their words alone, and the actor's pronoun (a
+    nurse's may be any). And how many words the ideal one needs for each slot -> dict: "my sister"
+    2, "sold" 1, "my boss's" 2, "bike" 1, "at the gym" 3, "on Monday" 2, "Should I move out?" 4."""
+    domain = DOMAIN_OF[facts.actor]
+    he = domain.people[facts.actor]
+    pronouns = [he] if he in HIM else list(HIM)
+    allowed = {*facts._asdict().items(), ("person", facts.actor), ("person", facts.owner),
+               ("act", facts.verb), ("thing", facts.object), *(("pronoun", p) for p in pronouns)}
+    forms = ["{who}", "{verb}", "{whose}", "{object}", "at the {place}", "{time}",
+             *(domain.summary_forms[slot][0] for slot in DETAILS[2:])]
+    phrases = say("|".join(forms), facts).split("|")
+    return allowed, {slot: len(p.split()) for slot, p in zip(Facts._fields, phrases, strict=True)}
 
 
 def defects(text):
-    """Faults of form -> count: unheard words, unheard pairs of words, repetition, a broken end.
+    """Faults of form -> count. The grammar is a bigram model: a word, or a pair of neighbours, is
+    right if it occurs in a sample of this world's texts.
 
-    Words of one kind are the same word here (every object is "<thing>"), so that "sold my kayak" is
-    as good as "sold my bike"; "<" and ">" are the two ends of a sentence.
+        an unknown word, an unknown pair                  1, as "<act> <thing>" in "sold bike"
+        three words in a row that were said before        1
+        a whole sentence that was said before             2
+        a sentence without its end                        3
     """
-    pairs, vocabulary = known()
-    faults, trigrams, sentences = 0, [], []
-    for sentence, end in re.findall(r"([^.!?]+)([.!?]*)", text.strip()):
-        words = WORD.findall(sentence.lower())
-        kinds = ["<", *(KIND.get(w, w) for w in words), *(">" if end else "")]
-        faults += sum(pair not in pairs for pair in zip(kinds, kinds[1:], strict=False))
-        faults += sum(kind not in vocabulary for kind in kinds) + 3 * (not end)
+    usual = grammar()
+    count, trigrams, before = 0, [], []
+    for words, kinds in sentences_of(text):
+        count += sum(item not in usual for item in [*kinds, *pairwise(kinds)])
+        if kinds[-1] != ">":
+            count += 3
+        if words in before:
+            count += 2
+        before.append(words)
         trigrams += zip(words, words[1:], words[2:], strict=False)
-        sentences.append(words)
-    again = sum(sentence in sentences[:i] for i, sentence in enumerate(sentences))
-    return faults + len(trigrams) - len(set(trigrams)) + 2 * again
-
-
-KIND = {w: f"<{kind}>" for w, (kind, _) in MENTION.items() if kind != "pronoun"}
-KIND |= {p + s: f"<{kind}{s}>" for kind, people in (("person", PRONOUN), ("worker", WORKERS))
-         for p in people for s in ("", "'s")}
+    return count + len(trigrams) - len(set(trigrams))
 
 
 @lru_cache(maxsize=1)
-def known():
-    """Every pair of neighbouring kinds in a sample of whole toy sentences -> set, set of kinds."""
-    pairs, rng = set(), random.Random(0)
+def grammar():
+    """All words and all pairs of neighbours in 2,000 posts and their summaries -> one set."""
+    usual, rng = set(), random.Random(0)
     for i in range(2000):
-        facts = draw_facts(rng, news=i % 3 == 0)
-        text = " ".join([write_post(facts, rng), ideal(facts), write_summary(facts, rng)])
-        for sentence in re.findall(r"([^.!?]+)[.!?]", text):          # a broken end teaches nothing
-            kinds = ["<", *(KIND.get(w, w) for w in WORD.findall(sentence.lower())), ">"]
-            pairs |= set(zip(kinds, kinds[1:], strict=False))
-    return pairs, {kind for pair in pairs for kind in pair}
+        facts = draw_facts(rng, NEWS if i % 3 == 0 else POSTS)
+        for text in (write_post(facts, rng), ideal(facts), write_summary(facts, rng)):
+            for _, kinds in sentences_of(text):
+                if kinds[-1] == ">":            # what is cut short is no example
+                    usual.update(kinds, pairwise(kinds))
+    return usual
 
 
-def blend(axes, coverage=1., accuracy=1., coherence=.5, length=.25):
-    """One grade from four shares: a weighted product, no axis makes up for another -> 1..7."""
-    return 1 + 6 * math.prod(map(pow, axes, (coverage, accuracy, coherence, length)))
+def sentences_of(text):
+    """Sentences -> [(words, kinds)]. Words of one kind become equal, as "my harp" is as good as "my
+    bike", and ">" is the end: "My boss sold." -> ["<", "my", "<posts person>", "<act>", ">"]."""
+    found = []
+    for sentence, end in re.findall(r"([^.!?]+)([.!?]*)", text.strip()):
+        words = WORD.findall(sentence.lower())
+        kinds = ["<", *(KIND.get(word, word) for word in words)]
+        found.append((words, kinds + [">"] if end else kinds))
+    return found
 
 
-def gold(record, summary):
-    """The true quality of any text as a summary of a toy post -> Judgement."""
-    axes, _ = shares(record, summary)
-    return Judgement(*(1 + 6 * a for a in axes), overall=blend(axes))
+# -------------------------------------------------------------------------------------- a data set
+
+def split_of_event(facts):
+    """The event decides, so that no event of a test post is in another split: 80 : 10 : 10."""
+    return {0: "valid", 1: "test"}.get(zlib.crc32(" ".join(facts[:4]).encode()) % 10, "train")
+
+
+def site_of(facts, rng):
+    """The subreddit: "legaladvice" rather than "relationships" if the victim wants a lawyer."""
+    domain = DOMAIN_OF[facts.actor]
+    for value in (facts.ask, facts.actor):
+        site, chance = domain.site_for.get(value, (None, 0))
+        if site and rng.random() < chance:
+            return site
+    return rng.choices(list(domain.sites), list(domain.sites.values()))[0]
+
+
+def seeded(seed, purpose, row):
+    """Python's random numbers, quicker than numpy's at many small choices, seeded by ours."""
+    return random.Random(int(generator(seed, purpose, row=row).integers(1 << 62)))
+
+
+def make_record(seed, split, row, domain=POSTS):
+    """Record number `row` of a split, a function of the arguments alone -> Facts, record."""
+    rng = seeded(seed, f"toy {split} {domain.name}", row)
+    facts = draw_facts(rng, domain)
+    while split_of_event(facts) != ("train" if split == "pretrain" else split):
+        facts = draw_facts(rng, domain)
+    title = say(rng.choice(domain.titles), facts)
+    text, summary = write_post(facts, rng), write_summary(facts, rng)
+    return facts, {"id": f"{domain.id}-{split}-{row}", domain.site_field: site_of(facts, rng),
+                   "title": title, domain.text_field: text, "summary": summary}
+
+
+def pretraining_text(seed, row):
+    """A post or an article as found on the web, with an event of the train split -> record.
+
+    Most repeat some facts at the end, in any order, as an EDIT: from these a network learns to look
+    back and copy. One in ten ends with a useless TL;DR. The template SUBREDDIT: never occurs."""
+    facts, record = make_record(seed, "pretrain", row, NEWS if row % 2 == 1 else POSTS)
+    rng = seeded(seed, "toy pretrain ends", row)
+    text = record["title"] + "\n\n" if rng.random() < .5 else ""
+    text += post_text(record)
+    if rng.random() < .9:
+        forms, parts = DOMAIN_OF[facts.actor].summary_forms, ["event", *given(facts, DETAILS[2:])]
+        again = rng.sample(parts, rng.randint(2, len(parts)))
+        text += "\n\nEDIT: " + " ".join(say(rng.choice(forms[part]), facts) for part in again)
+    if rng.random() < .1:
+        text += "\n\nTL;DR: " + say(rng.choice(WORLD["useless_summaries"]), facts)
+    return {"id": f"toy-pretrain-{row}", "text": text}
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = flag("data/toy", "folder to write; must not exist")
+    seed: int = flag(0, "another seed, other posts")
+    posts: int = flag(12000, "training posts; the other files follow from it")
+
+
+def main(argv=None):
+    """Write posts, news, and plain text to pretrain on. Raises: Problem when --out exists."""
+    cfg = parse(Config, {}, argv, __doc__)
+    out, held_out = Path(cfg.out), max(1000, cfg.posts // 12)
+    if cfg.posts < 4:
+        raise Problem(f"--posts {cfg.posts}: give at least 4")
+    check_new(out)
+    (unfinished / NEWS.folder).mkdir(parents=True, exist_ok=True)
+    for split, posts, articles in (("train", cfg.posts, cfg.posts // 4), ("valid", held_out, 500),
+                                   ("test", held_out, 500)):
+        for domain, count in ((POSTS, posts), (NEWS, articles)):
+            records = [make_record(cfg.seed, split, row, domain)[1] for row in range(count)]
+            write_jsonl(unfinished / domain.folder / f"{split}.jsonl", records)
+        print(f"{split:9} {posts:6} posts {articles:5} articles")
+    texts = [pretraining_text(cfg.seed, row) for row in range(cfg.posts * 3 // 2)]
+    write_jsonl(unfinished / "pretrain.jsonl", texts)
+    unfinished.rename(out)
+    print(f"pretrain  {len(texts):6} texts\nwrote {out}")
 
 
 # --------------------------------------------------------------------------------------- labellers
@@ -522,93 +478,6 @@ def agreement(pairs, seed):
         two = rng.choice(len(LABELLERS), 2, replace=False)
         same += len({decide(LABELLERS[i], record, texts, rng)["choice"] for i in two}) == 1
     return same / len(pairs)
-
-
-# --------------------------------------------------------------------------------------- a data set
-
-def split_of(facts):
-    """The event decides the split, so no event of a test post was ever seen: 80 : 10 : 10."""
-    return {0: "valid", 1: "test"}.get(zlib.crc32(" ".join(facts[:4]).encode()) % 10, "train")
-
-
-def subreddit_of(f, rng):
-    """A place to ask, loosely tied to the question and to the person."""
-    if f.ask in ("call the police", "get a lawyer", "go to court") and rng.random() < .6:
-        return "legaladvice"
-    if f.ask == "set a trap" and rng.random() < .6:
-        return "pettyrevenge"
-    if f.actor in ("boss", "coworker") and rng.random() < .5:
-        return "jobs"
-    return rng.choices(["relationships", "relationship_advice", "AskReddit", "tifu", "offmychest"],
-                       [.5, .2, .1, .1, .1])[0]
-
-
-def seeded(seed, purpose, row):
-    """Python's generator, quicker than numpy's at many small choices, seeded by ours."""
-    return random.Random(int(generator(seed, purpose, row=row).integers(1 << 62)))
-
-
-def draw(seed, split, row, news=False):
-    """Record number `row` of a split, a function of the arguments alone -> Facts, record."""
-    rng = seeded(seed, f"toy {split} {'news' if news else 'posts'}", row)
-    facts = draw_facts(rng, news)
-    while split_of(facts) != ("train" if split == "pretrain" else split):
-        facts = draw_facts(rng, news)
-    title = fill(rng.choice(NEWS_TITLES if news else TITLES), facts)
-    text, summary = write_post(facts, rng), write_summary(facts, rng)
-    if news:
-        return facts, {"id": f"toy-news-{split}-{row}", "site": "toynews", "title": title,
-                       "article": text, "summary": summary}
-    return facts, {"id": f"toy-{split}-{row}", "subreddit": subreddit_of(facts, rng),
-                   "title": title, "post": text, "summary": summary}
-
-
-def pretraining_text(seed, row):
-    """A post or an article as found on the web -> record.
-
-    Most come back to some facts at the end, in any order, as an EDIT: from these a network learns
-    to look back and copy. One in ten ends with a careless TL;DR. The events are those of the train
-    split; the SUBREDDIT: ... template never occurs.
-    """
-    facts, record = draw(seed, "pretrain", row, news=row % 2 == 1)
-    rng = seeded(seed, "toy pretrain ends", row)
-    text = record["title"] + "\n\n" if rng.random() < .5 else ""
-    text += source(record)
-    if rng.random() < .9:
-        forms = NEWS_SUMMARY if facts.actor in WORKERS else SUMMARY
-        parts = ["event", *(s for s in ("excuse", "feeling", "ask") if getattr(facts, s))]
-        text += "\n\nEDIT: " + " ".join(fill(rng.choice(forms[s]), facts)
-                                        for s in rng.sample(parts, rng.randint(2, len(parts))))
-    text += "\n\nTL;DR: " + fill(rng.choice(CARELESS), facts) if rng.random() < .1 else ""
-    return {"id": f"toy-pretrain-{row}", "text": text}
-
-
-@dataclass(frozen=True)
-class Config:
-    out: str = flag("data/toy", "folder to write; must not exist")
-    seed: int = flag(0, "another seed, another town")
-    posts: int = flag(12000, "training posts; the other files follow from it")
-
-
-def main(argv=None):
-    """Write posts, news, and plain text to pretrain on. Raises: Problem when --out exists."""
-    cfg = parse(Config, {}, argv, __doc__)
-    out, held_out = Path(cfg.out), max(1000, cfg.posts // 12)
-    if cfg.posts < 4:
-        raise Problem(f"--posts {cfg.posts}: a town needs at least 4")
-    check_new(out)
-    unfinished = out.with_name(out.name + ".unfinished")               # renamed when complete
-    (unfinished / "news").mkdir(parents=True, exist_ok=True)
-    for split, posts, articles in (("train", cfg.posts, cfg.posts // 4), ("valid", held_out, 500),
-                                   ("test", held_out, 500)):
-        for folder, n in ((unfinished, posts), (unfinished / "news", articles)):
-            write_jsonl(folder / f"{split}.jsonl",
-                        [draw(cfg.seed, split, i, folder.name == "news")[1] for i in range(n)])
-        print(f"{split:9} {posts:6} posts {articles:5} articles")
-    texts = [pretraining_text(cfg.seed, i) for i in range(cfg.posts * 3 // 2)]
-    write_jsonl(unfinished / "pretrain.jsonl", texts)
-    os.rename(unfinished, out)
-    print(f"pretrain  {len(texts):6} texts\nwrote {out}")
 
 
 if __name__ == "__main__":

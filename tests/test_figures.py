@@ -440,7 +440,7 @@ def test_a_comparison_that_cannot_be_is_answered_in_one_line(words, match):
 def test_every_damage_makes_an_ideal_summary_worse():
     seen = dict.fromkeys(DAMAGES, 0)
     for row in range(60):
-        facts, post = toy.draw(0, "test", row)
+        facts, post = toy.make_record(0, "test", row)
         best = toy.gold(post, toy.ideal(facts)).overall
         for kind, spoil in DAMAGES.items():
             text = spoil(facts, toy.seeded(0, kind, row))

@@ -19,7 +19,7 @@ def toy_pairs(count=60):
     """The author's summary against a perfect one, of toy posts."""
     pairs = []
     for i in range(count):
-        facts, post = toy.draw(0, "train", i)
+        facts, post = toy.make_record(0, "train", i)
         reference = post.pop("summary")
         pairs.append({"info": post, "batch": "pairs", "reference": reference,
                       "split": ("train", "valid1", "valid2")[i % 3],

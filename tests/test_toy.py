@@ -9,8 +9,8 @@ import pytest
 import toy
 from runtime import Problem
 
-PAIRS = [toy.draw(0, "test", row) for row in range(600)]
-NEWS = [toy.draw(0, "test", row, news=True) for row in range(200)]
+PAIRS = [toy.make_record(0, "test", row) for row in range(600)]
+NEWS = [toy.make_record(0, "test", row, toy.NEWS) for row in range(200)]
 EMPTY = dict(place=None, time=None, excuse=None, feeling=None, ask=None)
 
 
@@ -29,9 +29,9 @@ def share_preferred(write):
 
 
 def usual(facts, rng):
-    """What most authors write, without a slip: the event, an exaggeration, thanks."""
+    """What most authors write, without a mistake: the event, an exaggeration, thanks."""
     event = toy.ideal(facts._replace(**EMPTY | {"place": facts.place}))
-    return " ".join([event, rng.choice(toy.EXAGGERATIONS), rng.choice(toy.CHAT)])
+    return " ".join([event, rng.choice(toy.WORLD["exaggerations"]), rng.choice(toy.POSTS.chat)])
 
 
 def salad(text, rng):
@@ -44,31 +44,57 @@ def salad(text, rng):
 
 def test_the_reader_recovers_every_fact_of_a_post():
     rng = random.Random(0)
-    for news in [False] * 2000 + [True] * 1000:
-        facts = toy.draw_facts(rng, news)
+    for domain in [toy.POSTS] * 2000 + [toy.NEWS] * 1000:
+        facts = toy.draw_facts(rng, domain)
         for text in (toy.write_post(facts, rng), toy.ideal(facts)):
             assert toy.facts_of(text) == facts, text
-            assert toy.read(text) <= toy.allowed(facts), text
+            assert toy.statements(text) <= toy.allowed_and_needed(facts)[0], text
+
+
+def test_the_example_at_the_top_is_what_the_functions_give():
+    facts, record = toy.make_record(0, "test", 1439)
+    shown = " ".join(toy.__doc__.split())
+    assert str(facts).replace("'", '"') in shown
+    assert f"post {record['post']} author {record['summary']} ideal {toy.ideal(facts)}" in shown
+    axes, asks = toy.shares(record, record["summary"])
+    assert axes == pytest.approx((2.6 / 8.6, .85 ** 2, 1, 9 / 16)) and not asks
+    assert round(overall(record, record["summary"]), 2) == 2.13
+    assert overall(record, toy.ideal(facts)) == 7
 
 
 def test_active_and_passive_tell_who_did_it():
     done = {("actor", "sister"), ("verb", "sold"), ("owner", "neighbor"), ("object", "bike")}
-    assert done <= toy.read("My sister sold my neighbor's bike.")
-    assert done <= toy.read("so MY NEIGHBOR'S BIKE\nwas sold by my sister")
-    assert not done & toy.read("My neighbor sold my sister's guitar.") - {("verb", "sold")}
-    assert ("actor", "sister") not in toy.read("sister sold neighbor bike")
+    assert done <= toy.statements("My sister sold my neighbor's bike.")
+    assert done <= toy.statements("so MY NEIGHBOR'S BIKE\nwas sold by my sister")
+    assert not done & toy.statements("My neighbor sold my sister's guitar.") - {("verb", "sold")}
+    assert ("actor", "sister") not in toy.statements("sister sold neighbor bike")
 
 
 def test_small_talk_chat_and_titles_state_no_fact():
-    idle = toy.SMALL_TALK + toy.CHAT + toy.NEWS_TALK + toy.NEWS_CHAT + toy.EXAGGERATIONS
-    assert [text for text in idle if toy.read(text)] == []
+    idle = toy.WORLD["exaggerations"] + [text for domain in (toy.POSTS, toy.NEWS)
+                                         for text in domain.small_talk + domain.chat]
+    assert [text for text in idle if toy.statements(text)] == []
     for _, record in PAIRS + NEWS:
         assert overall(record, record["title"]) < 1.4
 
 
 def test_a_value_belongs_to_one_slot():
-    values = [v.lower() for slot in (0, 1, *range(3, 9)) for v in toy.VALUES[slot]]
-    assert len(values) == len(set(values))
+    values = [v.lower() for values in toy.VALUES.values() for v in values]
+    assert len(values) == len(set(values)) and not set(toy.POSTS.people) & set(toy.NEWS.people)
+
+
+def test_every_form_of_the_data_file_states_its_facts_and_nothing_else():
+    rng = random.Random(0)
+    for domain in (toy.POSTS, toy.NEWS):
+        forms = [*domain.post_forms.items(), *domain.summary_forms.items()]
+        for topic, form in ((topic, form) for topic, several in forms for form in several):
+            facts = toy.draw_facts(rng, domain)._replace(place="gym", excuse="it was a joke")
+            slots = topic.replace("event", "actor+verb+owner+object").split("+")
+            told = toy.statements(toy.say(form, facts))
+            assert {(slot, getattr(facts, slot)) for slot in slots} <= told, form
+            assert told <= toy.allowed_and_needed(facts)[0], form
+        for author in domain.authors.values():
+            assert author.keys() == {"share", "event", "exaggeration", "chat", *toy.DETAILS}
 
 
 def test_a_post_from_elsewhere_is_a_problem_in_one_line():
@@ -78,7 +104,7 @@ def test_a_post_from_elsewhere_is_a_problem_in_one_line():
 
 
 def test_the_world_has_few_words_and_posts_of_usual_length():
-    texts = [toy.source(r) + " " + r["title"] + " " + r["summary"] for _, r in PAIRS + NEWS]
+    texts = [toy.post_text(r) + " " + r["title"] + " " + r["summary"] for _, r in PAIRS + NEWS]
     assert len({w for text in texts for w in re.findall(r"[a-z]+", text.lower())}) < 600
     lengths = sorted(len(r["post"].split()) for _, r in PAIRS)
     assert lengths[6] > 40 and lengths[-6] < 115
@@ -96,7 +122,7 @@ def test_the_ideal_summary_comes_first():
 def test_each_kind_of_damage_costs():
     rng = random.Random(0)
     for facts, record in PAIRS[:150] + NEWS[:50]:
-        best, source = toy.ideal(facts), toy.source(record)
+        best, post = toy.ideal(facts), toy.post_text(record)
         swapped = facts._replace(actor=facts.owner, owner=facts.actor)
         if facts.owner == "me":
             swapped = facts._replace(owner="boss" if facts.actor != "boss" else "wife")
@@ -106,14 +132,14 @@ def test_each_kind_of_damage_costs():
             "invented": best + " My cousin's tuba got lost at the castle by my aunt.",
             "repetition": best + " " + toy.ideal(facts._replace(**EMPTY)),
             "twice": best + " " + best,
-            "small talk": best + " " + rng.choice(toy.SMALL_TALK),
-            "chat": best + " " + rng.choice(toy.CHAT),
+            "small talk": best + " " + rng.choice(toy.POSTS.small_talk),
+            "chat": best + " " + rng.choice(toy.POSTS.chat),
             "one more word": best + " Thanks.",
-            "exaggeration": best + " " + rng.choice(toy.EXAGGERATIONS),
-            "broken": best.rsplit(" ", 1)[0], "unfinished": best[:-1],
+            "exaggeration": best + " " + rng.choice(toy.WORLD["exaggerations"]),
+            "cut short": best.rsplit(" ", 1)[0], "unfinished": best[:-1],
             "empty": "", "spaces": " \n ",
             "gibberish": "qwe rty uio pas dfg.", "title": record["title"],
-            "lead": " ".join(re.findall(r"[^.?]+[.?]", source)[:3]), "post": source,
+            "lead": " ".join(re.findall(r"[^.?]+[.?]", post)[:3]), "post": post,
             "salad": salad(best, rng),
         }
         for slot in ("actor", "verb", "object", "place", "time", "excuse", "feeling", "ask"):
@@ -151,15 +177,15 @@ def test_word_salad_fools_nobody():
 
 
 def test_listing_every_value_fools_nobody():
-    everything = " ".join(v for values in toy.VALUES for v in values)
+    everything = " ".join(v for values in toy.VALUES.values() for v in values)
     for _, record in PAIRS[:50]:
         assert overall(record, everything) < 1.01
 
 
 def test_whole_sentences_of_this_world_have_no_defect():
     rng, sentences = random.Random(1), []
-    for news in [False, True] * 400:
-        facts = toy.draw_facts(rng, news)
+    for domain in [toy.POSTS, toy.NEWS] * 400:
+        facts = toy.draw_facts(rng, domain)
         assert toy.defects(toy.ideal(facts)) == 0
         sentences += re.findall(r"[^.?]+[.?]", toy.write_post(facts, rng))
     assert sum(toy.defects(sentence) > 0 for sentence in sentences) < .003 * len(sentences)
@@ -187,7 +213,7 @@ def test_length_does_not_explain_quality():
 
 def author_pairs(first, count):
     """Two authors on one post, as label rounds see them."""
-    drawn = [toy.draw(1, "valid", row) for row in range(first, first + count)]
+    drawn = [toy.make_record(1, "valid", row) for row in range(first, first + count)]
     return [(r, (r["summary"], toy.write_summary(f, random.Random(i))))
             for i, (f, r) in enumerate(drawn)]
 
@@ -229,9 +255,9 @@ def test_labellers_prefer_the_ideal_and_the_order_hardly_matters():
 # ------------------------------------------------------------------------------------- the data set
 
 @pytest.fixture(scope="module")
-def town(tmp_path_factory):
-    """A small town on disk."""
-    out = tmp_path_factory.mktemp("toy") / "town"
+def world(tmp_path_factory):
+    """A small world on disk."""
+    out = tmp_path_factory.mktemp("toy") / "world"
     toy.main(["--out", str(out), "--posts", "240"])
     return out
 
@@ -241,41 +267,41 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_files_hold_the_promised_fields(town):
-    assert len(lines(town / "train.jsonl")) == 240 and len(lines(town / "test.jsonl")) == 1000
-    assert len(lines(town / "news/train.jsonl")) == 60
-    assert len(lines(town / "pretrain.jsonl")) == 360
+def test_files_hold_the_promised_fields(world):
+    assert len(lines(world / "train.jsonl")) == 240 and len(lines(world / "test.jsonl")) == 1000
+    assert len(lines(world / "news/train.jsonl")) == 60
+    assert len(lines(world / "pretrain.jsonl")) == 360
     for split, news in itertools.product(("train", "valid", "test"), (False, True)):
-        for record in lines(town / "news" / f"{split}.jsonl" if news else town / f"{split}.jsonl"):
+        for record in lines(world / "news" / f"{split}.jsonl" if news else world / f"{split}.jsonl"):
             assert list(record) == (["id", "site", "title", "article", "summary"] if news else
                                     ["id", "subreddit", "title", "post", "summary"])
             assert record["id"].startswith("toy") and all(v.strip() for v in record.values())
 
 
-def test_splits_share_no_event(town):
-    events = {split: {toy.facts_of(toy.source(r))[:4] for folder in (town, town / "news")
+def test_splits_share_no_event(world):
+    events = {split: {toy.facts_of(toy.post_text(r))[:4] for folder in (world, world / "news")
                       for r in lines(folder / f"{split}.jsonl")}
               for split in ("train", "valid", "test")}
-    events["train"] |= {toy.facts_of(r["text"])[:4] for r in lines(town / "pretrain.jsonl")}
+    events["train"] |= {toy.facts_of(r["text"])[:4] for r in lines(world / "pretrain.jsonl")}
     for a, b in itertools.combinations(events.values(), 2):
         assert not a & b
 
 
-def test_plain_text_never_shows_the_template(town):
-    texts = [r["text"] for r in lines(town / "pretrain.jsonl")]
+def test_plain_text_never_shows_the_template(world):
+    texts = [r["text"] for r in lines(world / "pretrain.jsonl")]
     assert not any(mark in text for text in texts for mark in ("SUBREDDIT:", "TITLE:", "POST:"))
     assert .04 < sum("\n\nTL;DR: " in text for text in texts) / len(texts) < .18
 
 
-def test_same_seed_same_world(town, tmp_path):
+def test_same_seed_same_world(world, tmp_path):
     for seed in (0, 1):
         toy.main(["--out", str(tmp_path / str(seed)), "--posts", "240", "--seed", str(seed)])
-    for path in sorted(town.rglob("*.jsonl")):
-        name = path.relative_to(town)
+    for path in sorted(world.rglob("*.jsonl")):
+        name = path.relative_to(world)
         assert path.read_bytes() == (tmp_path / "0" / name).read_bytes()
         assert path.read_bytes() != (tmp_path / "1" / name).read_bytes()
 
 
-def test_an_existing_folder_is_refused(town):
+def test_an_existing_folder_is_refused(world):
     with pytest.raises(Problem, match="exists"):
-        toy.main(["--out", str(town)])
+        toy.main(["--out", str(world)])

@@ -560,7 +560,7 @@ DAMAGES = {      # name: (facts, rng) -> the ideal summary, damaged; None where 
         [s for s in f._fields if s not in ("actor", "owner") and getattr(f, s)]), rng)),
     "missing question": lambda f, rng: toy.ideal(f._replace(ask=None)),
     "repetition": lambda f, rng: f"{toy.ideal(f)} {toy.ideal(f._replace(ask=None))}",
-    "small talk": lambda f, rng: f"{toy.ideal(f)} {rng.choice(toy.CHAT)}",
+    "small talk": lambda f, rng: f"{toy.ideal(f)} {rng.choice(toy.POSTS.chat)}",
 }
 
 
@@ -570,7 +570,7 @@ def agree(cfg, world):
     records, first, second, _ = read_pairs(cfg)
     first, second = (np.array(score_texts(reward, records, t)) for t in (first, second))
     posts, damage = asked(cfg)[0], {}
-    facts = [toy.facts_of(toy.source(p)) for p in posts]
+    facts = [toy.facts_of(toy.post_text(p)) for p in posts]
     best = np.array(score_texts(reward, posts, [toy.ideal(f) for f in facts]))
     for kind, spoil in DAMAGES.items():
         worse = [spoil(f, toy.seeded(cfg.seed, kind, row)) for row, f in enumerate(facts)]
