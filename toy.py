@@ -48,12 +48,12 @@ from runtime import Problem, check_new, entry, flag, generator, parse
 # All that a post says, None where it says nothing. The owner is "me" or a person, not the actor.
 Facts = namedtuple("Facts", "actor verb owner object place time excuse feeling ask")
 DETAILS = ("place", "time", "excuse", "feeling", "ask")
-WORLD = json.loads(Path(__file__).with_name("toy.json").read_text(encoding="utf-8"))
+TOY = json.loads(Path(__file__).with_name("toy.json").read_text(encoding="utf-8"))
 # Two domains, or kinds of text: the actor tells which, as each has its own people and sentences.
-POSTS, NEWS = SimpleNamespace(**WORLD["posts"]), SimpleNamespace(**WORLD["news"])
+POSTS, NEWS = SimpleNamespace(**TOY["posts"]), SimpleNamespace(**TOY["news"])
 DOMAIN_OF = {person: domain for domain in (POSTS, NEWS) for person in domain.people}
-PARTICIPLE = WORLD["values"]["verb"]                                # "broke": "broken"
-VALUES = {slot: list(values) for slot, values in WORLD["values"].items()}
+PARTICIPLE = TOY["values"]["verb"]                                # "broke": "broken"
+VALUES = {slot: list(values) for slot, values in TOY["values"].items()}
 VALUES |= {"actor": list(DOMAIN_OF), "ask": [*POSTS.ask, *NEWS.ask]}
 HIM = {"she": "her", "he": "him", "they": "them"}
 
@@ -104,7 +104,7 @@ def write_post(facts, rng):
     """The post: every fact once, in any order but the question late, among small talk -> str."""
     domain = DOMAIN_OF[facts.actor]
     topics = ["event", *given(facts, DETAILS)]
-    for one, two, chance in WORLD["joined"]:                        # two facts in one sentence
+    for one, two, chance in TOY["joined"]:                        # two facts in one sentence
         if one in topics and two in topics and rng.random() < chance:
             topics = [topic for topic in topics if topic not in (one, two)] + [f"{one}+{two}"]
     placed = [(rng.random() + (.6 if "ask" in topic else 0.),       # (position, sentence)
@@ -126,7 +126,7 @@ def write_summary(facts, rng):
     """The author's summary, good or bad -> str, at most 42 tokens. The most frequent kind of author
     exaggerates and omits the question; a model that decodes greedily writes like that too."""
     domain = DOMAIN_OF[facts.actor]
-    authors, mistakes = list(domain.authors.values()), WORLD["mistakes"]
+    authors, mistakes = list(domain.authors.values()), TOY["mistakes"]
     author = rng.choices(authors, [author["share"] for author in authors])[0]
     mistake = rng.choices(list(mistakes), list(mistakes.values()))[0]
     told = [slot for slot in given(facts, DETAILS) if rng.random() < author[slot]]
@@ -142,7 +142,7 @@ def write_summary(facts, rng):
 
     parts = [sentence("event")] if rng.random() < author["event"] else []
     if rng.random() < author["exaggeration"]:
-        parts.append(rng.choice(WORLD["exaggerations"]))
+        parts.append(rng.choice(TOY["exaggerations"]))
     parts += [sentence(slot) for slot in told if slot in domain.summary_forms]
     if rng.random() < author["chat"]:
         parts.append(rng.choice(domain.chat))
@@ -215,7 +215,7 @@ def facts_of(text):
 
 WEIGHT = {"actor": .4, "verb": .4, "owner": .4, "object": .4, "place": 1, "time": 1, "excuse": 1,
           "feeling": 1, "ask": 3}               # the post asks for advice: the question weighs most
-EXAGGERATION = re.compile("|".join(WORLD["signs_of_exaggeration"]))
+EXAGGERATION = re.compile("|".join(TOY["signs_of_exaggeration"]))
 Judgement = namedtuple("Judgement", "coverage accuracy coherence length overall")     # each 1 to 7
 
 
@@ -362,7 +362,7 @@ def pretraining_text(seed, row):
         again = rng.sample(parts, rng.randint(2, len(parts)))
         text += "\n\nEDIT: " + " ".join(say(rng.choice(forms[part]), facts) for part in again)
     if rng.random() < .1:
-        text += "\n\nTL;DR: " + say(rng.choice(WORLD["useless_summaries"]), facts)
+        text += "\n\nTL;DR: " + say(rng.choice(TOY["useless_summaries"]), facts)
     return {"id": f"toy-pretrain-{row}", "text": text}
 
 

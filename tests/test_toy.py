@@ -31,7 +31,7 @@ def share_preferred(write):
 def usual(facts, rng):
     """What most authors write, without a mistake: the event, an exaggeration, thanks."""
     event = toy.ideal(facts._replace(**EMPTY | {"place": facts.place}))
-    return " ".join([event, rng.choice(toy.WORLD["exaggerations"]), rng.choice(toy.POSTS.chat)])
+    return " ".join([event, rng.choice(toy.TOY["exaggerations"]), rng.choice(toy.POSTS.chat)])
 
 
 def salad(text, rng):
@@ -71,7 +71,7 @@ def test_active_and_passive_tell_who_did_it():
 
 
 def test_small_talk_chat_and_titles_state_no_fact():
-    idle = toy.WORLD["exaggerations"] + [text for domain in (toy.POSTS, toy.NEWS)
+    idle = toy.TOY["exaggerations"] + [text for domain in (toy.POSTS, toy.NEWS)
                                          for text in domain.small_talk + domain.chat]
     assert [text for text in idle if toy.statements(text)] == []
     for _, record in PAIRS + NEWS:
@@ -135,7 +135,7 @@ def test_each_kind_of_damage_costs():
             "small talk": best + " " + rng.choice(toy.POSTS.small_talk),
             "chat": best + " " + rng.choice(toy.POSTS.chat),
             "one more word": best + " Thanks.",
-            "exaggeration": best + " " + rng.choice(toy.WORLD["exaggerations"]),
+            "exaggeration": best + " " + rng.choice(toy.TOY["exaggerations"]),
             "cut short": best.rsplit(" ", 1)[0], "unfinished": best[:-1],
             "empty": "", "spaces": " \n ",
             "gibberish": "qwe rty uio pas dfg.", "title": record["title"],
