@@ -380,6 +380,7 @@ def main(argv=None):
     if cfg.posts < 4:
         raise Problem(f"--posts {cfg.posts}: give at least 4")
     check_new(out)
+    unfinished = out.with_name(out.name + ".unfinished")               # renamed when complete
     (unfinished / NEWS.folder).mkdir(parents=True, exist_ok=True)
     for split, posts, articles in (("train", cfg.posts, cfg.posts // 4), ("valid", held_out, 500),
                                    ("test", held_out, 500)):

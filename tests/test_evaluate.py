@@ -247,7 +247,7 @@ def test_the_ceiling_is_of_the_folder_that_the_labelled_posts_came_from(world, t
     run = shutil.copytree(world / "run", tmp_path / "run")
     other, news = tmp_path / "other", tmp_path / "news"
     for split, count in (("train", 60), ("test", 8)):
-        write_jsonl(other / f"{split}.jsonl", [toy.draw(1, split, i)[1] for i in range(count)])
+        write_jsonl(other / f"{split}.jsonl", [toy.make_record(1, split, i)[1] for i in range(count)])
         write_jsonl(news / f"{split}.jsonl", [
             {"id": f"n{i}", "site": "cnn", "title": "t", "article": "My cat left. It is so.",
              "summary": "my cat left"} for i in range(count)])
