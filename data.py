@@ -20,17 +20,11 @@ Before: nothing (runtime.py is plumbing; look in when curious).    After: toy.py
 """
 import argparse
 import base64
-import gzip
 import heapq
-import json
-import math
 import os
 import re
 import sys
-import zlib
-from codecs import BOM_UTF8
 from collections import Counter, defaultdict
-from contextlib import closing
 from functools import cache
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -41,7 +35,16 @@ import tiktoken
 import torch
 from tqdm import tqdm
 
-from runtime import Problem, entry, generator, json_of, moved, text_of, write_atomically
+from runtime import (
+    Problem,
+    entry,
+    generator,
+    json_lines,
+    lines_of,
+    moved,
+    read_jsonl,
+    write_atomically,
+)
 
 # No space after "TL;DR:", for the response brings its own: " He quit", where " He" is one token.
 POST = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
@@ -56,72 +59,6 @@ POST_FIELDS = ("id", "subreddit", "title", "post")
 ARTICLE_FIELDS = ("id", "site", "title", "article")
 
 # ------------------------------------------------------------------------- files, one record a line
-
-
-LINE, ARRAY = 1 << 24, 1 << 28       # bytes of a line, of a file that is one array: 16 and 256 MB
-INFLATED = 200                       # times that a .gz may grow: text grows 3 times, a bomb 1,000
-
-
-def lines_of(path):
-    """Yield (line number, bytes) of a file or .gz; no more than a line is in memory.
-
-    A byte order mark before the first is left out. A file that begins with "[" is one line.
-    Raises: Problem for a line that is too long, and for a .gz that is nearly nothing but one byte.
-    """
-    zipped = str(path).endswith(".gz")
-    with (gzip.open if zipped else open)(path, "rb") as lines:
-        most = max(ARRAY, INFLATED * os.path.getsize(path)) if zipped else math.inf
-        lines.read(len(BOM_UTF8) * lines.peek(3).startswith(BOM_UTF8))
-        begun = False                          # whether a line was more than blanks
-        for number, line in enumerate(iter(lambda: lines.readline(LINE + 1), b""), 1):
-            if not begun and line.lstrip().startswith(b"["):
-                line += lines.read(ARRAY)
-                if lines.read(1):
-                    raise Problem(f"{path}, line {number}: an array of more than {ARRAY >> 20} MB: "
-                                  "write its objects one a line, without the brackets")
-            elif len(line) > LINE:
-                raise Problem(f"{path}, line {number}: is longer than {LINE >> 20} MB: write one "
-                              "record a line")
-            if zipped and lines.tell() > most:
-                raise Problem(f"{path}, line {number}: more than {most >> 20} MB in a file of "
-                              f"{os.path.getsize(path):,} bytes: unpack it, and look into it first")
-            begun = begun or not line.isspace()
-            yield number, line
-
-
-def read_jsonl(path):
-    """Yield (line number, object) for each line of a .jsonl or .jsonl.gz file, one at a time.
-
-    A file that is one JSON array of objects, as some mirrors have it, is read alike (and whole).
-    Raises: Problem naming the file and the line that is not a JSON object.
-    """
-    number = first = 0
-    try:
-        with closing(lines_of(path)) as lines:
-            for number, line in lines:
-                if line.isspace():
-                    continue
-                found, first = json_of(text_of(line)), first or number
-                array = number == first and isinstance(found, list)
-                for i, record in enumerate(found if array else [found]):
-                    number += i > 0
-                    if not isinstance(record, dict):
-                        raise Problem(f"{path}, line {number}: not an object but {record!r:.40}: "
-                                      'write {"field": value, ...} on each line')
-                    yield number, record
-    except (ValueError, RecursionError) as error:                  # not JSON, or not even UTF-8
-        reason = getattr(error, "msg", error)
-        raise Problem(f"{path}, line {number}: broken JSON ({reason}): "
-                      "repair or delete the line") from None
-    except (OSError, EOFError, zlib.error) as error:               # absent, or a gzip cut short
-        raise Problem(f"{path}: cannot be read beyond line {number} ({error}): "
-                      "check the path, or make the file again") from None
-
-
-def json_lines(records):
-    """One JSON object a line, as bytes; half an emoji becomes "?" here, too."""
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    return "".join(lines).encode(errors="replace")
 
 
 def write_jsonl(path, records):

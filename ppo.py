@@ -281,7 +281,7 @@ def update(agent, optimizer, rollout, lr, step, cfg, world):
             rows = rows[lengths[rows].argsort(stable=True)]          # neighbours pad little
             count = rollout.is_response[rows].sum()
             total = torch.zeros(5, device=world.device, dtype=value.dtype)
-            for part in accumulate([policy, critic], world.share(rows), cfg.micro_batch):
+            for part in accumulate(world.share(rows), cfg.micro_batch, policy, critic):
                 batch = Rollout(*(x[part] for x in rollout))
                 with mixed(world):
                     losses = minibatch_loss(policy, critic, batch, advantage[part], returns[part],
@@ -290,8 +290,9 @@ def update(agent, optimizer, rollout, lr, step, cfg, world):
                 # Ranks are *averaged*, hence the factor.
                 ((losses[0] + cfg.vf_coef * losses[1]) * world.size).backward()
                 total += losses.detach()
-            norms.append(optimizer_step([bare(policy), bare(critic)], optimizer, lr, cfg.clip,
-                                        step))
+            norms.append(optimizer_step({"grad_norm": bare(policy),
+                                         "critic_grad_norm": bare(critic)}, optimizer, lr, step,
+                                        cfg.clip))
             sums.append(world.sum(total))
     mean = torch.stack(sums).mean(0).tolist()
     keep = rollout.is_response
@@ -300,8 +301,7 @@ def update(agent, optimizer, rollout, lr, step, cfg, world):
             "approx_kl": 0.5 * mean[3], "rollout_mismatch": sums[0][4].item(),
             "explained_variance": 1 - unexplained.item(),
             "return_mean": returns[keep].mean().item(),
-            "grad_norm": sum(n[0] for n in norms) / len(norms),
-            "critic_grad_norm": sum(n[1] for n in norms) / len(norms)}
+            **{name: sum(n[name] for n in norms) / len(norms) for name in norms[0]}}
 
 
 def describe(rollout, cfg, eot):

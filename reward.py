@@ -143,7 +143,7 @@ def accuracy(model, rows, cfg, world):
     rows: this rank's share of the held-out (query, chosen, rejected).
     """
     totals = torch.zeros(3, device=world.device)                     # right, nats, pairs
-    for part in accumulate([], rows, cfg.micro_batch):
+    for part in accumulate(rows, cfg.micro_batch):
         with mixed(world):
             chosen, rejected = score_pairs(model, part, model.config.n_vocab, world.device)
         totals += torch.stack([right(chosen, rejected), pairwise_loss(chosen, rejected) * len(part),
@@ -160,7 +160,7 @@ def zero_at_references(model, tokenizer, posts, cfg, world):
     """
     total = torch.zeros(2, dtype=torch.float64)                      # score, summaries
     with gathered(model):
-        for part in accumulate([], world.share(posts), 2 * cfg.micro_batch):
+        for part in accumulate(world.share(posts), 2 * cfg.micro_batch):
             with mixed(world):
                 scores = score(model, [encode_query(tokenizer, p, cfg.query_length, cfg.fill)
                                        for p in part],
@@ -218,7 +218,7 @@ def train(cfg, world):
 
         # 3. gradients
         totals = torch.zeros(2, device=world.device)                 # loss, accuracy
-        for part in accumulate([model], mine, cfg.micro_batch):
+        for part in accumulate(mine, cfg.micro_batch, model):
             with mixed(world):
                 chosen, rejected = score_pairs(model, part, pad, world.device)
             loss = pairwise_loss(chosen, rejected) * len(part) / count
@@ -227,7 +227,7 @@ def train(cfg, world):
 
         # 4. descent
         lr = cosine(step, steps, cfg.lr, cfg.warmup)
-        norm, = optimizer_step([network], optimizer, lr, cfg.clip, step)
+        norms = optimizer_step({"grad_norm": network}, optimizer, lr, step, cfg.clip)
 
         # 5. a look at unseen comparisons, a line in the log, a state to come back to
         last = step + 1 == steps
@@ -238,7 +238,7 @@ def train(cfg, world):
             judged = {"valid_accuracy": agreed, "valid_loss": nats}
         if step % cfg.log_every == 0 or judged:
             mean_loss, agreed = world.sum(totals).tolist()
-            run.log(step, loss=mean_loss, accuracy=agreed, **judged, lr=lr, grad_norm=norm)
+            run.log(step, loss=mean_loss, accuracy=agreed, **judged, lr=lr, **norms)
         run.save_if_due(step)
     zero_at_references(network, tokenizer, posts, cfg, world)
     run.finish(model=network)

@@ -149,7 +149,7 @@ def nll(model, rows):
 def validation_loss(model, rows, cfg, world):
     """Mean negative log-likelihood of a token in nats; rows: this rank's validation rows."""
     total = torch.zeros(2, device=world.device)                      # nats, tokens
-    for part in accumulate([], rows, cfg.micro_batch):
+    for part in accumulate(rows, cfg.micro_batch):
         batch = lay_out(*zip(*part, strict=True), model.config.n_vocab).to(world.device)
         with mixed(world):
             total += torch.stack([nll(model, batch), batch.is_response.sum()])
@@ -214,7 +214,7 @@ def train(cfg, world):
 
         # 3. gradients
         loss = torch.zeros((), device=world.device)
-        for part in accumulate([model], mine, cfg.micro_batch):
+        for part in accumulate(mine, cfg.micro_batch, model):
             batch = lay_out(*zip(*part, strict=True), pad).to(world.device)
             with mixed(world):
                 share = nll(model, batch) / count
@@ -223,7 +223,7 @@ def train(cfg, world):
 
         # 4. descent                        DIFFERS: pretraining, too, ends at 0, not at a tenth
         lr = cosine(step, steps, cfg.lr, cfg.warmup)
-        norm, = optimizer_step([network], optimizer, lr, cfg.clip, step)
+        norms = optimizer_step({"grad_norm": network}, optimizer, lr, step, cfg.clip)
 
         # 5. a look at unseen text, a line in the log, a state to come back to
         last = step + 1 == steps
@@ -232,7 +232,7 @@ def train(cfg, world):
             with gathered(network):
                 judged = {"valid_loss": validation_loss(network, held_out, cfg, world)}
         if step % cfg.log_every == 0 or judged:
-            run.log(step, loss=world.sum(loss).item(), **judged, lr=lr, grad_norm=norm,
+            run.log(step, loss=world.sum(loss).item(), **judged, lr=lr, **norms,
                     tokens=int(count))
         run.save_if_due(step)
     run.finish(model=network)

@@ -1,6 +1,7 @@
 """Files that anybody may send, and files that appear whole or not at all."""
 import contextlib
 import dataclasses
+import gzip
 import json
 import math
 import os
@@ -8,6 +9,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import zlib
+from codecs import BOM_UTF8
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
@@ -192,3 +195,211 @@ def filled(cfg, world, *folders):
         print(f"warning: {folders[0]} knows posts filled up with spaces to {lengths[0]} tokens, "
               f"not {cfg.query_length}: better is --query-length {lengths[0]}", file=sys.stderr)
     return dataclasses.replace(cfg, fill=cfg.fill or lengths[0] is not None)
+
+
+# --------------------------------------------------------------------------------------- records
+
+LINE, ARRAY = 1 << 24, 1 << 28       # bytes of a line, of a file that is one array: 16 and 256 MB
+INFLATED = 200                       # times that a .gz may grow: text grows 3 times, a bomb 1,000
+
+
+def lines_of(path):
+    """Yield (line number, bytes) of a file or .gz; no more than a line is in memory.
+
+    A byte order mark before the first is left out. A file that begins with "[" is one line.
+    Raises: Problem for a line that is too long, and for a .gz that is nearly nothing but one byte.
+    """
+    zipped = str(path).endswith(".gz")
+    with (gzip.open if zipped else open)(path, "rb") as lines:
+        most = max(ARRAY, INFLATED * os.path.getsize(path)) if zipped else math.inf
+        lines.read(len(BOM_UTF8) * lines.peek(3).startswith(BOM_UTF8))
+        begun = False                          # whether a line was more than blanks
+        for number, line in enumerate(iter(lambda: lines.readline(LINE + 1), b""), 1):
+            if not begun and line.lstrip().startswith(b"["):
+                line += lines.read(ARRAY)
+                if lines.read(1):
+                    raise Problem(f"{path}, line {number}: an array of more than {ARRAY >> 20} MB: "
+                                  "write its objects one a line, without the brackets")
+            elif len(line) > LINE:
+                raise Problem(f"{path}, line {number}: is longer than {LINE >> 20} MB: write one "
+                              "record a line")
+            if zipped and lines.tell() > most:
+                raise Problem(f"{path}, line {number}: more than {most >> 20} MB in a file of "
+                              f"{os.path.getsize(path):,} bytes: unpack it, and look into it first")
+            begun = begun or not line.isspace()
+            yield number, line
+
+
+def read_jsonl(path):
+    """Yield (line number, object) for each line of a .jsonl or .jsonl.gz file, one at a time.
+
+    A file that is one JSON array of objects, as some mirrors have it, is read alike (and whole).
+    Raises: Problem naming the file and the line that is not a JSON object.
+    """
+    number = first = 0
+    try:
+        with contextlib.closing(lines_of(path)) as lines:
+            for number, line in lines:
+                if line.isspace():
+                    continue
+                found, first = json_of(text_of(line)), first or number
+                array = number == first and isinstance(found, list)
+                for i, record in enumerate(found if array else [found]):
+                    number += i > 0
+                    if not isinstance(record, dict):
+                        raise Problem(f"{path}, line {number}: not an object but {record!r:.40}: "
+                                      'write {"field": value, ...} on each line')
+                    yield number, record
+    except (ValueError, RecursionError) as error:                  # not JSON, or not even UTF-8
+        reason = getattr(error, "msg", error)
+        raise Problem(f"{path}, line {number}: broken JSON ({reason}): "
+                      "repair or delete the line") from None
+    except (OSError, EOFError, zlib.error) as error:               # absent, or a gzip cut short
+        raise Problem(f"{path}: cannot be read beyond line {number} ({error}): "
+                      "check the path, or make the file again") from None
+
+
+def json_lines(records):
+    """One JSON object a line, as bytes; half an emoji becomes "?" here, too."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return "".join(lines).encode(errors="replace")
+
+
+BLANKS = 100_000                     # in a row; at a million tiktoken's regular expression panics
+
+
+def check_shape(where, value, shape, name=""):
+    """Raise a Problem unless a JSON value has this shape, which is an example of it:
+
+        str               text                      (0, 1)            one of these values
+        {"id": str}       an object with these keys, and perhaps others
+        [shape, shape]    a list of exactly so many
+        a function        gives the shape of this very value
+
+    where: file and line. name: the field.
+    """
+    at = f"{where}: field {name!r}" if name else where
+    if callable(shape) and shape is not str:
+        shape = shape(value)
+    if shape is str:
+        if not isinstance(value, str):
+            raise Problem(f"{at} is {type(value).__name__}, not text: write it in quotes")
+        if len(value) > BLANKS and re.search(rf"\s{{{BLANKS}}}", value):
+            raise Problem(f"{at} has {BLANKS:,} blanks in a row: delete them")
+    elif isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise Problem(f"{at} is {value!r:.20}, no object: write {{{', '.join(map(repr, shape))}"
+                          "}")
+        for key, kind in shape.items():
+            inner = f"{name}.{key}" if name else key
+            if key not in value:
+                raise Problem(f"{where}: field {inner!r} is missing: add it to the record")
+            check_shape(where, value[key], kind, inner)
+    elif isinstance(shape, list):
+        if not isinstance(value, list) or len(value) != len(shape):
+            found = len(value) if isinstance(value, list) else type(value).__name__
+            raise Problem(f"{at} holds {found}, not a list of {len(shape)}")
+        for i, kind in enumerate(shape):
+            check_shape(where, value[i], kind, f"{name}[{i}]")
+    elif not any(type(value) is type(one) and value == one for one in shape):
+        raise Problem(f"{at} is {value!r:.40}: write one of {', '.join(map(repr, shape))}")
+
+
+def read_records(path, shape):
+    """Yield (where, record) for each line of a .jsonl, .jsonl.gz or JSON array of records.
+
+    where: file and line, to name in a Problem. shape: as in `check_shape`, which see.
+    """
+    for number, record in read_jsonl(path):
+        where = f"{path}, line {number}"
+        check_shape(where, record, shape)
+        yield where, record
+
+
+def write(path, content, cfg=None, **more):
+    """Write text, a dict (JSON) or a list of dicts (JSON lines): the whole file or nothing of it.
+
+    cfg: flags, which are then kept beside it, in path's name with .config.json, with `more`.
+    """
+    if isinstance(content, dict):
+        content = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, json_lines(content) if isinstance(content, list) else content)
+    if cfg is not None:
+        write_config(pathlib.Path(path).with_suffix(".config.json"), cfg, **more)
+
+
+# ----------------------------------------------------------------------------------- checkpoints
+
+PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
+def published(name):
+    """The folder that a published model's name stands for: gpt2 -> data/gpt2; others stay.
+
+    Raises: Problem, with the command that fetches it, when the model is not there yet.
+    """
+    if name not in PUBLISHED or pathlib.Path(name).exists():
+        return name
+    if not pathlib.Path("data", name, "config.json").exists():
+        raise Problem(f"data/{name} is missing: fetch it with `python -m tools.download {name}`, "
+                      "or give a folder that holds it")
+    return f"data/{name}"
+
+
+def read_network(folder, Config, activations, read_hugging_face):
+    """The network in a folder: an instance of the dataclass Config, {name: tensor}, and the path
+    of the tensors. Raises: Problem when something is missing, damaged, or does not fit the rest."""
+    path, where = pathlib.Path(folder) / "model.pt", pathlib.Path(folder) / "config.json"
+    known = config_of(folder)
+    if "model_type" in known:          # Hugging Face's: until tools.convert imports these folders
+        path, (config, weights) = folder, read_hugging_face(folder, known)
+    elif "model" not in known:
+        raise Problem(f"{where} describes no network: is it a run of sft.py, reward.py or ppo.py?")
+    else:
+        try:
+            config, weights = Config(**known["model"]), read_weights(path)
+        except TypeError as error:
+            raise Problem(f"{where} does not describe a network of this code: {error}") from None
+    check_config(config, activations, where)
+    layers = sum(name.endswith(".norm_1.weight") for name in weights)
+    if layers != config.layers:
+        raise Problem(f"{path} does not fit: it has {layers} layers, {where} says {config.layers}; "
+                      "it comes from another size")
+    check_shapes(path, weights, {"wte.weight": (config.rows, config.width),
+                                 "wpe.weight": (config.context, config.width)})
+    return config, weights, path
+
+
+def check_config(config, activations, where):
+    """Raise a Problem unless a config, which came from `where`, describes a network."""
+    values = dataclasses.asdict(config)
+    typed = all(type(values[field.name]) is field.type for field in dataclasses.fields(config))
+    if not (typed and all(n > 0 for n in values.values() if type(n) is int)
+            and config.width % config.heads == 0 and config.head in ("lm", "scalar")
+            and config.activation in activations):
+        raise Problem(f"{where} does not describe a network of this code: {config}"[:500])
+
+
+def check_shapes(path, weights, wanted):
+    """Raise a Problem for the first of the `wanted` {name: shape} that `weights` do not have."""
+    for name, shape in wanted.items():
+        found = tuple(weights[name].shape) if name in weights else None
+        if found != shape:
+            raise Problem(f"{path} does not fit: {name} is {found}, the network wants {shape}; it "
+                          "comes from another size or another kind of stage")
+
+
+def read_weights(path):
+    """The named tensors of a model.pt. Raises: Problem when it is missing, damaged or foreign."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise Problem(f"{path} is missing: that stage has not finished (--resume it)") from None
+    except Exception as error:           # torch raises many kinds for a damaged file
+        raise Problem(f"{path} is damaged ({type(error).__name__}): run that stage again") from None
+    if not (isinstance(weights, dict) and all(
+            isinstance(name, str) and torch.is_tensor(t) and t.is_floating_point()
+            and t.layout == torch.strided and not t.is_meta for name, t in weights.items())):
+        raise Problem(f"{path} does not hold named tensors of numbers alone: is it another "
+                      "program's file?")
+    return weights

@@ -1,6 +1,7 @@
 """Flags and mistakes: one frozen dataclass a script; defaults < --preset < what was typed."""
 import argparse
 import dataclasses
+import difflib
 import math
 import os
 import re
@@ -69,9 +70,14 @@ def first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def flag(default, help, choices=None):
-    """A dataclass field that is also a command-line flag."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def flag(default, help, choices=None, least=None, what=None):
+    """A dataclass field that is also a command-line flag; its type is the field's.
+
+    default: ... when it has to be typed. choices: the values that it may have. least: the
+    smallest that means something (None: 0 for a number). what: FILE, DIR, ... in --help.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices,
+                                                        "least": least, "what": what})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,20 +93,34 @@ class Machine:
 @dataclasses.dataclass(frozen=True)
 class Common(Machine):
     """The flags that every training script has."""
-    out: str = flag("", "folder of this run: config.json, model.pt, log.jsonl, state/")
+    out: str = flag(..., "this run's own folder: config.json, model.pt, log.jsonl, state/",
+                    what="DIR")
     resume: bool = flag(False, "go on where --out stopped (or start, when there is nothing yet)")
-    seed: int = flag(0, "every random choice is a function of this number")
+    seed: int = flag(0, "every random choice is a function of this number", least=-math.inf)
     compile: bool = flag(False, "torch.compile the networks (slow first steps, faster later)")
     checkpointing: bool = flag(False, "compute each layer's inside twice rather than remember it: "
                                       "a third slower, far less memory")
     fill: bool = flag(False, "put spaces before shorter posts, --query-length tokens in all, as "
                              "the paper's code does; a network that learned so goes on so anyway")
-    save_every: int = flag(200, "steps between saved training states; the last two are kept")
+    save_every: int = flag(200, "steps between saved training states; the last two are kept",
+                           least=1)
 
 
-COUNTS = {"batch", "micro_batch", "rollout_batch", "minibatches", "save_every", "eval_every",
+COUNTS = {"batch", "micro_batch", "rollout_batch", "minibatches", "eval_every",
           "eval_rows", "log_every", "zero_rows"}         # flags for which 0 means nothing
 SIGNED = {"seed", "temperature", "missing_eot"}          # and those that may be below 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers in one line, with the nearest flag to one that is misspelt."""
+
+    def error(self, message):
+        near = ""
+        if wrong := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            known = [name for action in self._actions for name in action.option_strings]
+            found = difflib.get_close_matches(wrong[1], known, 1)
+            near = f"did you mean {found[0]}? " if found else ""
+        raise Problem(f"{message} ({near}--help lists every flag)")
 
 
 def parse(config_class, presets, argv, doc, by=None):
@@ -109,9 +129,14 @@ def parse(config_class, presets, argv, doc, by=None):
     presets: name -> {flag: value}; with `by`, name -> {value of flag `by`: {flag: value}}.
     Returns: config_class, frozen. Raises: Problem for an unknown flag, preset, choice or value.
     """
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            raise Problem(f"{message} (--help lists every flag)")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    if by:
+        first.add_argument("--" + by.replace("_", "-"), dest=by)
+    chosen, _ = first.parse_known_args(argv)
+    preset = presets.get(chosen.preset, {})
+    if by and preset:
+        preset = preset.get(getattr(chosen, by) or getattr(config_class, by), {})
 
     parser = Parser(description=doc, allow_abbrev=False, epilog="--debug: when something goes "
                     "wrong, also show where in the code",
@@ -123,29 +148,37 @@ def parse(config_class, presets, argv, doc, by=None):
               ((Common, "shared by the scripts"), (config_class, "of this script"))}
     for field in dataclasses.fields(config_class):
         group = groups[Common if field.name in Common.__dataclass_fields__ else config_class]
-        name = "--" + field.name.replace("_", "-")
-        shown = f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%")
-        options = dict(dest=field.name, default=argparse.SUPPRESS, help=shown)
+        known, name = field.metadata, "--" + field.name.replace("_", "-")
+        value = preset.get(field.name, field.default)
+        default = "needed" if value is ... else f"default: {value!r}"
+        options = dict(dest=field.name, default=argparse.SUPPRESS,
+                       help=f"{known['help']} ({default})".replace("%", "%%"))
         if field.type is bool:
             group.add_argument(name, action="store_true", **options)
         else:
-            group.add_argument(name, type=field.type, choices=field.metadata["choices"],
-                               metavar=None if field.metadata["choices"] else
-                               field.type.__name__.upper(), **options)
+            group.add_argument(name, type=field.type, choices=known["choices"],
+                               metavar=None if known["choices"] else
+                               known["what"] or field.type.__name__.upper(), **options)
     typed = vars(parser.parse_args(argv))
-    preset = presets.get(typed.pop("preset", None), {})
-    if by and preset:
-        preset = preset[typed.get(by, getattr(config_class, by))]
+    typed.pop("preset", None)
     cfg = config_class(**{**preset, **typed})
-    for name, value in vars(cfg).items():
-        if isinstance(value, str) or value is None:
-            continue
-        typed = f"--{name.replace('_', '-')} is {value}"
-        if name in COUNTS and value < 1:
-            raise Problem(f"{typed}: it counts from 1")
-        if not math.isfinite(value) or (value < 0 and name not in SIGNED):
-            raise Problem(f"{typed}: a number of 0 or more is expected")
+    for field in dataclasses.fields(config_class):
+        check_value(field, getattr(cfg, field.name))
     return cfg
+
+
+def check_value(field, value):
+    """Raise a Problem for a flag that is missing, or a number that means nothing."""
+    name, least = f"--{field.name.replace('_', '-')}", field.metadata["least"]
+    if value is ...:
+        raise Problem(f"{name} is missing: {field.metadata['help']}")
+    if isinstance(value, str) or value is None:
+        return
+    least = (0 if least is None and field.name not in SIGNED else least)
+    least = 1 if field.name in COUNTS else -math.inf if least is None else least
+    if not math.isfinite(value) or value < least:
+        raise Problem(f"{name} is {value}: " + (
+            "it counts from 1" if least == 1 else f"a number of {least:g} or more is expected"))
 
 
 def moved(argv, commands):

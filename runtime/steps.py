@@ -31,13 +31,14 @@ def finest(device):
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def accumulate(modules, rows, micro_batch):
-    """Cut a rank's rows into micro-batches; under DDP gradients travel on the last one only.
+def accumulate(rows, micro_batch, *networks):
+    """Cut a rank's rows into micro-batches, whose gradients add up in the networks that are
+    trained. Under DDP ranks average them after the last one only.
 
-    (Sharded, they travel on each: kept, they would be whole networks' gradients on every rank.)
+    (Sharded, after each: kept, they would be whole networks' gradients on every rank.)
     """
     for start in range(0, len(rows), micro_batch):
-        for module in modules:
+        for module in networks:
             if isinstance(module, DistributedDataParallel):
                 module.require_backward_grad_sync = start + micro_batch >= len(rows)
         yield rows[start:start + micro_batch]
@@ -53,22 +54,23 @@ def adam(modules, beta2=0.999, eps=1e-8, weight_decay=0.0):
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), eps=eps, fused=True)
 
 
-def optimizer_step(modules, optimizer, lr, clip, step):
-    """Clip each module's gradient to norm `clip` (0: never), then step and clear.
+def optimizer_step(networks, optimizer, lr, step, clip=1.0):
+    """Clip each network's gradient to norm `clip` (0: never), then step and clear.
 
-    A weight that two modules share counts in the first alone. Returns: the list of norms before
-    clipping. Raises: Problem when one is not finite; the weights are then still those of the
-    optimizer step before.
+    networks: {name of the norm in the log: network}; a weight of two of them counts in the first.
+    Returns: {name: norm before clipping}. Raises: Problem when one is not finite; the weights are
+    then still those of the optimizer step before.
     """
-    norms, clipped = [], set()
-    for module in modules:
-        own = [p for p in module.parameters() if p not in clipped]
-        norms.append(nn.utils.clip_grad_norm_(own, clip or math.inf))
+    norms, clipped = {}, set()
+    for name, network in networks.items():
+        own = [p for p in network.parameters() if p not in clipped]
+        norm = nn.utils.clip_grad_norm_(own, clip or math.inf)
+        norms[name] = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
         clipped.update(own)
-    norms = [(n.full_tensor() if isinstance(n, DTensor) else n).item() for n in norms]
-    if not all(map(math.isfinite, norms)):
-        raise Diverged(step, f"the gradient is {norms}; nothing of it was kept. Start again in "
-                             "another --out with a lower --lr (--resume would repeat this)")
+    if not all(map(math.isfinite, norms.values())):
+        raise Diverged(step, f"the gradient is {list(norms.values())}; nothing of it was kept. "
+                             "Start again in another --out with a lower --lr (--resume would "
+                             "repeat this)")
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from runtime.flags import Diverged, Problem, first_line
+from runtime.files import check_shapes, read_weights
+from runtime.flags import Diverged, Machine, Problem, entry, first_line, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,10 @@ class World:
         return self.size > 1 and self.parallel == "fsdp"
 
     def sum(self, x):
-        """The sum of a tensor over all ranks, on every rank. Same shape."""
+        """The sum over all ranks, on every rank: of a tensor, or of a list of numbers."""
+        if isinstance(x, list):
+            kind = torch.float32 if self.device.type == "mps" else torch.float64
+            return self.sum(torch.tensor(x, dtype=kind, device=self.device)).tolist()
         if self.size > 1:
             x = x.clone()
             dist.all_reduce(x)
@@ -70,6 +74,95 @@ class World:
         """Until every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+    def mixed(self):
+        """A context of bf16 arithmetic where that is the fast type; of fp32 elsewhere."""
+        return (torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else
+                contextlib.nullcontext())
+
+    def bar(self, total, name, unit="summary"):
+        """A progress bar of this many units, which only the first process shows."""
+        return tqdm(total=total, desc=name, unit=unit, leave=False, disable=self.rank > 0)
+
+    @contextlib.contextmanager
+    def gathered(self, network):
+        """Within, a sharded network holds its weights whole: a forward needs no other rank, and
+        each rank may do as many as it likes, as in generating. Else: nothing."""
+        parts = [m for m in network.modules() if isinstance(m, FSDPModule)]
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        try:
+            yield network
+        finally:
+            for part in parts:            # kept any longer, they would miss the next optimizer step
+                part.set_reshard_after_forward(True, recurse=False)
+                part.reshard()
+
+    def allocate(self, network, frozen=False):
+        """Memory for a network built on the meta device: whole or, sharded, this rank's part
+        (FSDP2). What is trained is stored in fp32, what is frozen in bf16 where that is the
+        arithmetic."""
+        if frozen:
+            network.requires_grad_(False)
+            if self.bf16:
+                network.bfloat16()
+        if self.sharded:
+            mesh = init_device_mesh(self.device.type, (self.size,))
+            policy = MixedPrecisionPolicy(*(torch.bfloat16, torch.float32) if self.bf16 else ())
+            for part in (*network.blocks, network):
+                fully_shard(part, mesh=mesh, mp_policy=policy)
+        return network.to_empty(device=self.device)
+
+    @torch.no_grad()
+    def set(self, weight, values):
+        """Set a weight; a sharded one takes this rank's part of the values, without communication.
+        """
+        if isinstance(weight, DTensor):
+            values = distribute_tensor(values.to(weight.device, weight.dtype), weight.device_mesh,
+                                       weight.placements, src_data_rank=None)
+        weight.copy_(values)
+
+    def load(self, network, path, fresh=(), weights=None):
+        """Fill a network from a file of plain tensors, or from `weights`, which came from there.
+
+        fresh: names that start so are left alone. Raises: Problem when the tensors do not fit, or
+        are not finite.
+        """
+        weights, start = read_weights(path) if weights is None else weights, tuple(fresh)
+        own = {name: p for name, p in network.state_dict().items() if not name.startswith(start)}
+        weights = {name: w for name, w in weights.items() if not name.startswith(start)}
+        check_shapes(path, weights, {name: tuple(own[name].shape) if name in own else None
+                                     for name in sorted(own.keys() | weights.keys())})
+        for name, p in own.items():
+            if not weights[name].isfinite().all():
+                raise Problem(f"{path}: weight {name} is not finite: that stage has diverged; "
+                              "train it again with a lower --lr")
+            self.set(p, weights[name])       # from disk, one weight at a time
+
+    def parallelize(self, network, cfg):
+        """A network to train in this world: checkpointing, compile and, where several processes
+        hold it whole, DDP, which averages their gradients (`allocate` put FSDP on)."""
+        for block in network.blocks:
+            block.checkpointing = cfg.checkpointing
+        if cfg.compile:                   # FSDP gathers weights between the blocks: compile those
+            for part in network.blocks if self.sharded else [network]:
+                part.compile(dynamic=True)
+        trained = any(p.requires_grad for p in network.parameters())
+        if self.size == 1 or self.sharded or not trained:
+            return network
+        return Averaged(network, gradient_as_bucket_view=True, device_ids=[self.device]
+                        if self.device.type == "cuda" else None)
+
+
+class Averaged(DistributedDataParallel):
+    """DDP around a network, which can also be read as that network: .config, .wte, ..."""
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
 
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -135,70 +228,59 @@ def join_world(cfg):
                       f"({first_line(error)})") from None
 
 
-# A network's life here: `skeleton` on the meta device -> `allocate` -> `fill` -> `parallelize`.
+def launch(act, config_class, argv, doc, presets=None, by=None):
+    """Do a script's work, act(cfg, world), with the flags in argv.
+
+    argv: a list of words, by whoever calls a script from Python: what goes wrong is raised. None:
+    the command line's; what the user can repair then becomes one line and exit code 2 (`entry`).
+    A config_class that is no Machine needs no processes: act(cfg) is called, once.
+    """
+    def work():
+        cfg = parse(config_class, presets or {}, argv, doc, by)
+        if issubclass(config_class, Machine):
+            with join_world(cfg) as world:
+                act(cfg, world)
+        else:
+            act(cfg)
+    if argv is None:
+        entry(work)
+    else:
+        work()
+
+
+# Until every caller has moved to the methods.
 
 def allocate(network, world, frozen=False):
-    """Memory for a network built on the meta device: whole or, sharded, this rank's part (FSDP2).
-
-    What is trained is stored in fp32, what is frozen in bf16 where that is the arithmetic.
-    """
-    if frozen:
-        network.requires_grad_(False)
-        if world.bf16:
-            network.bfloat16()
-    if world.sharded:
-        mesh = init_device_mesh(world.device.type, (world.size,))
-        policy = MixedPrecisionPolicy(*(torch.bfloat16, torch.float32) if world.bf16 else ())
-        for part in (*network.blocks, network):
-            fully_shard(part, mesh=mesh, mp_policy=policy)
-    return network.to_empty(device=world.device)
+    return world.allocate(network, frozen)
 
 
-@torch.no_grad()
 def fill(weight, values):
-    """Set a weight; a sharded one takes this rank's part of the values, without communication."""
-    if isinstance(weight, DTensor):
-        values = distribute_tensor(values.to(weight.device, weight.dtype), weight.device_mesh,
-                                   weight.placements, src_data_rank=None)
-    weight.copy_(values)
+    ALONE.set(weight, values)
+
+
+def load_weights(network, path, fresh=(), weights=None):
+    ALONE.load(network, path, fresh, weights)
 
 
 def parallelize(network, world, cfg):
-    """Checkpointing, compile and, where it is needed, DDP's wrapper (`allocate` put FSDP on).
+    return world.parallelize(network, cfg)
 
-    Take gradients only through what this returns; to read and to sample, the network will do.
-    """
-    for block in network.blocks:
-        block.checkpointing = cfg.checkpointing
-    if cfg.compile:                       # FSDP gathers weights between the blocks: compile those
-        for part in network.blocks if world.sharded else [network]:
-            part.compile(dynamic=True)
-    trained = any(p.requires_grad for p in network.parameters())
-    if world.size == 1 or world.sharded or not trained:
-        return network
-    return DistributedDataParallel(network, gradient_as_bucket_view=True, device_ids=[world.device]
-                                   if world.device.type == "cuda" else None)
+
+def gathered(network):
+    return ALONE.gathered(network)
+
+
+def mixed(world):
+    return world.mixed()
+
+
+def bar(total, name, world, unit="summary"):
+    return world.bar(total, name, unit)
 
 
 def bare(module):
     """The network inside `parallelize`'s wrapper: to read weights and to sample, not to train."""
     return module.module if isinstance(module, DistributedDataParallel) else module
-
-
-@contextlib.contextmanager
-def gathered(network):
-    """Within, a sharded network holds its weights whole: a forward needs no other rank, and each
-    rank may do as many as it likes, as in generating. Of a network that is not sharded: nothing."""
-    parts = [m for m in network.modules() if isinstance(m, FSDPModule)]
-    for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)
-        part.unshard()
-    try:
-        yield network
-    finally:
-        for part in parts:                # kept any longer, they would miss the next optimizer step
-            part.set_reshard_after_forward(True, recurse=False)
-            part.reshard()
 
 
 def whole(network, world):
@@ -212,14 +294,3 @@ def whole(network, world):
         if world.rank == 0:
             found[name] = weight.detach().cpu()
     return found
-
-
-def mixed(world):
-    """bf16 arithmetic where that is the fast type; fp32 elsewhere."""
-    return (torch.autocast(world.device.type, torch.bfloat16) if world.bf16 else
-            contextlib.nullcontext())
-
-
-def bar(total, name, world, unit="summary"):
-    """A progress bar of this many units, which only the first process shows."""
-    return tqdm(total=total, desc=name, unit=unit, leave=False, disable=world.rank > 0)

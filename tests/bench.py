@@ -86,7 +86,7 @@ def lm(a):
         rows = [text(a, n, j) for j, n in enumerate(batches[i])]
         batch = lay_out([row[:1] for row in rows], [row[1:] for row in rows], a.vocab)
         (sft.nll(model, batch) / batch.is_response.sum()).backward()
-        optimizer_step([net], optimizer, 1e-4, 1.0, i)
+        optimizer_step({"norm": net}, optimizer, 1e-4, i)
     return step, [sum(batch) for batch in batches]
 
 
@@ -100,7 +100,7 @@ def rm(a):
                                                                        strict=True)]
         chosen, rejected = reward.score_pairs(model, part, a.vocab, ALONE.device)
         reward.pairwise_loss(chosen, rejected).backward()
-        optimizer_step([net], optimizer, 1e-4, 1.0, i)
+        optimizer_step({"norm": net}, optimizer, 1e-4, i)
     # A pair's two rows share the query, so they are as long as the first of them.
     return step, [2 * sum(batch[::2]) for batch in batches]
 

@@ -62,12 +62,12 @@ def first_step(size, rows, world, cfg):
     network = build(sized(size, VOCABULARY), 0, world)
     model, loss = parallelize(network, world, Common(checkpointing=cfg.checkpointing)), 0.0
     count = sum(len(r) for _, r in rows)
-    for part in accumulate([model], world.share(rows), 2):
+    for part in accumulate(world.share(rows), 2, model):
         with mixed(world):
             share = nll(model, lay_out(*zip(*part, strict=True), VOCABULARY).to(world.device))
         (share / count * world.size).backward()
         loss += share.detach() / count
-    norm, = optimizer_step([network], adam([network]), 0.0, 1.0, 0)
+    norm = optimizer_step({"norm": network}, adam([network]), 0.0, 0)["norm"]
     return float(world.sum(torch.as_tensor(loss, device=world.device))), norm
 
 
@@ -110,7 +110,7 @@ def training(cfg, world):
         with mixed(world):
             loss = nll(model, batch) / batch.is_response.sum()
         loss.backward()
-        optimizer_step([network], optimizer, 1e-5, 1.0, step)
+        optimizer_step({"norm": network}, optimizer, 1e-5, step)
         times.append(clock(world) - began)
     parameters = sum(p.numel() for p in network.parameters())
     tokens = sum(len(q) + len(r) for q, r in rows)

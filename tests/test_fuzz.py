@@ -753,7 +753,7 @@ def test_a_file_of_2_gb_without_an_end_is_refused_unread(ground, name):
 @pytest.mark.parametrize("content", [b"\0", b"\n", b'{"id": "1"}\n'])
 def test_a_gzip_bomb_is_refused(ground, content, monkeypatch):
     folder = ground.fresh()
-    monkeypatch.setattr(data, "ARRAY", 1 << 20)        # of which it is said that more is too much
+    monkeypatch.setattr(runtime.files, "ARRAY", 1 << 20)        # of which it is said that more is too much
     with gzip.open(folder / "train.jsonl.gz", "wb", 9) as f:
         for _ in range(12):
             f.write(content * ((1 << 20) // len(content)))

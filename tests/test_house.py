@@ -156,7 +156,7 @@ PAPER = [                # ../shared/PAPER.md, section 4; appendix B.1 of the pa
 
 
 def flags_of(script, preset, loss_on=None):
-    typed = ["--preset", preset] + (["--loss-on", loss_on] if loss_on else [])
+    typed = ["--out", "o", "--preset", preset] + (["--loss-on", loss_on] if loss_on else [])
     return runtime.parse(script.Config, script.PRESETS, typed, "", "loss_on" if loss_on else None)
 
 
@@ -232,7 +232,7 @@ PAGE = """
 $ python sft.py --preset toy --data d \\
       --loss-on all --out o          # a comment
 SEED=1 .venv/bin/python label.py simulate --pairs p --out o | tail -1
-torchrun --nproc_per_node=8 ppo.py --preset 1.3b --batch 512
+torchrun --nproc_per_node=8 ppo.py --out o --preset 1.3b --batch 512
 python data.py tokenizer --data d --vocab 300
 make demo
 ```
@@ -243,7 +243,7 @@ def test_commands_are_found_and_parsed(monkeypatch):
     found = list(commands(PAGE))
     assert [script for script, _ in found] == ["sft.py", "label.py", "ppo.py", "data.py"]
     assert found[0][1] == ["--preset", "toy", "--data", "d", "--loss-on", "all", "--out", "o"]
-    assert found[1][1][-2:] == ["--out", "o"] and found[2][1][0] == "--preset"
+    assert found[1][1][-2:] == ["--out", "o"] and found[2][1][2] == "--preset"
     for script, arguments in found:
         check(script, arguments, monkeypatch)
     for script, arguments in (("sft.py", ["--nonsense", "1"]), ("label.py", ["nonsense"])):

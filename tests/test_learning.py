@@ -140,7 +140,7 @@ def costs():
 
     def learn():
         (sft.nll(net, rows) / rows.is_response.sum()).backward()
-        optimizer_step([net], optimizer, 1e-4, 1.0, 0)
+        optimizer_step({"norm": net}, optimizer, 1e-4, 0)
 
     @torch.no_grad()
     def write():

@@ -38,6 +38,7 @@ from runtime import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
+    out: str = flag("", "a folder")
     steps: int = flag(8, "how long")
     lr: float = flag(0.1, "how fast; 100 % of it")
     mode: str = flag("slow", "how", choices=("slow", "fast"))
@@ -161,7 +162,7 @@ def test_a_gradient_that_is_not_finite_is_a_problem_and_moves_nothing(tiny):
             net(torch.zeros(2, 3, dtype=torch.long)).sum().backward()
         nets[1].head.weight.grad[0, 0] = bad
         with pytest.raises(Problem, match="step 7: .*" + str(bad)):
-            optimizer_step(nets, optimizer, 0.1, 1.0, 7)
+            optimizer_step(dict(enumerate(nets)), optimizer, 0.1, 7)
         after = [p for net in nets for p in net.parameters()]
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -172,12 +173,12 @@ def test_each_network_is_clipped_by_itself():
     for net, slope in zip(nets, (0.5, 100.0), strict=True):
         net.weight.data.zero_()
         net.weight.grad = torch.full((1, 1), slope)
-    assert optimizer_step(nets, optimizer, 1.0, 1.0, 0) == [0.5, 100.0]      # norms before clipping
+    assert optimizer_step(dict(enumerate(nets)), optimizer, 1.0, 0) == {0: 0.5, 1: 100.0}    # norms before clipping
     assert nets[0].weight.item() == -0.5
     assert nets[1].weight.item() == pytest.approx(-1.0, rel=1e-4)
     assert nets[0].weight.grad is None
     nets[1].weight.grad = torch.full((1, 1), 100.0)
-    optimizer_step(nets[1:], optimizer, 1.0, 0, 1)                           # clip 0: never
+    optimizer_step({1: nets[1]}, optimizer, 1.0, 1, 0)                           # clip 0: never
     assert nets[1].weight.item() == pytest.approx(-101.0, rel=1e-4)
 
 
@@ -189,13 +190,13 @@ def test_a_weight_of_two_networks_is_clipped_once_with_the_first():
     for weight, slope in ((trunk.weight, 40.0), (head.weight, 300.0)):
         weight.data.zero_()
         weight.grad = torch.full((1, 1), slope)
-    assert optimizer_step(nets, optimizer, 1.0, 1.0, 0) == [40.0, 300.0]
+    assert optimizer_step(dict(enumerate(nets)), optimizer, 1.0, 0) == {0: 40.0, 1: 300.0}
     assert [trunk.weight.item(), head.weight.item()] == pytest.approx([-1.0, -1.0], rel=1e-4)
 
 
 def test_micro_batches_are_the_rows_in_order():
-    assert list(accumulate([], list(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(accumulate([], [], 3)) == []
+    assert list(accumulate(list(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(accumulate([], 3)) == []
 
 
 def test_schedules_start_rise_and_end_where_they_should():
@@ -243,7 +244,7 @@ def little_run(out, world, line="", die_at=None, fast=False):
         if step == die_at:
             raise Killed
         net(torch.ones(1, 2)).square().sum().backward()
-        optimizer_step([net], optimizer, cosine(step, cfg.steps, cfg.lr), 1.0, step)
+        optimizer_step({"norm": net}, optimizer, cosine(step, cfg.steps, cfg.lr), step)
         run.log(step, weight=net.weight[0, 0].item())
         run.save_if_due(step)
     run.finish(model=net)
@@ -400,8 +401,8 @@ def test_weights_that_are_not_finite_in_the_last_step_are_not_saved(tmp_path, wo
                                                                     every, kept):
     out, descend = tmp_path / "run", optimizer_step
 
-    def diverging(nets, optimizer, lr, clip, step):
-        return descend(nets, optimizer, math.inf if step == 7 else lr, clip, step)
+    def diverging(nets, optimizer, lr, step):
+        return descend(nets, optimizer, math.inf if step == 7 else lr, step)
     monkeypatch.setitem(globals(), "optimizer_step", diverging)
     with pytest.raises(Problem, match="step 7: the weights of the model are not finite"):
         little_run(out, world, f"--save-every {every}")
@@ -437,10 +438,10 @@ def test_a_signal_ends_a_run_after_a_whole_step(tmp_path, world, monkeypatch, nu
     expected = little_run(tmp_path / "whole", world)
     out, descend = tmp_path / "run", optimizer_step
 
-    def interrupted(nets, optimizer, lr, clip, step):
+    def interrupted(nets, optimizer, lr, step):
         if step == 4:
             os.kill(os.getpid(), number)
-        return descend(nets, optimizer, lr, clip, step)
+        return descend(nets, optimizer, lr, step)
     monkeypatch.setitem(globals(), "optimizer_step", interrupted)
     with pytest.raises(SystemExit) as caught:
         little_run(out, world)

@@ -35,8 +35,9 @@ def gradients(monkeypatch):
     """Ends a training script at its first optimizer step, and keeps the gradients it had."""
     kept = []
 
-    def stop(modules, *_):
-        kept.append(torch.cat([p.grad.flatten() for m in modules for p in m.parameters()]))
+    def stop(networks, *_):
+        kept.append(torch.cat([p.grad.flatten() for network in networks.values()
+                               for p in network.parameters()]))
         raise Killed
     monkeypatch.setattr(sft, "optimizer_step", stop)
     return kept

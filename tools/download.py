@@ -42,7 +42,6 @@ from tqdm import tqdm
 
 from data import (
     ARTICLE_FIELDS,
-    LINE,
     POST_FIELDS,
     check_comparison,
     find,
@@ -54,6 +53,7 @@ from data import (
     save_tokenizer,
 )
 from runtime import (
+    LINE,
     Problem,
     entry,
     generator,

@@ -78,7 +78,7 @@ def work(cfg):
     script = importlib.import_module(cfg.stage)
     preset = cfg.size if cfg.size in script.PRESETS else NEAREST[cfg.size]
     by = {"by": "loss_on"} if cfg.stage == "sft" else {}
-    flags = parse(script.Config, script.PRESETS, ["--preset", preset], "", **by)
+    flags = parse(script.Config, script.PRESETS, ["--out", "o", "--preset", preset], "", **by)
     if cfg.stage == "ppo":
         return Work(preset, flags.batch, flags.query_length, flags.response_length, 1,
                     flags.episodes // flags.batch, flags.epochs, ("lm", "scalar"))
