@@ -48,7 +48,7 @@ from data import (
     save_tokenizer,
     size,
 )
-from model import generate, lay_out, load_model, token_logp
+from model import generate, lay_out, load_model, token_logp, uniforms
 from runtime import (
     Common,
     Diverged,
@@ -68,7 +68,6 @@ from runtime import (
     optimizer_step,
     parallelize,
     parse,
-    uniforms,
 )
 
 

@@ -45,7 +45,7 @@ from data import (
     same_tokenizer,
     words,
 )
-from model import GPT, generate, load_model, load_weights, score
+from model import GPT, generate, load_model, load_weights, score, uniforms
 from runtime import (
     ALONE,
     Machine,
@@ -63,7 +63,6 @@ from runtime import (
     read_text,
     replacing,
     typed,
-    uniforms,
     write_config,
 )
 

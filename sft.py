@@ -31,7 +31,7 @@ from data import (
     size,
     warn_of_cuts,
 )
-from model import build, lay_out, load_model, published, sized, token_logp
+from model import build, lay_out, load_model, sized, token_logp
 from runtime import (
     Common,
     Problem,
@@ -48,6 +48,7 @@ from runtime import (
     optimizer_step,
     parallelize,
     parse,
+    published,
 )
 
 

@@ -52,7 +52,6 @@ from runtime.steps import (
     generator,
     linear,
     optimizer_step,
-    uniforms,
 )
 from runtime.world import (
     ALONE,

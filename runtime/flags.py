@@ -115,6 +115,7 @@ class Parser(argparse.ArgumentParser):
     """argparse that answers in one line, with the nearest flag to one that is misspelt."""
 
     def error(self, message):
+        """Raise a Problem, not SystemExit."""
         near = ""
         if wrong := re.search(r"unrecognized arguments: (--[\w-]+)", message):
             known = [name for action in self._actions for name in action.option_strings]

@@ -17,15 +17,6 @@ def generator(seed, purpose, step=0, row=0):
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, step, row]))
 
 
-def uniforms(seed, purpose, step, rows, n):
-    """n numbers in [0, 1) for each row, the same whatever other rows are asked for.
-
-    rows: ids of the rows, any iterable of int. Returns: (len(rows), n) float64.
-    """
-    drawn = [generator(seed, purpose, step, int(row)).random(n) for row in rows]
-    return np.stack(drawn) if drawn else np.zeros((0, n))
-
-
 def finest(device):
     """The dtype for sums that may not depend on their order: float64, which MPS lacks."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model import SIZES, build, generate, lay_out, sized, token_logp  # noqa: E402
+from model import SIZES, build, generate, lay_out, sized, token_logp, uniforms  # noqa: E402
 from runtime import (  # noqa: E402
     ALONE,
     Common,
@@ -29,7 +29,6 @@ from runtime import (  # noqa: E402
     optimizer_step,
     parallelize,
     parse,
-    uniforms,
 )
 from sft import nll  # noqa: E402
 from tools import plan  # noqa: E402

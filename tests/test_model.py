@@ -1,6 +1,7 @@
 """Chapter 3: the decoder against oracles that share no code with it."""
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import model
 from model import (
     SIZES,
     ModelConfig,
+    attention,
     choose,
     generate,
     lay_out,
@@ -19,8 +21,10 @@ from model import (
     score,
     sized,
     token_logp,
+    uniforms,
+    up_to,
 )
-from runtime import Problem, generator, save_tensors, uniforms, write_config
+from runtime import Problem, generator, save_tensors, write_config
 from sft import nll
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "gpt2_tiny"
@@ -77,6 +81,45 @@ def test_the_forward_equals_a_numpy_decoder(tiny, head, activation):
     ours = net(torch.from_numpy(tokens)).detach().numpy()
     assert ours.shape == ((3, 11, PAD) if head == "lm" else (3, 11))
     np.testing.assert_allclose(ours, numpy_decoder(net, tokens), atol=2e-5)
+
+
+def fused(q, k, v, attn_mask=None, is_causal=False):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask, 0.0, is_causal)
+
+
+@pytest.mark.parametrize("R, S, at", [(9, 9, None), (4, 9, [[0, 8, 3, 3], [8, 2, 5, 0], [1, 1, 7, 6]]),
+                                      (1, 9, [[8], [2], [0]])])
+def test_attention_written_out_equals_the_fused_kernel(float64, R, S, at):
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 2, n, 8, generator=draw).requires_grad_() for n in (R, S, S))
+    seen = up_to(None if at is None else torch.tensor(at), S)
+    ours, theirs = attention(q, k, v, seen), fused(q, k, v, seen, seen is None)
+    assert (ours - theirs).abs().max() < 1e-12
+    for a, b in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (ours, theirs)),
+                    strict=True):
+        assert (a - b).abs().max() < 1e-12
+    for b, h, r in np.ndindex(3, 2, R):                    # and equals the formula, a query at a time
+        n = (r if at is None else at[b][r]) + 1
+        weight = torch.softmax(k[b, h, :n] @ q[b, h, r] / math.sqrt(8), 0)
+        assert (weight @ v[b, h, :n] - ours[b, h, r]).abs().max() < 1e-12
+
+
+def test_the_network_runs_the_same_with_attention_written_out(tiny, float64, monkeypatch):
+    (net, queries), at = talkative(tiny), torch.tensor([[0, 13, 5], [1, 2, 13], [13, 0, 7]])
+    tokens = torch.randint(0, PAD, (3, 14), generator=torch.Generator().manual_seed(0))
+    u = uniforms(0, "test", 0, range(len(queries)), 24)
+
+    def everything():
+        return [net(tokens), net(tokens, at=at), *generate(net, queries, 24, 0.8, u)]
+    before, calls = everything(), []
+
+    def written_out(q, k, v, attn_mask, is_causal):
+        calls.append(len(q))
+        assert is_causal == (attn_mask is None)
+        return attention(q, k, v, attn_mask)
+    monkeypatch.setattr(model.F, "scaled_dot_product_attention", written_out)
+    assert all((a - b).abs().max() < 1e-10 for a, b in zip(before, everything(), strict=True))
+    assert len(calls) > 2 * 2 + 2 * 20                     # in both layers, for each token
 
 
 @pytest.mark.skipif(not FIXTURE.exists(), reason="shared fixtures are not here")
@@ -156,6 +199,18 @@ def test_reading_some_columns_gives_the_numbers_of_the_full_forward(tiny, head):
     at = torch.tensor([[0, 13, 5, 5], [1, 2, 3, 4], [13, 0, 7, 12]])
     full = net(tokens)
     assert (net(tokens, at=at) - full[torch.arange(3)[:, None], at]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("head", ["lm", "scalar"])
+def test_the_plain_forward_equals_the_one_with_extras(tiny, head):
+    net = tiny(head=head)
+    tokens = torch.randint(0, PAD, (3, 14), generator=torch.Generator().manual_seed(0))
+    plain, cache = net(tokens), [model.Cache() for _ in net.blocks]
+    assert torch.equal(plain, net(tokens, cache=cache))
+    assert all(layer.kv.shape == (2, 3, 2, 14, 8) for layer in cache)
+    everywhere = torch.arange(14).expand(3, -1)
+    assert (plain - net(tokens, at=everywhere)).abs().max() < 1e-5
+    assert (plain - net(tokens, everywhere, [model.Cache() for _ in net.blocks])).abs().max() < 1e-5
 
 
 def test_rows_are_laid_out_as_the_drawing_says():
@@ -396,6 +451,20 @@ def test_a_checkpoint_holds_plain_cpu_tensors_and_nothing_else(tiny, tmp_path):
     weights = torch.load(tmp_path / "model.pt", weights_only=True)
     assert all(type(w) is torch.Tensor and w.device.type == "cpu" and not w.requires_grad
                for w in weights.values())
+
+
+def test_the_examples_in_the_docstrings_are_true():
+    for rows in ([7, 8], [8]):
+        shown = re.escape(f'uniforms(0, "rollout", 3, {rows}, 2)') + r" +(\[\[.*\]\])"
+        numbers = json.loads(re.search(shown, uniforms.__doc__)[1])
+        np.testing.assert_allclose(uniforms(0, "rollout", 3, rows, 2), numbers, atol=0.005)
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    grid = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert "u = .6 gives token 1, as do 30 %" in choose.__doc__
+    assert choose(logits, 1.0, torch.tensor([0.6], dtype=torch.float64))[0].item() == 1
+    tokens, logp = choose(logits.expand(1000, -1), 1.0, grid)
+    assert np.bincount(tokens).tolist() == [500, 300, 200]
+    assert abs(logp[tokens == 1][0].exp() - 0.3) < 1e-6
 
 
 def test_generation_draws_nothing_from_a_global_generator(tiny):

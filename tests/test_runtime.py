@@ -17,6 +17,7 @@ from conftest import ROOT
 from torch import nn
 
 import runtime
+from model import uniforms
 from runtime import (
     Common,
     Machine,
@@ -31,7 +32,6 @@ from runtime import (
     linear,
     optimizer_step,
     parse,
-    uniforms,
     write_atomically,
 )
 
