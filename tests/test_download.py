@@ -249,7 +249,7 @@ def tldr(server, sizes=(60, 20, 20)):
 def test_a_download_killed_three_times_and_started_again_ends_with_the_right_files(
         server, tmp_path, capsys):
     tldr(server, (6000, 20, 20))                                          # 1.1 MB
-    server.pace, whole = 0.01, server.files["/datasets/tldr_3_filtered/train.jsonl"]
+    server.pace, whole = 0.1, server.files["/datasets/tldr_3_filtered/train.jsonl"]
     line = ["tldr", "--base-url", server.url, "--out", str(tmp_path)]
     part, had = tmp_path / "train.jsonl.part", 0
     for _ in range(3):

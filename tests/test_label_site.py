@@ -2,6 +2,7 @@
 import base64
 import http.client
 import json
+import math
 import os
 import random
 import shutil
@@ -165,12 +166,15 @@ def test_a_skip_is_not_undone_once_somebody_else_has_the_pair(serve):
 
 
 def test_an_item_is_its_owners_until_the_lease_runs_out(serve):
-    server = serve(toy_pairs(6), "--shared", 0, "--lease", 0.3)
+    server = serve(toy_pairs(6), "--shared", 0, "--lease", 600)
     ann, bob = Client(server.port), Client(server.port, "bob")
     page = ann.next()
     assert ann.next()["item"] == page["item"] != bob.next()["item"]
     assert bob.answer(page["item"])[0] == 409                       # not his
-    time.sleep(0.4)
+    store = Store(server.db)
+    with store.transaction():                                       # eleven minutes go by
+        store.db.execute("UPDATE items SET leased = leased - 660 WHERE id = ?", (page["item"],))
+    store.close()
     eve = Client(server.port, "eve").next()
     assert eve["info"] == page["info"]
     assert ann.answer(page["item"])[0] == 409                       # too late
@@ -331,16 +335,19 @@ def test_twenty_labellers_lose_no_answer_and_share_no_pair(memory):
 
 def test_twenty_people_at_once_are_served_without_waiting(tmp_path):
     """20 answers a second, each synced to disk before its reply; SECONDS=60 for the long version."""
-    server, waits = Server(tmp_path, many_pairs(20 * SECONDS + 20)), []
+    server, waits = Server(tmp_path, many_pairs(20 * SECONDS + 40)), []
 
-    def work(name, start):
+    def work(name, start, rounds=SECONDS + 1):
         client, item = Client(server.port, name), None
-        for n in range(SECONDS + 1):
+        for n in range(rounds):
             time.sleep(max(0, start + n - time.perf_counter()))
             asked = time.perf_counter()
             page = client.answer(item)[1]["page"] if item else client.next()
             waits.append(time.perf_counter() - asked)
             item = page["item"]
+    work("alone", -math.inf, 12)
+    alone = sorted(waits)[6]                    # what this machine and its disk take for one answer
+    waits.clear()
     begin = time.perf_counter() + 0.1
     threads = [threading.Thread(target=work, args=(f"w{i:02}", begin + i / 20)) for i in range(20)]
     for thread in threads:
@@ -352,8 +359,9 @@ def test_twenty_people_at_once_are_served_without_waiting(tmp_path):
     half, most = waits[len(waits) // 2], waits[int(0.99 * len(waits))]
     print(f"{len(waits)} pages: half within {1e3 * half:.0f} ms, 99 % within {1e3 * most:.0f} ms")
     answered = Store(server.db).all("SELECT 1 FROM items WHERE answered NOT NULL")
-    assert len(waits) == 20 * (SECONDS + 1) and len(answered) == 20 * SECONDS
-    assert most < (0.1 if SECONDS >= 60 else 1.0)      # a short version shares its cores with others
+    assert len(waits) == 20 * (SECONDS + 1) and len(answered) == 20 * SECONDS + 11
+    # A short version shares its cores with others; at worst all twenty ask at once.
+    assert most < (0.1 if SECONDS >= 60 else max(1.0, 20 * alone))
 
 
 def test_an_answer_survives_kill_9(tmp_path):
@@ -378,7 +386,9 @@ def test_an_answer_survives_kill_9(tmp_path):
         threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(moments.uniform(0.02, 0.4))
+        enough = len(acknowledged) + moments.randint(11, 60)
+        while len(acknowledged) < enough and any(thread.is_alive() for thread in threads):
+            time.sleep(moments.uniform(0, 0.01))
         server.kill()
         for thread in threads:
             thread.join()
@@ -467,7 +477,7 @@ def test_no_path_reaches_the_disk(site, path):
 
 def talk(port, sent):
     """Send bytes as they are; what comes back until the line is closed or falls silent."""
-    with socket.create_connection(("127.0.0.1", port), timeout=2) as line:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
         line.sendall(sent)
         line.shutdown(socket.SHUT_WR)
         found = b""
