@@ -86,7 +86,7 @@ SABOTAGES = {      # name: (stage, flags, damage, the diseases that must be amon
         {"score falls"}),
     "ppo: a policy that never saw an end": (
         "ppo", "endless --episodes 384", None, {"summaries never learned to end"}),
-    "ppo: ending is punished": ("ppo", "", score(lambda *args: -4 * ended(*args)),
+    "ppo: ending is punished": ("ppo", "", score(lambda *args: -8 * ended(*args)),
                                 {"EOT rate falling", "never ending pays"}),
     "ppo: long summaries pay": ("ppo", "--response-length 24 --kl-coef 0.02 --lr 3e-3", score(lambda r, n, _: n), {"length drift"}),
     "ppo: short summaries pay": ("ppo", "--kl-coef 0.02 --lr 3e-3", score(lambda r, n, _: -n), {"length drift"}),
