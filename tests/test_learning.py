@@ -1,18 +1,18 @@
 """Golden learning curves: every stage of a tiny pipeline ends where it did when it was known to work.
 
 A change that hurts learning without breaking a formula's test (a schedule, a sign, a forgotten
-<|endoftext|>) moves a figure out of its band; the damages below prove it. Speed is looked at as
-well, in units of a matrix product on the same machine: a slower step warns, and never fails.
+<|endoftext|>) moves a figure out of its band; the damages below prove it. What a step costs is looked
+at as well, in operations and multiplications: they are the same on every machine.
 """
 import os
 import statistics
-import time
-import warnings
 
 import pytest
 import torch
 import village
 from test_sft import log_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import model
 import ppo
@@ -20,35 +20,41 @@ import reward
 import sft
 from runtime import adam, optimizer_step
 
-# (stage, figure, step; "end": mean of the last three lines): lowest and highest that pass. The bands
-# are several times wider than what other thread counts and weights rounded otherwise gave.
+# PPO pays six times the village's price for KL: near the supervised policy a token that rounding
+# chose otherwise is soon forgotten (at 0.1 the last KL is anything from 2.2 to 4.5).
+FLAGS = {"ppo": "--kl-coef 0.6"}
+
+# (stage, figure, step; "end": mean of the last ten lines): lowest and highest that pass. Beside them,
+# least .. median .. most of 40 runs that differ by rounding alone (tests/population.py); what torch's
+# kernels for AVX2 and for none, and torch 2.11 and 2.15, give is the same to a hundredth.
 BANDS = {
-    ("supervised", "tokens", 0): (159, 159),
-    ("supervised", "lr", 70): (0.00529, 0.0053),
-    ("supervised", "loss", 0): (6.27, 6.40),
-    ("supervised", "valid_loss", 34): (0.835, 0.89),
-    ("supervised", "valid_loss", 69): (0.415, 0.446),
-    ("supervised", "valid_loss", 139): (0.24, 0.262),
-    ("reward", "lr", 20): (0.00305, 0.00306),
-    ("reward", "loss", 0): (0.695, 0.73),
-    ("reward", "valid_loss", 19): (0.38, 0.404),
-    ("reward", "valid_loss", 39): (0.416, 0.437),
-    ("reward", "valid_accuracy", 39): (0.83, 0.88),
-    ("ppo", "lr", 6): (0.00074, 0.00076),
-    ("ppo", "value_loss", 0): (3.02, 3.28),
-    ("ppo", "clip_fraction", 0): (0.128, 0.148),
-    ("ppo", "entropy", 0): (0.48, 0.53),
-    ("ppo", "score", "end"): (2.0, 2.85),
-    ("ppo", "kl", "end"): (2.4, 5.5),
-    ("ppo", "length", "end"): (7.6, 9.6),
-    ("ppo", "eot_rate", "end"): (0.93, 1.0),
+    ("supervised", "tokens", 0): (159, 159),             # 159
+    ("supervised", "lr", 70): (0.00529, 0.0053),         # .00529
+    ("supervised", "loss", 0): (6.27, 6.40),             # 6.335 .. 6.335 .. 6.335
+    ("supervised", "valid_loss", 34): (0.835, 0.89),     # .8627 .. .8627 .. .8627
+    ("supervised", "valid_loss", 69): (0.415, 0.446),    # .4305 .. .4305 .. .4305
+    ("supervised", "valid_loss", 139): (0.24, 0.262),    # .2505 .. .2505 .. .2505
+    ("reward", "lr", 20): (0.00305, 0.00306),            # .00306
+    ("reward", "loss", 0): (0.695, 0.73),                # .7128 .. .7128 .. .7128
+    ("reward", "valid_loss", 9): (0.53, 0.57),           # .5504 .. .5504 .. .5505
+    ("reward", "valid_loss", 19): (0.38, 0.404),         # .3918 .. .3918 .. .3919
+    ("reward", "valid_loss", 39): (0.416, 0.437),        # .4250 .. .4251 .. .4251
+    ("reward", "valid_accuracy", 39): (0.83, 0.88),      # .8563 .. .8563 .. .8563
+    ("ppo", "lr", 6): (0.00074, 0.00076),                # .00075
+    ("ppo", "value_loss", 0): (3.02, 3.28),              # 3.114 .. 3.114 .. 3.115
+    ("ppo", "clip_fraction", 0): (0.128, 0.146),         # .1342 .. .1342 .. .1342
+    ("ppo", "entropy", 0): (0.48, 0.53),                 # .4987 .. .4987 .. .4987
+    ("ppo", "score", "end"): (1.6, 2.1),                 # 1.810 .. 1.875 .. 1.924
+    ("ppo", "kl", "end"): (1.0, 2.2),                    # 1.335 .. 1.448 .. 1.561
+    ("ppo", "length", "end"): (7.5, 9.2),                # 8.188 .. 8.327 .. 8.519
+    ("ppo", "eot_rate", "end"): (0.92, 1.0),             # .9594 .. .9695 .. .9766
 }
 
 
 def figure(log, key, when):
-    """A figure of a stage's log at a step, or the mean over its last three lines."""
+    """A figure of a stage's log at a step, or the mean over its last ten lines."""
     if when == "end":
-        return statistics.fmean(line[key] for line in log[-3:])
+        return statistics.fmean(line[key] for line in log[-10:])
     return next(line[key] for line in log if line["step"] == when)
 
 
@@ -60,9 +66,15 @@ def outside(stage, folder):
             if not BANDS[stage, key, when][0] <= value <= BANDS[stage, key, when][1]}
 
 
+def train(stage, home, out):
+    """Run a stage into out/stage, from home's earlier ones. Returns: its folder."""
+    return village.run(stage, home / "village", out, FLAGS.get(stage, ""),
+                       supervised=home / "supervised", rewarded=home / "reward")
+
+
 @pytest.mark.parametrize("stage", village.STAGES)
-def test_a_stage_learns_as_it_did(stage, home):
-    assert not outside(stage, home / stage)
+def test_a_stage_learns_as_it_did(stage, home, tmp_path):
+    assert not outside(stage, train(stage, home, tmp_path) if stage in FLAGS else home / stage)
 
 
 def flat(step, steps, peak, *warmup):
@@ -85,7 +97,7 @@ DAMAGES = {        # name: (stage, damage, figures that must leave their bands)
         "reward", put(reward, "pairwise_loss", lambda honest: lambda a, b: honest(b, a)),
         {("valid_accuracy", 39)}),
     "reward at one learning rate": (
-        "reward", put(reward, "cosine", lambda honest: flat), {("valid_loss", 39), ("lr", 20)}),
+        "reward", put(reward, "cosine", lambda honest: flat), {("valid_loss", 9), ("lr", 20)}),
     "advantages turned round": (
         "ppo", put(ppo, "whiten", lambda honest: lambda *a: -honest(*a)),
         {("score", "end"), ("kl", "end"), ("length", "end"), ("eot_rate", "end")}),
@@ -107,36 +119,43 @@ QUICK = ("summaries without end", "chosen and rejected swapped", "advantages tur
 def test_damage_leaves_the_bands(name, home, tmp_path, monkeypatch):
     stage, damage, seen = DAMAGES[name]
     damage(monkeypatch)
-    folder = village.run(stage, home / "village", tmp_path, supervised=home / "supervised",
-                         rewarded=home / "reward")
-    assert seen <= outside(stage, folder).keys()
+    assert seen <= outside(stage, train(stage, home, tmp_path)).keys()
 
 
-# ------------------------------------------------------------------------------------------ speed
+# ----------------------------------------------------------------------------------- what it costs
 
-RECORD = {"a training step": 28.0, "16 summaries": 15.0}   # products of 512 x 512 by 512 x 512
-
-
-def seconds(f, patience=1.0):
-    """The quickest of as many calls as fit, after one that warms up, in this process's own time:
-    what else the machine does meanwhile does not count."""
-    f()
-    quickest, end = float("inf"), time.process_time() + patience
-    while time.process_time() < end:
-        began = time.process_time()
-        f()
-        quickest = min(quickest, time.process_time() - began)
-    return quickest
+RECORD = {"a training step": (318, 3472883712), "16 summaries": (2130, 613416960)}
 
 
-def costs():
-    """What RECORD counts, here and now."""
+class Calls(TorchDispatchMode):
+    """Within, `n` counts the operations that torch is asked for."""
+    n = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), more=None):
+        self.n += 1
+        return operation(*args, **(more or {}))
+
+
+def cost(act):
+    """Operations of act(), and multiplications and additions in its matrix products (torch 2.15
+    counts those of the fused attention too, which are left out)."""
+    with Calls() as calls:
+        act()
+    with FlopCounterMode(display=False) as counter:
+        act()
+    return calls.n, sum(n for name, n in counter.get_flop_counts()["Global"].items()
+                        if "attention" not in str(name))
+
+
+def costs(checkpointing=False):
+    """What RECORD counts, now."""
     net = model.build(model.sized("toy", 1024))
+    for block in net.blocks:
+        block.checkpointing = checkpointing
     optimizer, draw = adam([net]), torch.Generator().manual_seed(0)
     queries = torch.randint(1000, (16, 48), generator=draw).tolist()
     rows = model.lay_out(queries, queries, net.config.n_vocab)
     u = torch.rand(16, 16, generator=draw).double().numpy()
-    square = torch.randn(512, 512, generator=draw)
 
     def learn():
         (sft.nll(net, rows) / rows.is_response.sum()).backward()
@@ -146,20 +165,16 @@ def costs():
     def write():
         model.generate(net, queries, 16, 1.0, u)
 
-    product = seconds(lambda: square @ square)
-    return {"a training step": seconds(learn) / product, "16 summaries": seconds(write) / product}
+    learn()                                            # Adam's moments come to life
+    return {"a training step": cost(learn), "16 summaries": cost(write)}
 
 
-def compare(now, record=RECORD):
-    """Warn of each cost that is more than one and a half times the recorded one."""
-    for what, cost in now.items():
-        if cost > 1.5 * record[what]:
-            warnings.warn(f"{what} costs {cost:.0f} matrix products, {cost / record[what]:.1f} times "
-                          "what it did", stacklevel=2)
+def dearer(now):
+    """What costs a tenth more operations, or a hundredth more work in matrix products, than it did."""
+    return {what for what, (calls, work) in now.items()
+            if calls > 1.1 * RECORD[what][0] or work > 1.01 * RECORD[what][1]}
 
 
-def test_a_slower_step_warns():
-    now = costs()
-    compare(now)                                                    # a warning here is the message
-    with pytest.warns(UserWarning, match="16 summaries costs .* 2.0 times"):
-        compare(now, {**now, "16 summaries": now["16 summaries"] / 2})
+def test_a_step_costs_no_more_than_it_did():
+    assert not dearer(costs())
+    assert dearer(costs(checkpointing=True)) == {"a training step"}      # every block computed twice
