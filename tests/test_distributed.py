@@ -1,4 +1,5 @@
 """Two processes on this machine's CPU (gloo) compute what one computes."""
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from conftest import ROOT
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import model
 import ppo
@@ -22,6 +24,7 @@ import sft
 from runtime import Machine, World, join_world
 
 SCRIPTS = {"sft": sft, "reward": reward, "ppo": ppo}
+PATIENCE = runtime.PATIENCE.total_seconds() / 4        # a slow machine is not a hanging one
 
 
 def free_port():
@@ -101,7 +104,7 @@ def test_one_process_two_under_ddp_and_two_under_fsdp_end_alike(script, line, tm
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_in_fp32_the_first_loss_and_gradient_agree(script, line, tmp_path):
+def test_in_fp32_the_first_loss_and_gradient_agree(script, line, tmp_path, same_words):
     main, more = SCRIPTS[script].main, "--episodes 8" if script == "ppo" else ""
     main(line(script, tmp_path / "alone", more))
     first = log_of(tmp_path / "alone")[0]
@@ -179,19 +182,47 @@ def test_twenty_iterations_of_ppo_leave_all_ranks_with_the_same_weights(line, tm
         assert moved / sum(before[k].norm() ** 2 for k in zero) ** 0.5 > 1e-3
 
 
-def test_bf16_stays_near_fp32(line, tmp_path):
-    for script, keys in (("sft", ("loss", "valid_loss")), ("reward", ("loss",)),
-                         ("ppo", ("score", "value_loss"))):
+@pytest.fixture
+def same_words(monkeypatch):
+    """Whatever a run's policy writes, later runs write too: otherwise a rounding elsewhere chooses
+    another token now and then, and what follows is another summary's."""
+    written, honest = {}, ppo.generate
+
+    def generate(policy, queries, length, temperature, u):
+        pad, places = policy.config.n_vocab, [row.tobytes() for row in u]       # no two rows' alike
+        if not written.keys() >= set(places):
+            written.update(zip(places, honest(policy, queries, length, temperature, u)[0], strict=True))
+        tokens = torch.stack([written[place] for place in places])
+        rows = model.lay_out(queries, ppo.unpad(tokens, pad), pad, length)
+        return tokens, model.token_logp(policy(rows.tokens, at=rows.columns), rows.targets, temperature)
+    monkeypatch.setattr(ppo, "generate", generate)
+
+
+@pytest.fixture
+def bf16():
+    """Attention step by step where ATEN_CPU_CAPABILITY imitates another processor: on one with AMX
+    the fused kernel then refuses bf16 ("pack_vnni2 is only supported when avx512 is supported"),
+    which no real processor does."""
+    plain = "ATEN_CPU_CAPABILITY" in os.environ
+    with sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
+        yield
+
+
+def test_bf16_stays_near_fp32(line, tmp_path, same_words, bf16):
+    for script, keys in (("sft", ("loss", "valid_loss")), ("reward", ("loss", "valid_loss")),
+                         ("ppo", ("score", "kl", "entropy", "value_loss", "return_mean"))):
         full, half = tmp_path / script, tmp_path / f"{script}-bf16"
         SCRIPTS[script].main(line(script, full))
         SCRIPTS[script].main(line(script, half, "--precision bf16"))
-        for key in keys:
-            assert log_of(half)[0].get(key) == pytest.approx(log_of(full)[0].get(key), abs=0.05)
+        for key in keys:                       # three processors' kernels: .014 apart at most
+            ours, theirs = (next(entry[key] for entry in log_of(out) if key in entry)
+                            for out in (half, full))
+            assert ours == pytest.approx(theirs, abs=0.05), (script, key)
         weights = torch.load(half / "model.pt")
         assert all(w.dtype == torch.float32 and w.isfinite().all() for w in weights.values())
 
 
-def test_bf16_also_works_sharded(line, tmp_path):
+def test_bf16_also_works_sharded(line, tmp_path, bf16):
     argv = line("ppo", tmp_path / "run", "--precision bf16 --parallel fsdp --checkpointing --episodes 16")
     assert ranks(2, ppo.main, argv) == [0, 0]
     assert torch.load(tmp_path / "run/model.pt")["wte.weight"].dtype == torch.float32
@@ -259,7 +290,7 @@ def test_share_and_gather_and_merge_are_inverses():
 
 
 def test_sample_and_evaluate_say_the_same_in_two_processes(world, supervised, data_dir, tmp_path,
-                                                           tokenizer):
+                                                           tokenizer, float64):
     import data
     from sample import load_checkpoint, respond
     posts = data.read_posts(data_dir, "train")[:11]
@@ -337,7 +368,7 @@ def test_one_rank_in_trouble_ends_both(what, says, how, line, tmp_path, capfd, m
     monkeypatch.setattr(sft, "nll", nll)
     began = time.monotonic()
     codes = ranks(2, sft.main, line("sft", tmp_path / "run", f"--steps 500 --parallel {how}"))
-    assert 0 not in codes and time.monotonic() - began < 30
+    assert 0 not in codes and time.monotonic() - began < PATIENCE      # nobody waited for the other
     said = capfd.readouterr().err
     assert says in said
     if "another process is gone" in said:                              # the cause comes first
@@ -372,7 +403,7 @@ def test_where_the_processes_cannot_meet_the_port_is_named_and_the_whole_reason(
 def test_under_torchrun_too_the_one_in_trouble_is_named(line, tmp_path):
     sabotage = "if rank == 1: sft.nll = lambda *args: 1 / 0"
     run = torchrun(tmp_path, line("sft", tmp_path / "run", "--steps 500"), sabotage)
-    said, _ = run.communicate(timeout=60)
+    said, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode != 0 and "ZeroDivisionError" in said
     assert "another process is gone" not in said[:said.index("ZeroDivisionError")]
 
@@ -391,12 +422,12 @@ sft.main = note
     argv = line("sft", tmp_path / "run", "--steps 4000 --eval-every 4000 --parallel fsdp")
     run = torchrun(tmp_path, argv, leave)
     log = tmp_path / "run/log.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not (log.exists() and len(log.read_text().splitlines()) > 5):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     run.send_signal(number)
-    said, _ = run.communicate(timeout=60)
+    said, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode != 0
     assert "--resume goes on from there" in said
     assert [(tmp_path / f"code-{rank}").read_text() for rank in (0, 1)] == [str(code)] * 2
