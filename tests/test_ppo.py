@@ -504,8 +504,9 @@ def test_only_policy_and_critic_learn(run_ppo, supervised, reward_model, monkeyp
 
 def test_feedback_raises_the_score(run_ppo):
     log = log_of(run_ppo(more="--lr 5e-3 --episodes 768 --batch 32 --minibatches 4 --kl-coef 0.02"))
-    first, last = (np.mean([entry["score"] for entry in part]) for part in (log[:3], log[-3:]))
-    assert last > first + 2.5 * log[0]["score_std"] * (2 / 96) ** 0.5       # standard errors
+    first, last = (np.mean([entry["score"] for entry in part]) for part in (log[:2], log[-8:]))
+    error = log[0]["score_std"] * (1 / 64 + 1 / 256) ** 0.5                 # of the difference
+    assert last > first + 2.5 * error        # rounding alone moves it between 3.9 and 4.6 of them
 
 
 # -------------------------------------------------------------------------------------- bad input
