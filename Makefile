@@ -1,7 +1,7 @@
 # make demo            toy posts, from nothing to a report, in some minutes     (make demo SEED=1)
 # make figures         the paper's figures in miniature, in an hour or more: SEEDS=1 JOBS=2
 # make rounds          the paper's outer loop: sample -> label -> reward -> ppo, ROUNDS=3 times
-# make test            the tests
+# make test            the tests; as on a processor without AVX-512: KERNELS=avx2, without AVX: KERNELS=default
 # make check-gpu       two minutes before paying for a night: GPUS=8 SIZE=1.3b PARALLEL=fsdp
 # make clean           forget the demo's runs and data; .venv stays
 #
@@ -35,8 +35,12 @@ here:
 	@ln -sfn demo-$(SEED) runs/demo
 	@ln -sfn toy-$(SEED) data/toy
 
+# Other kernels of torch, oneDNN and MKL: other roundings, as on somebody else's processor.
+KERNELS ?=
+TESTS ?=
 test: $(READY)
-	$(PY) -m pytest -q -n 2
+	$(if $(KERNELS),ATEN_CPU_CAPABILITY=$(KERNELS) MKL_CBWR=COMPATIBLE \
+	  ONEDNN_MAX_CPU_ISA=$(if $(filter avx2,$(KERNELS)),AVX2,SSE41)) $(PY) -m pytest -q -n 2 $(TESTS)
 
 GPUS ?= 1
 SIZE ?= gpt2
