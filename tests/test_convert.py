@@ -305,7 +305,7 @@ def imported(tmp_path_factory, data_dir, tokenizer):
 
 
 def test_an_imported_policy_reads_queries_filled_with_spaces(imported, posts, tokenizer, data_dir,
-                                                              capsys):
+                                                              capsys, float64):
     policy = sample.load_checkpoint(imported / "supervised")
     assert (policy.query_length, policy.response_length, policy.fill) == (512, 48, True)
     space, = tokenizer.encode_ordinary(" ")
