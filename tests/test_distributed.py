@@ -24,7 +24,7 @@ import sft
 from runtime import Machine, World, join_world
 
 SCRIPTS = {"sft": sft, "reward": reward, "ppo": ppo}
-PATIENCE = runtime.PATIENCE.total_seconds() / 4        # a slow machine is not a hanging one
+PATIENCE = runtime.world.PATIENCE.total_seconds() / 4        # a slow machine is not a hanging one
 
 
 def free_port():
