@@ -129,7 +129,7 @@ def damaged(name, home, out, patch):
 
 
 def names(stage, log, flags):
-    return {finding.check.name for finding in doctor.examine(stage, log, flags)}
+    return {finding.check.name for finding in doctor.examine(stage, log, flags, doctor.CHECKS)}
 
 
 # ---------------------------------------------------------------------- trained, and as recorded
@@ -249,7 +249,7 @@ def test_a_machine_that_stalls_is_told_from_one_slow_step():
 def test_null_in_a_log_is_no_number():
     lines = steady()
     lines[7]["valid_loss"] = None
-    found, = doctor.examine("sft", lines, {})
+    found, = doctor.examine("sft", lines, {}, doctor.CHECKS)
     assert (found.check.name, found.step) == ("not a number", 7)
 
 
@@ -259,7 +259,8 @@ def test_each_check_fires_somewhere_and_says_what_to_read_and_to_try():
         fired |= names(stage, lines, flags)
     assert fired == {check.name for check in doctor.CHECKS}
     for check in doctor.CHECKS:
-        assert len(check.passage) > 5 and len(check.remedy) > 10 and check.sick in ("above", "below")
+        passage, remedy = doctor.ADVICE[check.name]
+        assert len(passage) > 5 and len(remedy) > 10 and check.sick in ("above", "below")
 
 
 # -------------------------------------------------------------------------------------- in words

@@ -20,12 +20,136 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import Problem, config_of, entry, flag, log_line, parse
-from runtime.health import CHECKS, examine, stage_of
+from runtime.health import CHECKS as LOGS
+from runtime.health import Check, examine, stage_of
 
 
 @dataclass(frozen=True)
 class Config:
     run: str = flag("", "folder of a run, or of one stage of it; the flag's name may be left out")
+
+
+# ---------------------------------------------------------------------------- measures of a report
+
+def worse_than_supervised(report, flags):
+    """Upper end of the 95 % interval of the share of posts on which the judge prefers human
+    feedback to supervised, when the reward model promised more."""
+    rows = [row for row in report["overoptimisation"] if row["method"] == "ppo"]
+    rate = report["against_supervised"].get("human_feedback")
+    if not rows or not rate or rows[-1]["rm"] <= 0:
+        return None
+    return rows[-1]["step"], rate["win_rate_95"][1]
+
+
+def judge_fallen(report, flags):
+    """Fall of the sampled summaries' win rate from where it was best (an earlier snapshot, or the
+    supervised policy) while the reward model's own prediction rose."""
+    rows = report["overoptimisation"]
+    rows = ([row for row in rows if row["method"] == "best_of_n" and row["n"] == 1]
+            + [row for row in rows if row["method"] == "ppo"])
+    if not rows or rows[-1]["method"] != "ppo":
+        return None
+    last = rows[-1]
+    return last["step"], max(row["win_rate"] - last["win_rate"] for row in rows
+                             if row["predicted_win_rate"] <= last["predicted_win_rate"])
+
+
+def accuracy_interval(report, flags):
+    """Upper end of the 95 % interval of the reward model's agreement with unseen labels."""
+    found = report["reward_model"]
+    return (0, found["accuracy_95"][1]) if found else None
+
+
+CHECKS = (
+    *LOGS,
+    Check("reward model at chance", "report", accuracy_interval, "below", 0.5,
+          "upper end of the 95 % interval of agreement with unseen labels"),
+    Check("over-optimisation", "report", judge_fallen, "above", 0.1,
+          "fall of the true win rate while the predicted one rose"),
+    Check("over-optimisation", "report", worse_than_supervised, "below", 0.5,
+          "upper end of the share of posts where human feedback beats supervised"),
+)
+ADVICE = {      # check: where the paper, or who repeated its work, speaks of it; what to try
+    "not a number": (
+        "N+ details: Adam's eps; fp16 overflows in exp(ratio)",
+        "a lower --lr, --precision fp32; look for empty or odd texts in the data"),
+    "stalled": (
+        "none: it is the machine",
+        "look for other programs, a full disk, swapping, heat"),
+    "loss spike": (
+        "appendix B.1 (learning rates from a sweep of 7 values)",
+        "a lower --lr, a longer --warmup"),
+    "learning died out": (
+        "appendix B.1 (learning rates from a sweep of 7 values)",
+        "a lower --lr: a step too large leaves a network that always gives the same "
+        "answer"),
+    "over-fitting": (
+        "section 3.4, B.1: one epoch; N+ and Gao et al. section 3: more epochs do not "
+        "help",
+        "fewer --steps or --epochs, more data, a lower --lr"),
+    "over-fitted reward model": (
+        "section 4.3: more data, larger models; N+: .16 after one epoch",
+        "more comparisons, a lower --lr"),
+    "reward model at chance": (
+        "sections 4.3, C.2: .62 to .69, people agree on .73; Gao et al.: chance below "
+        "2,000",
+        "check that `choice` names the better summary; more labels; a better supervised "
+        "policy"),
+    "summaries never learned to end": (
+        "N+ detail 3: when <|endoftext|> is also the padding, it is never learned",
+        "check the supervised stage: --response-length, one <|endoftext|> after each "
+        "summary"),
+    "EOT rate falling": (
+        "N+ detail 23 (the EOT trick)",
+        "a lower --missing-eot than bad summaries score, a larger --kl-coef"),
+    "never ending pays": (
+        "2019 code and N+ detail 23: -1 is meant to be worse than what it replaces",
+        "--missing-eot well below the mean score; is the reward model's zero right "
+        "(3.4)?"),
+    "reference differs at the start": (
+        "section 3.4; N+ detail 7 (no dropout), N detail (one temperature in all log-"
+        "probs)",
+        "is --policy what the reference is loaded from? dropout, positions, temperature"),
+    "rollout and update disagree": (
+        "N and N+ details: positions, temperature and dropout make the ratio differ "
+        "from 1",
+        "the same temperature and precision in generation and update; no dropout"),
+    "negative KL": (
+        "section 3.4; N+: sampled and scored distributions must be one",
+        "no top-k, top-p or forbidden <|endoftext|> in rollouts; which way is the log-"
+        "ratio?"),
+    "exploding KL": (
+        "Table 9 (2 to 19 nats a summary), section 4.3, Figure 5, appendix H.2 (250 "
+        "nats)",
+        "a larger --kl-coef, a lower --lr; does the penalty carry its minus sign?"),
+    "no price on KL": (
+        "section 3.4, Table 9 (beta .05 to .35); section 4.3, Figure 5",
+        "--kl-coef 0.05, in another --out"),
+    "entropy collapse": (
+        "section 3.4: the KL term is also an entropy bonus",
+        "a larger --kl-coef, a lower --lr, fewer --epochs"),
+    "repeated text": (
+        "section 4.3, appendix H.2: what over-optimised policies write",
+        "read some (sample.py); a larger --kl-coef; labels for such pairs, and "
+        "reward.py anew"),
+    "length drift": (
+        "section 4.1, appendix F; N+: 1.5 times is usual",
+        "look at the length-controlled win rate; a larger --kl-coef; labels for "
+        "summaries of the wanted length"),
+    "steps too large": (
+        "Schulman et al. 2017; N+: .07 in the last epoch",
+        "a lower --lr, fewer --epochs"),
+    "score falls": (
+        "section 3.4: what is maximised",
+        "a lower --lr; the signs of advantage and penalty"),
+    "critic explains nothing": (
+        "section 3.4 (a value network of its own), Figure 11",
+        "does it learn (critic_grad_norm, value_loss)? a larger --vf-coef or --lr"),
+    "over-optimisation": (
+        "section 4.3, Figure 5; Gao et al. 2022",
+        "an earlier snapshot (--snapshot-every), a larger --kl-coef, more and newer "
+        "labels"),
+}
 
 
 def read_log(path):
@@ -75,15 +199,15 @@ def main(argv=None):
     if not cfg.run:
         raise Problem("which run? python -m tools.doctor runs/demo")
     for name, stage, lines, flags in patients(cfg.run):
-        found = examine(stage, lines, flags)
+        found = examine(stage, lines, flags, CHECKS)
         sick += len(found)
         looked = dict.fromkeys(c.name for c in CHECKS if stage in c.stages.split())
         what = f"{len(lines)} lines" if stage != "report" else "a report"
         print(f"{name} ({what}): " + (f"{len(found)} found" if found else
                                       "healthy; looked for " + ", ".join(looked)))
         for finding in found:
-            print(f"\n  {finding}\n    paper: {finding.check.passage}\n"
-                  f"    try: {finding.check.remedy}\n")
+            passage, remedy = ADVICE[finding.check.name]
+            print(f"\n  {finding}\n    paper: {passage}\n    try: {remedy}\n")
     if sick:
         raise SystemExit(1)
 
