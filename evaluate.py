@@ -58,7 +58,7 @@ from judges import (
     preferred,
     wins,
 )
-from model import lay_out, load_weights, skeleton, token_logp
+from model import lay_out, skeleton, token_logp
 from runtime import (
     Machine,
     Problem,
@@ -69,6 +69,7 @@ from runtime import (
     gathered,
     generator,
     join_world,
+    load_weights,
     mixed,
     moved,
     parse,

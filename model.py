@@ -17,7 +17,7 @@ attention alone hides it. DIFFERS: the paper's code pads queries to 512 tokens w
 To change attention: `attention` and the line of Block that runs it. Positions: the two lines with
 wpe. The head: GPT.predict. Their weights: __init__, and `initial` for the first values.
 
-Try it:  python model.py                   prints the sizes
+Try it:  python -m tools.plan sizes           what the sizes below hold
 Before:  data.py, toy.py (what the tokens are).    After: sft.py (how it learns).
 """
 import math
@@ -29,21 +29,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint as compute_again
 
 from data import stack
-from runtime import (
-    ALONE,
-    Problem,
-    allocate,
-    entry,
-    fill,
-    finest,
-    generator,
-    load_weights,
-    moved,
-    read_network,
-)
+from runtime import ALONE, Problem, generator, moved, read_network
 
 Size = namedtuple("Size", "layers width heads context")
 SIZES = {
@@ -57,6 +45,7 @@ SIZES = {
 # DIFFERS: new networks use the exact GELU; GPT-2's tanh costs 7 % of a PPO iteration on a CPU.
 ACTIVATIONS = {"exact_gelu": F.gelu, "gelu": lambda x: F.gelu(x, approximate="tanh"),
                "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}     # in the paper's own models
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -75,6 +64,7 @@ class ModelConfig:
     def rows(self):                     # of the table of tokens: a multiple of 64 is fast
         return math.ceil((self.n_vocab + 1) / 64) * 64
 
+
 def sized(size, n_vocab, head="lm"):
     """The ModelConfig of a named size. Raises: Problem for a name that is not in SIZES."""
     if size not in SIZES:
@@ -82,6 +72,7 @@ def sized(size, n_vocab, head="lm"):
     return ModelConfig(n_vocab, *SIZES[size], head)
 
 # ------------------------------------------------------------------------------------ a plain GPT
+
 
 def attention(q, k, v, seen=None):
     """softmax(q k' / sqrt(D)) v, written out; Block runs the same as one fused kernel.
@@ -93,10 +84,9 @@ def attention(q, k, v, seen=None):
     weight = fit.masked_fill(~seen, -math.inf).softmax(-1)                       # (B, H, R, S)
     return weight @ v                                                            # (B, H, R, D)
 
+
 class Block(nn.Module):
     """One layer: columns exchange what they know (attention), then each works on it alone (mlp)."""
-    checkpointing = False    # True: keep x alone for the backward pass and compute the rest again:
-                             # a third more compute, a tenth of the memory
 
     def __init__(self, config):
         super().__init__()
@@ -107,11 +97,6 @@ class Block(nn.Module):
         self.norm_2, self.up, self.down = nn.LayerNorm(C), nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
 
     def forward(self, x, at=None, cache=None):
-        if self.checkpointing and torch.is_grad_enabled():
-            return compute_again(self.compute, x, at, cache, use_reentrant=False)
-        return self.compute(x, at, cache)
-
-    def compute(self, x, at, cache):
         """(B, T, C) -> (B, R, C). In a plain GPT at = cache = seen = None, and R = S = T."""
         normed, seen = self.norm_1(x), up_to(at, x.shape[1])                     # (B, T, C)
         q = self.attention.q(columns_of(normed, at))                             # (B, R, C)
@@ -125,6 +110,7 @@ class Block(nn.Module):
         found = self.attention.out(found.transpose(1, 2).flatten(2))             # (B, R, C)
         x = columns_of(x, at) + found
         return x + self.down(self.activation(self.up(self.norm_2(x))))           # (B, R, C)
+
 
 class GPT(nn.Module):
     """A decoder with one of two heads: "lm" predicts the next token, "scalar" gives one number."""
@@ -183,13 +169,16 @@ class GPT(nn.Module):
             x = block(x, None, cache[i])                                         # (B, T, C)
         return self.predict(last(x, at, cache[-1]))                              # (B, R, V)
 
+
 def columns_of(x, at):
     """Some columns of each row; at None: all. x: (B, T, C), at: (B, R) -> (B, R, C)."""
     return x if at is None else x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
+
 def up_to(at, S):
     """Of S columns, those that the columns `at` (B, R) see: (B, 1, R, S) bool. None: causal."""
     return None if at is None else (torch.arange(S, device=at.device) <= at[..., None])[:, None]
+
 
 class Cache:
     """One layer's keys and values: at first of whole queries, then of one more token a row."""
@@ -208,6 +197,7 @@ class Cache:
         return self.kv[..., :self.seen.shape[-1], :], self.seen
 
 # ------------------------------------------------------------------------------ rows and log-probs
+
 
 class Rows(NamedTuple):
     """Queries and responses, and where each response token is predicted. A row of n + 3 tokens:
@@ -229,6 +219,7 @@ class Rows(NamedTuple):
     def to(self, device):
         return Rows(*(x.to(device) for x in self))
 
+
 def lay_out(queries, responses, pad, length=None):
     """Rows from lists of token lists; R is `length`, or else the longest response."""
     tokens = stack([q + r for q, r in zip(queries, responses, strict=True)], pad)    # (B, T)
@@ -240,6 +231,7 @@ def lay_out(queries, responses, pad, length=None):
     t = torch.arange(targets.shape[1])[None]                                         # (1, R)
     return Rows(tokens, torch.minimum(n - 1 + t, n + r - 1), targets, t < r)
 
+
 def token_logp(logits, tokens, temperature=1.0):
     """log pi(token) in nats under softmax(logits / temperature): (...). logits: (..., V).
     tokens: (...) long; padding, which nobody reads, counts as id 0."""
@@ -249,6 +241,7 @@ def token_logp(logits, tokens, temperature=1.0):
     nll = F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none")
     return -nll.view(tokens.shape)
 
+
 @torch.no_grad()
 def score(model, queries, responses):
     """A scalar network's number at each row's last token: the reward model's score. (B,)"""
@@ -257,9 +250,9 @@ def score(model, queries, responses):
 
 # ------------------------------------------------------------------------------------- generation
 
+
 def uniforms(seed, purpose, step, rows, n):
     """Random numbers in [0, 1), one for each of n tokens of each row: (len(rows), n) float64.
-
     All randomness in this book is a function of (seed, purpose, step, row), never of what was drawn
     before. So row 8 gets the same alone, in any batch, on any of many processes, after a restart:
         uniforms(0, "rollout", 3, [7, 8], 2)      [[0.96, 0.97], [0.44, 0.16]]
@@ -267,6 +260,7 @@ def uniforms(seed, purpose, step, rows, n):
     """
     drawn = [generator(seed, purpose, step, int(row)).random(n) for row in rows]
     return np.array(drawn).reshape(len(drawn), n)
+
 
 def choose(logits, temperature=1.0, u=None):
     """One token a row: the first whose cumulative probability exceeds u.
@@ -277,10 +271,11 @@ def choose(logits, temperature=1.0, u=None):
     if u is None:
         token = logp.argmax(-1)                                                      # (B,)
     else:
-        sums = logp.exp().cumsum(-1, dtype=finest(logp.device))                      # (B, V)
+        sums = logp.exp().cumsum(-1, dtype=u.dtype)                                  # (B, V)
         token = torch.searchsorted(sums, u[:, None].to(sums) * sums[:, -1:], right=True)[:, 0]
         token = token.clamp(max=logits.shape[-1] - 1)                                # (B,)
     return token, logp.gather(-1, token[:, None])[:, 0]
+
 
 def read_queries(model, queries, at, room, together):
     """Run the queries, which end at the columns `at` (B, 1), `together` at once. Returns: logits
@@ -298,10 +293,10 @@ def read_queries(model, queries, at, room, together):
         layer.kv = torch.cat(parts, 1)                                       # (2, B, H, room, D)
     return torch.cat(logits), whole
 
+
 @torch.no_grad()
 def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=4, together=16):
     """Continue each query until <|endoftext|> or `length` tokens.
-
     queries: B token lists. uniforms: (B, length), a number for each token; None: greedy.
     look_every: tokens after which finished rows leave the batch (the CPU must wait to see them).
     together: queries read at once, of about the same length, so that little is padding.
@@ -319,8 +314,9 @@ def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=
     logits, cache = read_queries(model, queries, at, longest + length, together)     # (b, V)
     out = torch.full((len(queries), length), pad, device=device)                     # (B, R)
     logps = logits.new_zeros(out.shape)                                              # (B, R)
-    if uniforms is not None:
-        uniforms = torch.as_tensor(uniforms, dtype=finest(device)).to(device)        # (B, R)
+    if uniforms is not None:                             # MPS has no float64
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        uniforms = torch.as_tensor(uniforms, dtype=exact).to(device)                 # (B, R)
     for t in range(length):
         u = None if uniforms is None else uniforms[row, t]                           # (b,)
         token, logps[row, t] = choose(logits, temperature, u)                        # (b,), (b,)
@@ -344,6 +340,7 @@ def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=
 
 # --------------------------------------------------------------------- first values, loading, sizes
 
+
 def initial(name, shape, config, seed):
     """The first value of a weight: N(0, 1/fan_in) for matrices, N(0, 1/C) for tokens, and for the
     scalar head N(0, 1/(C+1)), the paper's variance (appendix B.1).
@@ -363,18 +360,21 @@ def initial(name, shape, config, seed):
     source = torch.Generator().manual_seed(int(generator(seed, name).integers(1 << 62)))
     return torch.randn(shape, generator=source) * variance ** 0.5
 
+
 def skeleton(config, world=ALONE, frozen=False):
     """A GPT whose weights have memory, the share that `world` gives this process, but no values."""
     with torch.device("meta"):              # no memory: the whole may be more than one process has
         model = GPT(config)
-    return allocate(model, world, frozen)
+    return world.allocate(model, frozen)
+
 
 def build(config, seed=0, world=ALONE):
     """A freshly initialised GPT, a function of its config and the seed alone."""
     model = skeleton(config, world)
     for name, p in model.named_parameters():
-        fill(p, initial(name, p.shape, config, seed))
+        world.set(p, initial(name, p.shape, config, seed))
     return model
+
 
 def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
     """The network in a checkpoint folder. Raises: Problem when it is missing or damaged.
@@ -385,21 +385,18 @@ def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
     fresh = ("head.",) if head == "scalar" and config.head != "scalar" else ()
     config = replace(config, head=head or config.head)
     model = skeleton(config, world, frozen)
-    load_weights(model, path, fresh, weights)
+    world.load(model, path, fresh, weights)
     for name, p in model.named_parameters():
         if name.startswith(fresh):
-            fill(p, initial(name, p.shape, config, seed))
+            world.set(p, initial(name, p.shape, config, seed))
     return model
 
+
 def main(argv=None):
-    """Print the table of sizes."""
-    moved(argv, {"plan": "tools.plan", "export": "tools.convert export",
-                 "import-openai": "tools.convert import-openai"})
-    print(f"{'size':12} {'layers':>6} {'width':>6} {'heads':>6} {'context':>8} {'parameters':>15}")
-    for name, (layers, width, heads, context) in SIZES.items():
-        with torch.device("meta"):
-            count = sum(p.numel() for p in GPT(sized(name, 50257)).parameters())
-        print(f"{name:12} {layers:6} {width:6} {heads:6} {context:8} {count:15,}")
+    """Say what stands here; the table of sizes is in `python -m tools.plan sizes`."""
+    moved(argv, {"plan": "tools.plan", "export": "tools.convert export"})
+    print(__doc__)
+
 
 if __name__ == "__main__":
-    entry(main)
+    main()

@@ -45,7 +45,7 @@ from data import (
     same_tokenizer,
     words,
 )
-from model import GPT, generate, load_model, load_weights, score, uniforms
+from model import GPT, generate, load_model, score, uniforms
 from runtime import (
     ALONE,
     Machine,
@@ -58,6 +58,7 @@ from runtime import (
     gathered,
     generator,
     join_world,
+    load_weights,
     mixed,
     parse,
     read_text,

@@ -185,7 +185,14 @@ def check_value(field, value):
 def moved(argv, commands):
     """The words of a command line. Raises: Problem when the first is a command that now lives
     elsewhere; commands: {its name: the module that answers now}."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] and argv[0] in commands:
-        raise Problem(f"{argv[0]} has moved: python -m {' '.join([commands[argv[0]], *argv[1:]])}")
-    return argv
+    words = sys.argv[1:] if argv is None else argv
+
+    def check():
+        if words[:1] and words[0] in commands:
+            raise Problem(f"{words[0]} has moved: python -m "
+                          f"{' '.join([commands[words[0]], *words[1:]])}")
+    if argv is None:
+        entry(check)
+    else:
+        check()
+    return words

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from runtime.files import check_shapes, read_weights
@@ -143,8 +144,8 @@ class World:
     def parallelize(self, network, cfg):
         """A network to train in this world: checkpointing, compile and, where several processes
         hold it whole, DDP, which averages their gradients (`allocate` put FSDP on)."""
-        for block in network.blocks:
-            block.checkpointing = cfg.checkpointing
+        if cfg.checkpointing:
+            compute_again(network)
         if cfg.compile:                   # FSDP gathers weights between the blocks: compile those
             for part in network.blocks if self.sharded else [network]:
                 part.compile(dynamic=True)
@@ -153,6 +154,17 @@ class World:
             return network
         return Averaged(network, gradient_as_bucket_view=True, device_ids=[self.device]
                         if self.device.type == "cuda" else None)
+
+
+def compute_again(network):
+    """Let each layer of a network remember its input alone, and compute the rest again in the
+    backward pass: a third more compute, a tenth of the memory."""
+    for block in network.blocks:
+        def forward(*inputs, plain=block.forward):
+            if torch.is_grad_enabled():
+                return checkpoint(plain, *inputs, use_reentrant=False)
+            return plain(*inputs)
+        block.forward = forward
 
 
 class Averaged(DistributedDataParallel):

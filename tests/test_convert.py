@@ -15,7 +15,7 @@ import data
 import model
 import sample
 import sft
-from runtime import Problem, config_of
+from runtime import ALONE, Problem, config_of
 from tools import convert
 from tools.download import PUBLISHED, checksum
 
@@ -184,7 +184,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path):
 def released(name, head=None):
     config, weights = convert.read_openai(FIXTURES / "openai_tiny" / name, 250)
     net = model.build(config)
-    model.load_weights(net, name, weights=weights)
+    ALONE.load(net, name, weights=weights)
     return net.eval()
 
 

@@ -131,7 +131,8 @@ def test_the_top_level_holds_definitions_only(name):
     body = tree_of(name).body[1:] or [ast.Assign()]                # after the docstring
     *body, last = body
     if isinstance(last, ast.If):
-        assert ast.unparse(last) == "if __name__ == '__main__':\n    entry(main)"
+        assert ast.unparse(last) in ("if __name__ == '__main__':\n    entry(main)",
+                                     "if __name__ == '__main__':\n    main()")
     else:
         body.append(last)
     assert all(isinstance(node, allowed) for node in body)
@@ -207,7 +208,7 @@ def commands(text):
 def check(script, arguments, monkeypatch):
     """Parse a command line with the script's own parser, and go no further."""
     module = importlib.import_module(script.removesuffix(".py"))
-    if script == "model.py" and not arguments:     # prints its table
+    if (script, arguments) == ("tools.plan", ["sizes"]):           # prints its table
         return
 
     def stopping(parse):

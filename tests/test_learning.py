@@ -19,6 +19,7 @@ import ppo
 import reward
 import sft
 from runtime import adam, optimizer_step
+from runtime.world import compute_again
 
 # PPO pays six times the village's price for KL: near the supervised policy a token that rounding
 # chose otherwise is soon forgotten (at 0.1 the last KL is anything from 2.2 to 4.5).
@@ -150,8 +151,8 @@ def cost(act):
 def costs(checkpointing=False):
     """What RECORD counts, now."""
     net = model.build(model.sized("toy", 1024))
-    for block in net.blocks:
-        block.checkpointing = checkpointing
+    if checkpointing:
+        compute_again(net)
     optimizer, draw = adam([net]), torch.Generator().manual_seed(0)
     queries = torch.randint(1000, (16, 48), generator=draw).tolist()
     rows = model.lay_out(queries, queries, net.config.n_vocab)

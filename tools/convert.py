@@ -30,11 +30,12 @@ from pathlib import Path
 import torch
 
 from data import ENDOFTEXT, build_tokenizer, load_tokenizer, save_tokenizer
-from model import GPT, ModelConfig, load_model, load_weights
+from model import GPT, ModelConfig, load_model
 from runtime import (
     Problem,
     config_of,
     entry,
+    load_weights,
     read_text,
     replacing,
     save_tensors,

@@ -24,7 +24,7 @@ import torch
 
 from data import decode_response, encode_query
 from evaluate import checkpoints
-from model import load_weights, skeleton, token_logp
+from model import skeleton, token_logp
 from ppo import (
     Config,
     Rollout,
@@ -36,7 +36,7 @@ from ppo import (
     token_rewards,
     whiten,
 )
-from runtime import mixed
+from runtime import load_weights, mixed
 
 TEMPLATE = Path(__file__).with_name("microscope.html")
 SNAPSHOTS = 6          # stops between supervised and final, at most

@@ -1,5 +1,6 @@
 """Appendix. What a stage will need before a machine is rented: memory, time, disk, the command.
 
+    python -m tools.plan sizes                     what the sizes of model.py hold
     python -m tools.plan --size 6.7b --stage ppo --gpus 8 --memory 80 --parallel fsdp
 
 Counted from the code, tensor by tensor: what is trained costs 16 bytes a parameter (fp32 weight,
@@ -9,6 +10,7 @@ behind for the backward pass, and the logits. Batch sizes and lengths are those 
 Read after: model.py, and the scripts whose presets it reads.
 """
 import importlib
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -250,8 +252,21 @@ def remedy(cfg):
     return None
 
 
+def print_sizes():
+    """The table of sizes, with GPT-2's vocabulary."""
+    print(f"{'size':12} {'layers':>6} {'width':>6} {'heads':>6} {'context':>8} {'parameters':>15}")
+    for name, (layers, width, heads, context) in SIZES.items():
+        with torch.device("meta"):
+            count = sum(p.numel() for p in GPT(sized(name, 50257)).parameters())
+        print(f"{name:12} {layers:6} {width:6} {heads:6} {context:8} {count:15,}")
+
+
 def main(argv=None):
-    """Print the plan."""
+    """Print the plan; or, with the word `sizes`, what the sizes hold."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv == ["sizes"]:
+        print_sizes()
+        return None
     cfg = parse(Config, {}, argv, __doc__)
     sized(cfg.size, cfg.vocabulary)                    # complains about an unknown size
     job = work(cfg)
