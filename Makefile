@@ -117,7 +117,7 @@ define round   # $(1): this round; $(2): the one before, none for the first
 $(LOOP)/$(1)/pairs.jsonl: $(RUN)/supervised/model.pt $(if $(2),$(LOOP)/$(2)/ppo/model.pt)
 	@mkdir -p $$(@D) && ln -sfn ../../supervised $$(@D)/supervised && ln -sfn ../../pretrained $$(@D)/pretrained
 	@rm -f $$@
-	$(PY) sample.py --policy $(if $(2),$(LOOP)/$(2)/ppo --others $(RUN)/supervised \
+	$(PY) $(if $(2),-m tools.pairs,sample.py) --policy $(if $(2),$(LOOP)/$(2)/ppo --others $(RUN)/supervised \
 	  --reward $(LOOP)/$(2)/reward --by $(BY) --best-of 4,$(RUN)/supervised) --data $(DATA) \
 	  --pairs $$$$(($(PAIRS) / $(ROUNDS))) --with-reference $(if $(2),0.2,0.5) --seed $(SEED)$(1) --out $$@
 

@@ -200,12 +200,8 @@ def copied(summary, source):
 
 def write_greedily(policy, posts, cfg, name, examples=()):
     """The summaries by which a policy is judged."""
-    room = policy.model.config.context - policy.response_length
     with bar(len(posts), name, policy.world) as progress:
-        return summarise(policy.model, policy.tokenizer, posts, examples=examples,
-                         limit_query=room if examples else policy.query_length,
-                         limit_response=policy.response_length, fill=policy.fill,
-                         rows_at_once=cfg.rows_at_once, progress=progress, world=policy.world)
+        return summarise(policy, posts, examples, rows_at_once=cfg.rows_at_once, progress=progress)
 
 
 @torch.no_grad()
@@ -252,10 +248,9 @@ def sample_with_kl(policy, supervised, posts, temperature, cfg, name):
 def write_pool(policy, posts, n, temperature, cfg):
     """n samples of each post, post by post."""
     with bar(len(posts) * n, "pool", policy.world) as progress:
-        return summarise(policy.model, policy.tokenizer, [p for p in posts for _ in range(n)],
-                         limit_query=policy.query_length, limit_response=policy.response_length,
-                         fill=policy.fill, temperature=temperature, seed=cfg.seed, purpose="pool",
-                         rows_at_once=cfg.rows_at_once, progress=progress, world=policy.world)
+        return summarise(policy, [p for p in posts for _ in range(n)], temperature=temperature,
+                         seed=cfg.seed, purpose="pool", rows_at_once=cfg.rows_at_once,
+                         progress=progress)
 
 
 def describe(texts, posts, grades, won, length, seed):

@@ -38,9 +38,6 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
-
-import numpy as np
 
 from data import write_jsonl
 from runtime import Problem, check_new, entry, flag, generator, parse
@@ -392,93 +389,6 @@ def main(argv=None):
     write_jsonl(unfinished / "pretrain.jsonl", texts)
     unfinished.rename(out)
     print(f"pretrain  {len(texts):6} texts\nwrote {out}")
-
-
-# --------------------------------------------------------------------------------------- labellers
-
-class Taste(NamedTuple):      # one labeller: exponents as in `blend`, then points given away freely
-    worker: str
-    coverage: float = 1.
-    accuracy: float = 1.
-    coherence: float = .5
-    length: float = .25
-    question: float = 0.      # for stating the question, however badly the rest
-    first: float = 0.         # for being shown first
-
-
-LABELLERS = [Taste("toy-ada"), Taste("toy-ben", length=1.), Taste("toy-cleo", accuracy=.5),
-             Taste("toy-dan", question=.4), Taste("toy-eve", coherence=1.),
-             Taste("toy-finn", coverage=.6, first=.1), Taste("toy-gus", coverage=1.3, length=.1),
-             Taste("toy-hana", accuracy=1.6, question=-.2)]
-AGREEMENT = .73               # of two labellers: section 3.3
-
-
-def preference(taste, seen):
-    """How much better this labeller likes the second of two `shares`, in points of 6."""
-    a, b = (blend(axes, *taste[1:5]) + taste.question * asks for axes, asks in seen)
-    return b - a - taste.first
-
-
-@lru_cache(maxsize=1)
-def sharpness():
-    """The scale that makes two labellers agree on 73 %: P(second) = sigmoid(scale * preference).
-
-    Bisection on two authors' summaries of each of 1,000 posts. The agreement is an expectation over
-    every pair of labellers; nothing is tossed.
-    """
-    rng, liking = random.Random(1), []
-    for _ in range(1000):
-        facts = draw_facts(rng)
-        record = {"post": write_post(facts, rng)}
-        seen = [shares(record, write_summary(facts, rng)) for _ in range(2)]
-        liking.append([preference(taste, seen) for taste in LABELLERS])
-    liking, n = np.array(liking), len(LABELLERS)                       # (pairs, labellers)
-
-    def agreed(scale):
-        p = 1 / (1 + np.exp(-scale * liking))
-        both = sum(q.sum(1) ** 2 - (q * q).sum(1) for q in (p, 1 - p))  # ordered pairs of people
-        return both.mean() / (n * (n - 1))
-
-    low, high = 0., 50.
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if agreed(middle) < AGREEMENT else (low, middle)
-    return low
-
-
-def decide(taste, record, texts, rng):
-    """What one person says at one moment -> dict(choice, worker, confidence), OpenAI's 9 points.
-
-    The noise is logistic, which is what makes the choice a sigmoid of the preference.
-    """
-    seen = [shares(record, text) for text in texts]
-    felt = sharpness() * preference(taste, seen) + rng.logistic()
-    strength = 1 + min(3, int(abs(felt) / 1.2))                        # 5 would be indifference
-    return {"choice": int(felt > 0), "worker": taste.worker,
-            "confidence": 5 + strength if felt > 0 else 5 - strength}
-
-
-def label(record, texts, seed, row, asked=()):
-    """One labeller compares two summaries -> {"choice": 0|1, "worker": name, "confidence": 1..9}.
-
-    Who judges, and how they waver, is a function of (seed, row) and of asked: the names of those
-    who had this pair before, and are not asked again. Somebody must be left.
-    """
-    rng = generator(seed, "label", row=row)
-    taste = LABELLERS[rng.integers(len(LABELLERS))]
-    while taste.worker in asked:                           # so each of the others is as likely
-        taste = LABELLERS[rng.integers(len(LABELLERS))]
-    return decide(taste, record, texts, rng)
-
-
-def agreement(pairs, seed):
-    """Share of (record, (text, text)) on which two different labellers choose alike."""
-    same = 0
-    for row, (record, texts) in enumerate(pairs):
-        rng = generator(seed, "agreement", row=row)
-        two = rng.choice(len(LABELLERS), 2, replace=False)
-        same += len({decide(LABELLERS[i], record, texts, rng)["choice"] for i in two}) == 1
-    return same / len(pairs)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+import label
 import toy
 from data import encode_query, encode_response, lead_3, read_jsonl, write_jsonl
 from evaluate import (
@@ -529,9 +530,9 @@ def pairs(cfg, world):
         for row, texts in enumerate(zip(drawn[::2], drawn[1::2], strict=True)):
             rng = generator(cfg.seed, f"labelled {kind}", row=row)
             if texts[0] != texts[1]:
-                two = rng.choice(len(toy.LABELLERS), 2, replace=False)
+                two = rng.choice(len(label.LABELLERS), 2, replace=False)
                 records.append({"kind": kind, "info": posts[row], "texts": texts, "answers": [
-                    toy.decide(toy.LABELLERS[i], posts[row], texts, rng) for i in two]})
+                    label.decide(label.LABELLERS[i], posts[row], texts, rng) for i in two]})
     return records
 
 

@@ -1,8 +1,8 @@
-"""Appendix to Chapter 6. The labelling site: one page, five answers to requests, nothing from afar.
+r"""Appendix to Chapter 6. The labelling site: one page, five answers to requests, no other files.
 
     GET  /  /agreement        the page, label.html; it decides by its address what to show
     GET  /settings            what people are asked, the same for all
-    GET  /numbers             what `label.py stats` prints
+    GET  /numbers             what `labelling stats` prints
     POST /next /answer /undo  JSON in, JSON out; each says who asks: {"labeller": name, ...}
 
 Written to be left running among friends, so it is narrow. The page is read once, at the start; no
@@ -12,11 +12,12 @@ machine a token is asked for as well, printed at the start and kept in a cookie 
 read. Texts travel as JSON and enter the page as text, never as markup; should one slip through, the
 Content-Security-Policy runs no script but the page's own, known by its hash.
 
-    python label.py serve --pairs runs/demo/pairs.jsonl --db runs/demo/labels.db --host 192.168.1.5
+    python -m tools.labelling serve --pairs runs/demo/pairs.jsonl --db runs/demo/labels.db \
+                                    --host 192.168.1.5
 
 Names are believed: whoever has the token can answer as anybody.
 
-Before: label_store.py, who is asked what.    After: label.py, which starts it.
+Before: label_store.py, who is asked what.    After: labelling.py, which starts it.
 """
 import base64
 import hashlib
@@ -219,7 +220,7 @@ class Handler(BaseHTTPRequestHandler):
                     fresh["Set-Cookie"] = (f"{self.server.cookie}={self.server.token}; Path=/; "
                                            "HttpOnly; SameSite=Strict; Max-Age=2592000")
                 elif not self.known(self.token_sent()):
-                    raise Refused(401, "open the address that `label.py serve` printed: it ends "
+                    raise Refused(401, "open the address that `labelling serve` printed: it ends "
                                        "with ?token=...")
             act(path, fresh)
         except Refused as refused:

@@ -10,7 +10,7 @@
 The paper's labellers agreed with its researchers on 77 % +- 2, researchers with each other on 73 %
 +- 4. A warning is a reason to look and to talk, not a verdict.
 
-    python label.py stats --db runs/demo/labels.db
+    python -m tools.labelling stats --db runs/demo/labels.db
 
 Before: label_store.py, where answers come from.    After: label_site.py, which shows these numbers.
 """
@@ -86,7 +86,7 @@ def warnings_of(labellers):
     for name, row in labellers.items():
         side, like = row["chose_a"], max(row["researcher"], row["others"], key=lambda s: s["n"])
         if row["state"] == "held":
-            yield f"{name} is held ({row['why']}): `label.py release` lets them go on"
+            yield f"{name} is held ({row['why']}): `labelling release` lets them go on"
         if like["n"] >= 20 and like["share"] < 0.6:
             yield (f"{name} agrees with others on {like['share']:.0%} of {like['n']} choices: that "
                    "is close to chance, 50 %")
@@ -164,7 +164,7 @@ def percent(found, of=""):
 
 
 def report(found):
-    """`numbers` as the lines that `label.py stats` prints."""
+    """`numbers` as the lines that `labelling stats` prints."""
     lines = [f"{found['answers']} answers, {found['held']} of them by labellers who are held; "
              f"{found['left']} of {found['pairs']} pairs not answered", "", NOTE, ""]
     lines += [f"{title:24} {percent(found[key], 'n')}" for title, key in (

@@ -1,4 +1,4 @@
-"""Appendix to Chapter 6. Where answers are kept, and who is asked about which pair next.
+r"""Appendix to Chapter 6. Where answers are kept, and who is asked about which pair next.
 
 One SQLite file holds the pairs, the people and the *items*: one item is one showing of one pair to
 one person. It is written when the pair is handed out (a lease) and again when the answer comes; an
@@ -13,9 +13,10 @@ answer is on the disk before anybody is told so (write-ahead log, synchronous = 
     any other pair       nobody else has; one opinion each, for another pair teaches a reward model
                          more than a second opinion does
 
-    python label.py serve --pairs runs/demo/pairs.jsonl --db runs/demo/labels.db --researcher me
+    python -m tools.labelling serve --pairs runs/demo/pairs.jsonl --db runs/demo/labels.db \
+                                    --researcher me
 
-Before: label.py's first page.    After: label_site.py, how the pairs reach a browser.
+Before: labelling.py, the commands.    After: label_site.py, how the pairs reach a browser.
 """
 import hashlib
 import json

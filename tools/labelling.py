@@ -1,0 +1,247 @@
+"""Appendix to Chapter 6. The labelling site's commands: people compare pairs in their browsers.
+
+    python -m tools.labelling serve --pairs runs/demo/pairs.jsonl --db runs/demo/labels.db
+    python -m tools.labelling stats --db runs/demo/labels.db        # do people agree?
+    python -m tools.labelling export --db runs/demo/labels.db --out runs/demo/human.jsonl
+    python -m tools.labelling release --db runs/demo/labels.db --labeller ann    # let ann go on
+    python -m tools.labelling hold --db runs/demo/labels.db --labeller bob       # stop bob
+
+What the answers are worth is measured as the paper does it: some pairs everybody is asked about,
+and agreement is the share of them on which two people choose the same summary (ties do not count;
+chance is 50 %).
+
+Before: label.py, what people are asked.    After: label_store.py (who is asked what; durably kept),
+label_stats.py (what answers are worth), label_site.py and label.html (the site itself).
+"""
+import json
+import secrets
+import sys
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from label import (
+    AXIS_QUESTIONS,
+    GUIDE,
+    SCALE,
+    comparison,
+    read_pairs,
+    texts_of,
+    write_comparisons,
+)
+from runtime import Machine, Problem, check_new, flag, launch, write
+from runtime.files import typed
+from runtime.flags import entry
+from sample import load_checkpoint, score_texts
+from tools.label_site import LOOPBACK, Site
+from tools.label_stats import numbers, report
+from tools.label_store import DAMAGE, Plan, Store
+
+
+@dataclass(frozen=True)
+class Serve(Machine):
+    pairs: str = flag("", "file of pairs to ask about; pairs that --db knows already stay as they "
+                          "are, so the same command goes on where it stopped", what="FILE")
+    db: str = flag(..., "the database of pairs, people and answers; made when there is none",
+                   what="FILE")
+    labeller: str = flag("", "answer as this person; none: the page asks for a name")
+    researcher: str = flag("", "whose answers count as right: the first items of everybody else "
+                               "show them, and a labeller who disagrees too often is held")
+    naive: bool = flag(False, "first read the summaries without the post, and note what they say")
+    axes: bool = flag(False, f"also grade each summary from 1 to 7: {', '.join(AXIS_QUESTIONS)}")
+    shared: float = flag(Plan.shared, "share of items that everybody is asked about")
+    repeats: float = flag(Plan.repeats, "share of items asked twice, unannounced")
+    onboarding: int = flag(Plan.onboarding, "lessons before the work, given a --researcher")
+    hold_below: float = flag(Plan.hold_below, "share of lessons that must agree to go on")
+    fastest: float = flag(Plan.fastest, "median seconds a lesson must take to go on")
+    lease: float = flag(Plan.lease, "seconds after which a pair left open may go to someone else")
+    reward: str = flag("", "reward model whose agreement with people shall be shown as well",
+                       what="DIR")
+    host: str = flag("127.0.0.1", "address to listen on; any but this one asks for a token")
+    names: str = flag("", "names, comma between, under which others reach that address")
+    port: int = flag(8000, "port to listen on; 0: any free one")
+    seed: int = flag(0, "which pairs come as A and B, and when the pool and repeats come")
+
+
+@dataclass(frozen=True)
+class Stats(Machine):
+    db: str = flag(..., "database that `serve` keeps", what="FILE")
+    json: bool = flag(False, "print every number as JSON")
+    reward: str = flag("", "reward model to compare with people; remembered in the database",
+                       what="DIR")
+
+
+@dataclass(frozen=True)
+class Export:
+    db: str = flag(..., "database that `serve` keeps", what="FILE")
+    out: str = flag(..., "file of comparisons to write; grades go to x.axes.jsonl for x.jsonl",
+                    what="FILE")
+
+
+@dataclass(frozen=True)
+class Standing:
+    db: str = flag(..., "database that `serve` keeps", what="FILE")
+    labeller: str = flag(..., "who")
+
+
+# --------------------------------------------------------------------------- answers -> records
+
+def record_of(pair, answer):
+    """OpenAI's comparison of one answer. A note is what the labeller understood before seeing the
+    post; a comment, which OpenAI has not, joins `extra`."""
+    more = answer["more"]
+    notes = [note or None for note in more.get("notes", ("", ""))]
+    comment = {"comment": more["comment"]} if "comment" in more else {}
+    return comparison(pair, answer["labeller"], answer["confidence"], notes, **comment)
+
+
+def axis_records(pair, answer):
+    """OpenAI's axis record of each summary that was graded, by somebody who may have skipped."""
+    summaries = record_of(pair, {**answer, "confidence": 5})["summaries"]
+    for summary, grades in zip(summaries, answer["more"].get("axes", ({}, {})), strict=True):
+        if grades:
+            yield {"info": pair["info"], "split": pair["split"],
+                   "summary": {**summary, "axes": grades},
+                   "worker": answer["labeller"], "batch": pair["batch"]}
+
+
+def exported(store):
+    """What may be learned from: comparisons and axis records, and a Counter of what is left out.
+
+    Left out: skips and answers of 5, which prefer neither; lessons; repeats, which measure people,
+    not summaries; everything by a labeller who is held.
+    """
+    answers, states, pairs = store.answers(), store.states(), store.pairs()
+    comparisons, axes, left_out = [], [], Counter()
+    for answer in answers:
+        reason = ("held labellers" if states[answer["labeller"]][0] == "held" else
+                  {"lesson": "lessons", "repeat": "repeats"}.get(answer["purpose"]))
+        if reason is None:
+            axes += axis_records(pairs[answer["pair"]], answer)
+            reason = {None: "skipped", 5: "ties"}.get(answer["confidence"])
+        if reason:
+            left_out[reason] += 1
+        else:
+            comparisons.append(record_of(pairs[answer["pair"]], answer))
+    return comparisons, axes, left_out
+
+
+# ----------------------------------------------------------------------------------- the commands
+
+def known_store(path):
+    """The database of a --db that must exist already."""
+    if not Path(path).is_file():
+        raise Problem(f"--db {path}: there is no such file: `python -m tools.labelling serve` "
+                      "makes it")
+    return Store(path)
+
+
+def compare_with(cfg, store, world):
+    """Have every pair scored by the reward model in folder cfg.reward, for `numbers` to compare."""
+    pairs = store.pairs()
+    with world.mixed():
+        model = load_checkpoint(cfg.reward, world, "scalar")
+        infos = [pair["info"] for pair in pairs.values()]
+        first, second = (score_texts(model, infos, [texts_of(p)[side] for p in pairs.values()])
+                         for side in (0, 1))
+    store.set_margins({i: b - a for i, a, b in zip(pairs, first, second, strict=True)})
+
+
+def serve(cfg, world):
+    """Ask people in their browsers, until Ctrl-C."""
+    if not cfg.db or not (cfg.pairs or Path(cfg.db).exists()):
+        raise Problem("--db (a file to keep answers in) is needed, and --pairs (a file of "
+                      "sample.py), at least the first time")
+    if cfg.shared > 1 or cfg.repeats > 1:
+        raise Problem("--shared and --repeats are shares, 0 to 1")
+    plan = Plan(cfg.repeats, cfg.shared, cfg.onboarding, cfg.hold_below, cfg.fastest, cfg.lease,
+                cfg.seed)
+    pairs = read_pairs(cfg.pairs) if cfg.pairs else []
+    store = Store(cfg.db, plan)
+    axes = [{"name": name, "question": question, "anchors": anchors}
+            for name, (question, anchors) in AXIS_QUESTIONS.items()]
+    settings = {"labeller": cfg.labeller, "naive": cfg.naive, "guide": GUIDE, "scale": SCALE,
+                "axes": axes if cfg.axes else [], "onboarding": cfg.onboarding}
+
+    def fresh_numbers():          # by a connection of their own, so that no answer waits for them
+        with closing(Store(cfg.db)) as reader:
+            return numbers(reader)
+    site = Site(cfg.host, cfg.port, store, settings, fresh_numbers,
+                None if cfg.host in LOOPBACK else secrets.token_urlsafe(18),
+                [name.strip().lower() for name in cfg.names.split(",") if name.strip()])
+    with site:                    # the port is ours before a reward model reads every pair
+        new = store.add(pairs)
+        if cfg.researcher:
+            store.set_state(typed("--researcher", cfg.researcher), "researcher")
+        if cfg.reward:
+            compare_with(cfg, store, world)
+        print(f"{cfg.db}: {new} new pairs, {len(store.pairs())} in all\n{site.url}    label here\n"
+              f"{site.url.replace('/?', '/agreement?') if site.token else site.url + 'agreement'}"
+              "    do people agree?\nCtrl-C stops; every answer is kept", flush=True)
+        site.serve_forever()
+
+
+def stats(cfg, world):
+    """Print the numbers of the page /agreement."""
+    store = known_store(cfg.db)
+    if cfg.reward:
+        compare_with(cfg, store, world)
+    found = numbers(store)
+    print(json.dumps(found, indent=1) if cfg.json else report(found))
+
+
+def export(cfg):
+    """Write the answers that may be learned from, and the grades if there are any."""
+    began, graded = time.perf_counter(), Path(cfg.out).with_suffix(".axes.jsonl")
+    check_new(cfg.out)
+    check_new(graded)                                                 # people's work, too
+    comparisons, axes, left_out = exported(known_store(cfg.db))
+    write_comparisons(cfg, comparisons, left_out, began)
+    if axes:
+        write(graded, axes)
+        print(f"{graded}: {len(axes)} graded summaries")
+
+
+def release(cfg, state="released"):
+    """Let a held labeller go on (and, as `hold`, stop one)."""
+    store = known_store(cfg.db)
+    if cfg.labeller not in store.states():
+        raise Problem(f"--labeller {cfg.labeller!r} is nobody {cfg.db} knows: "
+                      + (", ".join(store.states()) or "it knows nobody"))
+    store.set_state(cfg.labeller, state, "by hand")
+    print(f"{cfg.labeller} is {state}")
+
+
+def hold(cfg):
+    """Stop a labeller: they are shown nothing more, and their answers are not exported."""
+    release(cfg, "held")
+
+
+COMMANDS = {"serve": (Serve, serve), "stats": (Stats, stats), "export": (Export, export),
+            "release": (Standing, release), "hold": (Standing, hold)}
+
+
+def main(argv=None):
+    """Run the command that the first word names, with the flags behind it."""
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["none"]
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return
+    if command not in COMMANDS:
+        raise Problem(f"command {command!r} is unknown: python -m tools.labelling "
+                      f"{' | '.join(COMMANDS)} (then --help lists its flags)")
+    config, act = COMMANDS[command]
+
+    def guarded(cfg, *world):
+        try:
+            act(cfg, *world)
+        except DAMAGE as error:
+            raise Problem(f"--db {cfg.db}: {error}: is the disk full, or the file damaged, or of "
+                          "another program?") from None
+    launch(guarded, config, rest, __doc__)
+
+
+if __name__ == "__main__":
+    entry(main)
