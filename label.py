@@ -20,7 +20,7 @@ shocked." What B has more, in points of quality, times `sharpness()`, 1.35, is r
 
     labeller                   points   r_B - r_A   P(choose B)
     ada                          .68        .92         .71
-    ben, who wants it short     1.08       1.45         .81
+    ben, who wants it short     1.08       1.46         .81
     gus, who does not            .40        .54         .63
 
     python label.py simulate --pairs runs/demo/pairs.jsonl --out runs/demo/comparisons.jsonl  # 5 s

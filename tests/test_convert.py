@@ -312,9 +312,9 @@ def test_an_imported_policy_reads_queries_filled_with_spaces(imported, posts, to
     plain = data.encode_query(tokenizer, posts[0], 512)
     filled = [space] * (512 - len(plain)) + plain
     assert data.encode_query(tokenizer, posts[0], 512, fill=True) == filled
-    how = dict(limit_query=512, limit_response=8)
-    said = sample.summarise(policy.model, tokenizer, posts[:3], fill=True, **how)
-    other = sample.summarise(policy.model, tokenizer, posts[:3], **how)
+    policy = policy._replace(response_length=8)
+    said = sample.summarise(policy, posts[:3])
+    other = sample.summarise(policy._replace(fill=False), posts[:3])
     by_hand = model.generate(policy.model, [filled], 8)[0][0]
     assert said[0] == data.decode_response(tokenizer, by_hand) and said != other
     reward = sample.load_reward(imported / "reward", model.ALONE, tokenizer)

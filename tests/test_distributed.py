@@ -308,7 +308,7 @@ def test_sample_and_evaluate_say_the_same_in_two_processes(world, supervised, da
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_pairs_of_several_policies_are_the_same_in_two_processes(how, supervised, reward_model,
                                                                  data_dir, tmp_path, float64):
-    import sample
+    from tools import pairs
     other = tmp_path / "other"
     shutil.copytree(supervised, other)
     weights = torch.load(other / "model.pt", weights_only=True)
@@ -317,10 +317,10 @@ def test_pairs_of_several_policies_are_the_same_in_two_processes(how, supervised
     def words(out):
         return (f"--device cpu --policy {supervised} --others {other} --reward {reward_model} "
                 f"--best-of 2 --by uncertainty --candidates 2 --data {data_dir} --pairs 13 "
-                f"--query-length 80 --response-length 12 --rows-at-once 5 --out {out}").split()
-    sample.main(words(tmp_path / "alone/pairs.jsonl"))
+                f"--rows-at-once 5 --out {out}").split()
+    pairs.main(words(tmp_path / "alone/pairs.jsonl"))
     both = [*words(tmp_path / how / "pairs.jsonl"), "--parallel", how]
-    assert ranks(2, sample.main, both) == [0, 0]
+    assert ranks(2, pairs.main, both) == [0, 0]
     alone = (tmp_path / "alone/pairs.jsonl").read_text()
     assert alone.count("other_t1") > 3 and (tmp_path / how / "pairs.jsonl").read_text() == alone
 

@@ -40,7 +40,7 @@ import reward
 import runtime
 import sample
 import sft
-from tools import convert, download, label_site, plan
+from tools import convert, download, label_site, labelling, plan
 from tools.label_store import Store
 
 FUZZ = int(os.environ.get("FUZZ", 0))                  # FUZZ=10000 for the long version
@@ -379,7 +379,7 @@ def test_checkpoints(ground, draw):
         ended = run(sft, [*LINE, "--data", ground.data, "--init", broken, "--steps", 1, "--out", out])
     else:
         ended = run(sample, ["--policy", broken if kind == "policy" else ground.supervised, "--post",
-                             "so my cat sold my bike", "--device", "cpu", "--response-length", 4]
+                             "so my cat sold my bike", "--device", "cpu"]
                     + ["--reward", broken] * (kind == "reward"))
     judge(ended, "checkpoints", [broken, ground.supervised, "the gradient is", "--query-length"],
           [] if "step " in ended.err else [out])
@@ -402,9 +402,8 @@ def test_hugging_face_folders(ground, draw):
     else:
         path.write_bytes(damaged_bytes(path.read_bytes(), draw.draw(byte_damage)))
     out = folder / "run"
-    ended = run(sample, ["--policy", broken, "--post", "so my cat", "--device", "cpu",
-                         "--response-length", 4])
-    judge(ended, "Hugging Face folders", [broken, "--response-length"], [out])
+    ended = run(sample, ["--policy", broken, "--post", "so my cat", "--device", "cpu"])
+    judge(ended, "Hugging Face folders", [broken], [out])
 
 
 @given(st.data())
@@ -475,14 +474,14 @@ def test_flags(ground, draw):
                            ground.data, "--episodes", 4, "--epochs", 1, "--out", out]),
         (sample, sample.Config, ["--policy", ground.supervised, "--post", "so my cat", "--device",
                                  "cpu"]),
-        (label, label.Simulate, ["simulate", "--pairs", ground.base / "p.jsonl", "--labeller",
+        (label, label.Config, ["simulate", "--pairs", ground.base / "p.jsonl", "--labeller",
                                  "rouge", "--out", out]),
-        (label, label.Export, ["export", "--db", ground.db, "--out", out]),
-        (label, label.Stats, ["stats", "--db", ground.db, "--device", "cpu"]),
+        (labelling, labelling.Export, ["export", "--db", ground.db, "--out", out]),
+        (labelling, labelling.Stats, ["stats", "--db", ground.db, "--device", "cpu"]),
         (model, plan.Config, ["plan", "--size", "gpt2"])]))
     data.write_jsonl(ground.base / "p.jsonl", ground.pairs)
     argv = [*LINE * (module in (sft, reward, ppo)), *base]
-    if module in (label, model):                       # the command's name comes first
+    if module in (label, labelling, model):                       # the command's name comes first
         argv = base
     for _ in range(draw.draw(st.integers(0, 2))):
         name = draw.draw(st.sampled_from([*flags_of(config), "--nonsense", "--preset", "--debugg"]))
@@ -551,7 +550,7 @@ def test_damaged_databases(ground, draw):
                                              for how, a, b, extra in damage]))
     argv = draw.draw(st.sampled_from([["stats"], ["stats", "--json"], ["export", "--out", folder / "c"],
                                       ["release", "--labeller", "ann"]]))
-    judge(run(label, [argv[0], "--db", path, *argv[1:]]), "databases", [folder, "--labeller"],
+    judge(run(labelling, [argv[0], "--db", path, *argv[1:]]), "databases", [folder, "--labeller"],
           [folder / "c"])
 
 
@@ -562,7 +561,8 @@ def site(ground):
     """A labelling site on a thread; what its handlers print is kept."""
     store = Store(ground.base / "site.db")
     store.add(ground.pairs)
-    settings = {"labeller": "", "naive": True, "axes": label.AXES, "onboarding": 0}
+    settings = {"labeller": "", "naive": True, "axes": [{"name": name} for name in label.AXIS_QUESTIONS],
+                "onboarding": 0}
     server = label_site.Site("127.0.0.1", 0, store, settings, lambda: {})
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -801,7 +801,7 @@ def test_ids_and_names_in_data_never_become_paths(ground):
                          "--pairs", 4, "--out", folder / "o" / "pairs.jsonl"])
     assert ended.code == 0, ended.err
     ended = run(label, ["simulate", "--pairs", folder / "o/pairs.jsonl", "--labeller", "rouge",
-                        "--out", folder / "o" / "c.jsonl", "--db", folder / "o" / "l.db"])
+                        "--out", folder / "o" / "c.jsonl"])
     assert ended.code == 0, ended.err
     new = set(folder.rglob("*")) - before
     assert all(path == folder / "o" or path.parent == folder / "o" for path in new)

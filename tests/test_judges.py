@@ -6,15 +6,18 @@ import sys
 
 import numpy as np
 import pytest
+from test_label import keep_answers
 from test_sample import make_checkpoint, make_data
 
 import evaluate
 import judges
 import label
 import sample
+from data import read_comparisons
 from judges import Command, preferred
 from runtime import ALONE, Problem
 from sample import load_checkpoint, score_texts
+from tools import pairs
 from tools.label_stats import numbers
 from tools.label_store import Store
 
@@ -36,10 +39,12 @@ def world(tmp_path_factory):
     make_checkpoint(run / "ppo", data, seed=1, episodes=40, batch=10, kl_coef=0.05, temperature=0.9)
     make_checkpoint(folder / "other", data, "scalar", seed=3)
     make_checkpoint(folder / "foreign", make_data(folder / "more", vocab=270), "scalar")
-    sample.main(["--policy", str(run / "supervised"), "--others", str(run / "ppo"), "--pairs", "60",
-                 "--device", "cpu", "--with-reference", "0.5", "--out", str(run / "pairs.jsonl")])
-    label.main(["simulate", "--pairs", str(run / "pairs.jsonl"), "--db", str(folder / "labels.db"),
+    pairs.main(["--policy", str(run / "supervised"), "--others", str(run / "ppo"), "--pairs", "60",
+                "--device", "cpu", "--with-reference", "0.5", "--out", str(run / "pairs.jsonl")])
+    label.main(["simulate", "--pairs", str(run / "pairs.jsonl"),
                 "--out", str(run / "comparisons.jsonl")])
+    keep_answers(folder / "labels.db", label.read_pairs(run / "pairs.jsonl"),
+                 read_comparisons(run / "comparisons.jsonl"))
     (folder / "longer.py").write_text(LONGER.strip())
     return folder
 
@@ -185,8 +190,8 @@ def test_what_people_say_is_what_label_stats_says(world, tmp_path, capsys):
 
 
 def test_people_who_are_held_are_not_quoted(world, tmp_path):
-    label.main(["simulate", "--pairs", str(world / "run/pairs.jsonl"), "--db", str(tmp_path / "l.db"),
-                "--out", str(tmp_path / "c.jsonl")])
+    keep_answers(tmp_path / "l.db", label.read_pairs(world / "run/pairs.jsonl"),
+                 read_comparisons(world / "run/comparisons.jsonl"))
     before, store = judges.people_say(tmp_path / "l.db", {})["labels"], Store(tmp_path / "l.db")
     name, *others = store.states()
     theirs = sum(a["labeller"] == name for a in store.answers())

@@ -1,6 +1,7 @@
 """Chapter 6: from pairs to comparisons."""
 import json
 import os
+import random
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,7 @@ import label
 import toy
 from data import read_comparisons, write_jsonl
 from runtime import Problem
+from tools import labelling
 from tools.label_stats import numbers, report, share
 from tools.label_store import APART, Plan, Store
 
@@ -41,6 +43,17 @@ def simulate(folder, pairs, *flags):
     label.main(["simulate", "--pairs", str(folder / "pairs.jsonl"),
                 "--out", str(folder / "comparisons.jsonl"), *flags])
     return read_comparisons(folder / "comparisons.jsonl")
+
+
+def keep_answers(path, pairs, comparisons):
+    """Comparisons of all these pairs as answers in a new database."""
+    store = Store(path, Plan(shared=1.0))
+    with store.transaction():
+        store.add(pairs)
+        numbers = {pair["info"]["id"]: i for i, pair in store.pairs().items()}
+        for c in comparisons:
+            store.record(numbers[c["info"]["id"]], c["worker"], c["extra"]["confidence"])
+    store.close()
 
 
 def test_comparisons_are_openais_records(tmp_path, capsys):
@@ -86,12 +99,11 @@ def test_nobody_is_asked_twice_about_a_pair_and_the_first_answer_is_that_of_one_
 
 
 @pytest.mark.parametrize("flags, people", [
-    (("--labels", "9"), 8), (("--labels", "0"), 8),
-    (("--labels", "2", "--labeller", "rouge"), 1)])
+    (("--labels", "9"), 8), (("--labels", "2", "--labeller", "rouge"), 1)])
 def test_more_labels_than_people_is_a_problem_and_leaves_nothing(tmp_path, flags, people):
     with pytest.raises(Problem, match=f"--labels {flags[1]}: give 1 to {people},"):
-        simulate(tmp_path, toy_pairs(), *flags, "--db", str(tmp_path / "new.db"))
-    assert not list(tmp_path.glob("new.db*")) and not (tmp_path / "comparisons.jsonl").exists()
+        simulate(tmp_path, toy_pairs(), *flags)
+    assert not (tmp_path / "comparisons.jsonl").exists()
 
 
 def test_agreement_splits_and_seconds_are_written_down(tmp_path):
@@ -111,7 +123,7 @@ def test_rouge_prefers_what_is_closer_to_the_author_and_leaves_ties_out(tmp_path
 
 
 def test_rouge_is_surer_of_larger_differences():
-    wide, narrow = (label.ask_rouge(real_pair("the cat sat on the mat", b), 0, 0)["confidence"]
+    wide, narrow = (label.ask_rouge(real_pair("the cat sat on the mat", b))["confidence"]
                     for b in ("dogs bark", "the cat sat on the mats"))
     assert wide == 1 < narrow < 5
 
@@ -131,17 +143,16 @@ def test_a_bad_pair_is_named_by_file_and_line(tmp_path, pair, words):
 
 
 def test_toy_labellers_refuse_posts_from_elsewhere(tmp_path):
-    flags = "--db", str(tmp_path / "new.db")
     with pytest.raises(Problem, match="--labeller rouge"):
-        simulate(tmp_path, [real_pair("cats sat", "b")], *flags)
-    assert len(simulate(tmp_path, [real_pair("cats sat", "b")], "--labeller", "rouge", *flags)) == 1
-    assert len(Store(tmp_path / "new.db").answers()) == 1
+        simulate(tmp_path, [real_pair("cats sat", "b")])
+    assert len(simulate(tmp_path, [real_pair("cats sat", "b")], "--labeller", "rouge")) == 1
 
 
-@pytest.mark.parametrize("argv", [[], ["rank"], ["simulate"], ["simulate", "--labeller", "me"]])
+@pytest.mark.parametrize("argv", [[], ["rank"], ["simulate"], ["simulate", "--labels", "0"]])
 def test_a_command_that_makes_no_sense_is_a_problem(argv):
-    with pytest.raises(Problem):
-        label.main(argv)
+    for script in (label, labelling):
+        with pytest.raises(Problem):
+            script.main(argv)
 
 
 def test_no_pairs_is_a_problem(tmp_path):
@@ -149,6 +160,91 @@ def test_no_pairs_is_a_problem(tmp_path):
         simulate(tmp_path, [])
     with pytest.raises(Problem, match="cannot be read"):
         label.main(["simulate", "--pairs", str(tmp_path / "none"), "--out", str(tmp_path / "x")])
+
+
+# --------------------------------------------------------------------------------------- labellers
+
+def pair_of(post, *texts):
+    """A pair about a post that says what people read, and no more."""
+    return {"info": post, "summaries": [{"text": " " + text, "policy": "p"} for text in texts]}
+
+
+def author_pairs(count):
+    """Two authors on one post, as label rounds see them."""
+    drawn = [toy.make_record(1, "valid", row) for row in range(count)]
+    return [pair_of(r, r["summary"], toy.write_summary(f, random.Random(i)))
+            for i, (f, r) in enumerate(drawn)]
+
+
+def test_two_labellers_agree_on_73_percent():
+    assert .705 < label.agreement(author_pairs(2000), seed=0) < .755
+
+
+def test_a_label_is_a_function_of_its_arguments():
+    labels = [label.ask_toy(pair, 3, row) for row, pair in enumerate(author_pairs(300))]
+    again = [label.ask_toy(pair, 3, row) for row, pair in enumerate(author_pairs(300))]
+    assert labels == again
+    assert {one["worker"] for one in labels} == {taste.worker for taste in label.LABELLERS}
+    for one in labels:
+        assert one["confidence"] in ((1, 2, 3, 4), (6, 7, 8, 9))[one["choice"]]
+        assert type(one["choice"]) is int and json.dumps(one)
+
+
+def test_confident_labellers_are_right_more_often():
+    right = {True: [], False: []}
+    for row, pair in enumerate(author_pairs(1500)):
+        one = label.ask_toy(pair, 0, row)
+        grades = [toy.gold(pair["info"], text).overall for text in label.texts_of(pair)]
+        if grades[0] != grades[1]:
+            right[one["confidence"] in (1, 9)].append(one["choice"] == (grades[1] > grades[0]))
+    sure, unsure = (sum(right[k]) / len(right[k]) for k in (True, False))
+    assert sure > .85 and sure > unsure + .1
+
+
+def test_labellers_prefer_the_ideal_and_the_order_hardly_matters():
+    chosen = []
+    for row in range(600):
+        facts, record = toy.make_record(0, "test", row)
+        texts = (toy.ideal(facts), record["summary"])
+        chosen.append([label.ask_toy(pair_of(record, *texts), 0, row)["choice"] == 0,
+                       label.ask_toy(pair_of(record, *texts[::-1]), 1, row)["choice"] == 1])
+    first, second = (sum(c) / len(c) for c in zip(*chosen, strict=True))
+    assert min(first, second) > .85 and abs(first - second) < .06
+
+
+def test_logistic_noise_makes_the_choice_a_sigmoid():
+    """Bradley and Terry's assumption, and the example at the top of label.py."""
+    _, record = toy.make_record(0, "test", 1439)
+    texts = record["summary"], "My cousin broke my roommate's car. I am shocked."
+    assert texts[1] in " ".join(label.__doc__.split())
+    for name in ("ada", "ben", "gus"):
+        taste = next(t for t in label.LABELLERS if t.worker == f"toy-{name}")
+        points = label.preference(taste, [toy.shares(record, text) for text in texts])
+        chance = 1 / (1 + np.exp(-label.sharpness() * points))
+        chosen = [label.decide(taste, record, texts, np.random.default_rng(i))["choice"]
+                  for i in range(4000)]
+        assert np.mean(chosen) == pytest.approx(chance, abs=.03)
+        row = next(line for line in label.__doc__.splitlines() if line.strip().startswith(name))
+        assert row.split()[-3:] == [f"{x:.2f}".lstrip("0") for x in (
+            points, label.sharpness() * points, chance)]
+
+
+def test_what_is_typed_at_the_terminal_becomes_the_same_record(tmp_path, monkeypatch, capsys):
+    said = iter(["2", "maybe", "8", "5"])
+
+    def answer(prompt):
+        for text in said:
+            return text
+        raise EOFError
+    monkeypatch.setattr("builtins.input", answer)
+    pairs = toy_pairs(20)
+    found = simulate(tmp_path, pairs, "--labeller", "me")
+    assert [(c["choice"], c["worker"], c["extra"]["confidence"]) for c in found] == [
+        (0, "me", 2), (1, "me", 8)]
+    assert [c["info"] for c in found] == [p["info"] for p in pairs[:2]]
+    told = capsys.readouterr().out
+    assert pairs[3]["info"]["post"] in told and pairs[4]["info"]["post"] not in told
+    assert "1 ties left out" in told
 
 
 # -------------------------------------------------------------------- what people's answers are worth
@@ -296,10 +392,10 @@ def test_the_careless_are_warned_of():
 def test_the_reward_model_is_compared_with_people(tmp_path, capsys):
     posts = make_data(tmp_path / "data")
     make_checkpoint(tmp_path / "reward", posts, "scalar")
-    simulate(tmp_path, toy_pairs(), "--db", str(tmp_path / "labels.db"))
+    keep_answers(tmp_path / "labels.db", toy_pairs(), simulate(tmp_path, toy_pairs()))
     capsys.readouterr()
-    label.main(["stats", "--db", str(tmp_path / "labels.db"), "--reward", str(tmp_path / "reward"),
-                "--json", "--device", "cpu"])
+    labelling.main(["stats", "--db", str(tmp_path / "labels.db"), "--reward", str(tmp_path / "reward"),
+                    "--json", "--device", "cpu"])
     found = json.loads(capsys.readouterr().out)
     store = Store(tmp_path / "labels.db")
     margins = [m for m, in store.all("SELECT margin FROM pairs")]
@@ -329,11 +425,10 @@ def test_the_pool_repeats_and_others_come_in_their_shares():
     (["serve", "--db", "{tmp}/ok.db", "--shared", "2"], "--shared"),
     (["serve", "--db", "{tmp}/ok.db", "--port", "70000"], "--port"),
     (["serve", "--db", "{tmp}/ok.db", "--host", "203.0.113.7"], "--host 203.0.113.7"),
-    (["stats", "--db", "{tmp}/none.db"], "no such file"), (["stats"], "no such file"),
+    (["stats", "--db", "{tmp}/none.db"], "no such file"), (["stats"], "--db is missing"),
     (["export", "--db", "{tmp}/ok.db"], "--out"),
     (["export", "--db", "{tmp}/ok.db", "--out", "{tmp}/out"], "no answers yet"),
     (["release", "--db", "{tmp}/ok.db", "--labeller", "zoe"], "'zoe' is nobody"),
-    (["simulate", "--pairs", "p", "--out", "o", "--db", "{tmp}/ok.db"], "exists"),
     (["simulate", "--pairs", "p", "--out", "{tmp}/bad.db"], "bad.db exists already"),
     (["export", "--db", "{tmp}/ok.db", "--out", "{tmp}/ok.db"], "ok.db exists already"),
     (["export", "--db", "{tmp}/ok.db", "--out", "{tmp}/old.jsonl"], "old.axes.jsonl exists already"),
@@ -343,7 +438,7 @@ def test_a_mistake_is_answered_in_one_line(tmp_path, argv, words):
     (tmp_path / "bad.db").write_text("this is no database " * 100)
     (tmp_path / "old.axes.jsonl").write_text("grades")
     with pytest.raises(Problem) as problem:
-        label.main([word.format(tmp=tmp_path) for word in argv])
+        (label if argv[0] == "simulate" else labelling).main([w.format(tmp=tmp_path) for w in argv])
     assert words in str(problem.value) and "\n" not in str(problem.value)
     assert (tmp_path / "bad.db").read_text() == "this is no database " * 100
     assert (tmp_path / "old.axes.jsonl").read_text() == "grades"
@@ -354,5 +449,5 @@ def test_a_mistake_is_answered_in_one_line(tmp_path, argv, words):
 def test_a_name_that_is_no_text_is_refused_in_one_line(tmp_path):
     Store(tmp_path / "labels.db").close()
     with pytest.raises(Problem, match="--researcher cannot be read as text"):
-        label.main(["serve", "--db", str(tmp_path / "labels.db"), "--port", "0",
-                    "--researcher", os.fsdecode(b"Ren\xe9")])
+        labelling.main(["serve", "--db", str(tmp_path / "labels.db"), "--port", "0",
+                        "--researcher", os.fsdecode(b"Ren\xe9")])

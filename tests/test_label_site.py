@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from test_label import toy_pairs
 
-import label
 from data import write_jsonl
 from runtime import Problem
+from tools import labelling
 from tools.label_store import Store
 
 KILLS = int(os.environ.get("KILLS", 8))          # KILLS=50 for the long version
@@ -29,7 +29,7 @@ SECONDS = int(os.environ.get("SECONDS", 2))
 
 
 class Server:
-    """`label.py serve` in a process of its own: forked, for importing torch takes seconds."""
+    """`tools.labelling serve` in a process of its own: forked, for importing torch takes seconds."""
 
     def __init__(self, folder, pairs, *flags, port=0):
         self.db = folder / "labels.db"
@@ -42,7 +42,7 @@ class Server:
             try:
                 os.dup2(into, 1)
                 sys.stdout = open(1, "w", closefd=False)
-                label.main([str(word) for word in argv])
+                labelling.main([str(word) for word in argv])
             finally:
                 os._exit(1)
         os.close(into)
@@ -97,7 +97,7 @@ class Client:
 def export(server, out):
     for path in out, out.with_suffix(".axes.jsonl"):
         path.unlink(missing_ok=True)
-    label.main(["export", "--db", str(server.db), "--out", str(out)])
+    labelling.main(["export", "--db", str(server.db), "--out", str(out)])
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -243,16 +243,16 @@ def test_lessons_show_the_researcher_and_hold_who_disagrees(serve, tmp_path, cap
                                            "comment": "who, what, where"}
             assert client.post("/undo")[1] == {"before": None}      # one has seen the answer
     assert good.next()["lesson"] is False and bad.next()["held"].startswith("agreed with")
-    label.main(["stats", "--db", str(server.db)])
+    labelling.main(["stats", "--db", str(server.db)])
     assert "bad is held" in capsys.readouterr().out
-    label.main(["stats", "--json", "--db", str(server.db)])
+    labelling.main(["stats", "--json", "--db", str(server.db)])
     assert json.loads(capsys.readouterr().out) == json.loads(res.raw("GET", "/numbers")[1])
     good.answer(good.next()["item"])
     found = export(server, tmp_path / "out.jsonl")
     assert {r["worker"] for r in found} == {"res", "good"} and len(found) == 6
-    label.main(["release", "--db", str(server.db), "--labeller", "bad"])
+    labelling.main(["release", "--db", str(server.db), "--labeller", "bad"])
     assert bad.next()["held"] is None and bad.next()["item"]
-    label.main(["hold", "--db", str(server.db), "--labeller", "good"])
+    labelling.main(["hold", "--db", str(server.db), "--labeller", "good"])
     assert good.next()["held"] == "by hand"
     assert {r["worker"] for r in export(server, tmp_path / "out.jsonl")} == {"res"}
 
@@ -264,7 +264,7 @@ def test_what_a_held_labeller_answered_is_asked_of_others(serve, tmp_path):
         bad.answer(bad.next()["item"], 9)
     open_item = bad.next()
     assert ann.next()["progress"]["left"] < pairs - 4
-    label.main(["hold", "--db", str(server.db), "--labeller", "bad"])
+    labelling.main(["hold", "--db", str(server.db), "--labeller", "bad"])
     seen = []
     while (page := ann.next())["item"]:
         seen.append(page["info"]["id"])
@@ -272,7 +272,7 @@ def test_what_a_held_labeller_answered_is_asked_of_others(serve, tmp_path):
     assert len(set(seen)) == len(seen) == pairs and page["progress"]["left"] == 0
     assert bad.answer(open_item["item"], 9)[0] == 200              # a page that was open
     assert {r["worker"] for r in export(server, tmp_path / "out.jsonl")} == {"ann"}
-    label.main(["release", "--db", str(server.db), "--labeller", "bad"])
+    labelling.main(["release", "--db", str(server.db), "--labeller", "bad"])
     workers = [r["worker"] for r in export(server, tmp_path / "out.jsonl")]
     assert (workers.count("bad"), workers.count("ann")) == (6, pairs)      # nothing of theirs is lost
 
@@ -500,7 +500,7 @@ def test_a_port_in_use_is_named_before_anything_is_done(tmp_path):
     write_jsonl(tmp_path / "pairs.jsonl", toy_pairs(3))
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(Problem) as problem:
         port = other.getsockname()[1]
-        label.main(["serve", "--pairs", str(tmp_path / "pairs.jsonl"), "--db", str(tmp_path / "l.db"),
+        labelling.main(["serve", "--pairs", str(tmp_path / "pairs.jsonl"), "--db", str(tmp_path / "l.db"),
                     "--port", str(port), "--reward", "is not even looked at"])
     said = str(problem.value)
     assert f"--port {port}: cannot listen there" in said and "Address already in use" in said

@@ -1,4 +1,4 @@
-"""Chapter 2: the world can be read back, its judge is hard to fool, its people differ."""
+"""Chapter 2: the world can be read back, its judge is hard to fool, its authors are mediocre."""
 import itertools
 import json
 import random
@@ -191,7 +191,7 @@ def test_whole_sentences_of_this_world_have_no_defect():
     assert sum(toy.defects(sentence) > 0 for sentence in sentences) < .003 * len(sentences)
 
 
-# ---------------------------------------------------------------------------- authors and labellers
+# ------------------------------------------------------------------------------------------ authors
 
 def test_the_mode_of_the_references_is_mediocre():
     assert .33 < share_preferred(usual) < .45
@@ -209,47 +209,6 @@ def test_length_does_not_explain_quality():
     words = [sum(len(text.split()) for text in texts) for texts in
              ([r["summary"] for _, r in PAIRS], [toy.ideal(f) for f, _ in PAIRS])]
     assert .85 < words[0] / words[1] < 1.
-
-
-def author_pairs(first, count):
-    """Two authors on one post, as label rounds see them."""
-    drawn = [toy.make_record(1, "valid", row) for row in range(first, first + count)]
-    return [(r, (r["summary"], toy.write_summary(f, random.Random(i))))
-            for i, (f, r) in enumerate(drawn)]
-
-
-def test_two_labellers_agree_on_73_percent():
-    assert .705 < toy.agreement(author_pairs(0, 2000), seed=0) < .755
-
-
-def test_a_label_is_a_function_of_its_arguments():
-    labels = [toy.label(r, texts, 3, row) for row, (r, texts) in enumerate(author_pairs(0, 300))]
-    again = [toy.label(r, texts, 3, row) for row, (r, texts) in enumerate(author_pairs(0, 300))]
-    assert labels == again
-    assert {one["worker"] for one in labels} == {taste.worker for taste in toy.LABELLERS}
-    for one in labels:
-        assert one["confidence"] in ((1, 2, 3, 4), (6, 7, 8, 9))[one["choice"]]
-        assert type(one["choice"]) is int and json.dumps(one)
-
-
-def test_confident_labellers_are_right_more_often():
-    right = {True: [], False: []}
-    for row, (record, texts) in enumerate(author_pairs(0, 1500)):
-        one, grades = toy.label(record, texts, 0, row), [overall(record, t) for t in texts]
-        if grades[0] != grades[1]:
-            right[one["confidence"] in (1, 9)].append(one["choice"] == (grades[1] > grades[0]))
-    sure, unsure = (sum(right[k]) / len(right[k]) for k in (True, False))
-    assert sure > .85 and sure > unsure + .1
-
-
-def test_labellers_prefer_the_ideal_and_the_order_hardly_matters():
-    chosen = []
-    for row, (facts, record) in enumerate(PAIRS):
-        texts = (toy.ideal(facts), record["summary"])
-        chosen.append([toy.label(record, texts, 0, row)["choice"] == 0,
-                       toy.label(record, texts[::-1], 1, row)["choice"] == 1])
-    first, second = (sum(c) / len(c) for c in zip(*chosen, strict=True))
-    assert min(first, second) > .85 and abs(first - second) < .06
 
 
 # ------------------------------------------------------------------------------------- the data set
