@@ -38,7 +38,7 @@ def test_pairs_of_one_policy_are_those_of_the_chapter(world, tmp_path):
     assert one == other
 
 
-def test_pairs_of_several_policies_mix_them(world, tmp_path):
+def test_pairs_of_several_policies_mix_them(world, tmp_path, float64):
     other = make_checkpoint(tmp_path / "ppo", world / "data", seed=1)
     (other / "snapshots").mkdir()
     shutil.copy(other / "model.pt", other / "snapshots" / "step-00000010.pt")
@@ -77,7 +77,7 @@ def test_the_best_of_n_in_a_pair_is_the_one_the_reward_model_likes(world, tmp_pa
     assert len(texts) > 5 and set(texts) <= best
 
 
-def test_by_uncertainty_keeps_what_the_reward_model_finds_hardest(world, tmp_path):
+def test_by_uncertainty_keeps_what_the_reward_model_finds_hardest(world, tmp_path, float64):
     flags = ("--seed", 3, "--with-reference", 0)
     run(world, "--pairs", 20, "--out", tmp_path / "all.jsonl", *flags)
     run(world, "--pairs", 5, "--by", "uncertainty", "--reward", world / "reward",

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data import check_queries, read_posts, same_tokenizer
-from model import load_weights
 from runtime import Machine, Problem, check_new, flag, generator, launch
 from runtime.files import json_lines, replacing, write_config
 from sample import (
@@ -80,7 +79,7 @@ def load_policies(cfg, world):
         if name in found:
             raise Problem(f"--others {path}: there is a policy named {name} already")
         if snapshot:
-            load_weights(other.model, path)
+            policy.world.load(other.model, path)
         found[name] = other
     return found
 
