@@ -47,7 +47,6 @@ from runtime.run import (
 from runtime.steps import (
     accumulate,
     adam,
-    cosine,
     finest,
     generator,
     linear,

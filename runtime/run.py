@@ -30,7 +30,7 @@ from runtime.files import (
 )
 from runtime.flags import Diverged, Problem
 from runtime.health import examine, stage_of
-from runtime.world import whole
+from runtime.world import bare, whole
 
 HELD = {}          # folders that this process trains in: {(inode, device): open handle}
 
@@ -80,8 +80,9 @@ class Run:
         if not cfg.out:
             raise Problem("--out is missing: say in which folder this run shall live")
         self.cfg, self.world, self.optimizer = cfg, world, optimizer
-        self.modules, self.described = modules, described
-        self.agent = nn.ModuleDict(modules)           # one state for all networks and their Adam
+        self.modules = {name: bare(network) for name, network in modules.items()}
+        self.described = described
+        self.agent = nn.ModuleDict(self.modules)      # one state for all networks and their Adam
         self.out = pathlib.Path(cfg.out)
         self.first, self.seconds, self.signal = 0, 0.0, 0
         self.lines, self.warned = [], set()
@@ -270,7 +271,7 @@ class Run:
 
     def save(self, name, network):
         """Write a network's weights, gathered from all ranks, to `name`.pt in the run's folder."""
-        weights = whole(network, self.world)
+        weights = whole(bare(network), self.world)
         if self.world.rank == 0:
             save_tensors(self.out / f"{name}.pt", weights)
 

@@ -69,14 +69,6 @@ def optimizer_step(networks, optimizer, lr, step, clip=1.0):
     return norms
 
 
-def cosine(step, steps, peak, warmup=0):
-    """Learning rate: linear from 0 over `warmup` steps, then half a cosine down to 0."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return peak * 0.5 * (1 + math.cos(math.pi * done))
-
-
 def linear(step, steps, peak):
     """Learning rate: linear from peak at step 0 to 0 at the end."""
     return peak * (1 - step / steps)

@@ -30,7 +30,7 @@ import ppo  # noqa: E402
 import reward  # noqa: E402
 import sft  # noqa: E402
 from data import Batches  # noqa: E402
-from model import ModelConfig, build, generate, lay_out  # noqa: E402
+from model import ModelConfig, build, generate  # noqa: E402
 from runtime import ALONE, adam, optimizer_step  # noqa: E402
 
 NUMBERS = dict(layers=4, dim=256, heads=4, vocab=4096, rows=16, length=176, prompt=128, resp=48,
@@ -84,8 +84,8 @@ def lm(a):
 
     def step(i):
         rows = [text(a, n, j) for j, n in enumerate(batches[i])]
-        batch = lay_out([row[:1] for row in rows], [row[1:] for row in rows], a.vocab)
-        (sft.nll(model, batch) / batch.is_response.sum()).backward()
+        count = sum(len(row) - 1 for row in rows)
+        (sft.nll(model, [(row[:1], row[1:]) for row in rows]) / count).backward()
         optimizer_step({"norm": net}, optimizer, 1e-4, i)
     return step, [sum(batch) for batch in batches]
 
@@ -98,7 +98,7 @@ def rm(a):
         rows = [text(a, n, j) for j, n in enumerate(batches[i])]
         part = [(one[:-9], one[-9:], other[-9:]) for one, other in zip(rows[::2], rows[1::2],
                                                                        strict=True)]
-        chosen, rejected = reward.score_pairs(model, part, a.vocab, ALONE.device)
+        chosen, rejected = reward.score_pairs(model, part)
         reward.pairwise_loss(chosen, rejected).backward()
         optimizer_step({"norm": net}, optimizer, 1e-4, i)
     # A pair's two rows share the query, so they are as long as the first of them.

@@ -129,7 +129,9 @@ def supervised(tmp_path_factory, data_dir):
 def reward_model(supervised, comparisons):
     """A checkpoint folder of reward.py, grown from `supervised`."""
     out = supervised.parent / "reward"
-    reward.main(f"--init {supervised} --comparisons {comparisons} --query-length 80 "
-                "--response-length 16 --batch 8 --epochs 2 --lr 3e-3 --device cpu "
-                f"--out {out}".split())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward, "EPOCHS", 2)
+        patch.setattr(reward, "WARMUP", 0)
+        reward.main(f"--init {supervised} --comparisons {comparisons} --query-length 80 "
+                    f"--response-length 16 --batch 8 --lr 3e-3 --device cpu --out {out}".split())
     return out

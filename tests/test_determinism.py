@@ -12,8 +12,8 @@ from conftest import ROOT
 PIPELINE = """
 toy --out data --posts 400
 data tokenizer --data data --vocab 500
-sft --data data --loss-on all --size tiny --block-length 96 --batch 8 --steps 12 --lr 1e-2 --save-every 5 --out run/pretrained
-sft --data data --init run/pretrained --query-length 120 --response-length 32 --batch 8 --steps 12 --lr 1e-2 --eval-every 5 --out run/supervised
+sft --data data --loss-on all --size tiny --query-length 48 --batch 8 --steps 12 --lr 1e-2 --save-every 5 --out run/pretrained
+sft --data data --init run/pretrained --query-length 120 --response-length 32 --batch 8 --steps 12 --lr 1e-2 --out run/supervised
 sample --policy run/supervised --data data --pairs 60 --with-reference 0.5 --out run/pairs.jsonl
 label simulate --pairs run/pairs.jsonl --labels 2 --out run/comparisons.jsonl
 reward --init run/supervised --comparisons run/comparisons.jsonl --query-length 120 --response-length 32 --batch 8 --lr 1e-3 --out run/reward

@@ -1,5 +1,6 @@
 """Two processes on this machine's CPU (gloo) compute what one computes."""
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -57,14 +58,19 @@ def ranks(n, act, *args):
 
 
 @pytest.fixture
-def line(data_dir, supervised, reward_model, comparisons):
+def line(data_dir, supervised, reward_model, comparisons, monkeypatch):
     """line(script, out, more): a short run's command line."""
+    for script, constants in ((sft, dict(LOG_EVERY=1, EVAL_EVERY=2, EVAL_ROWS=7)),
+                              (reward, dict(LOG_EVERY=1, EVAL_EVERY=2, EVAL_ROWS=11, ZERO_ROWS=13,
+                                            WARMUP=0))):
+        for name, value in constants.items():
+            monkeypatch.setattr(script, name, value)
+
     def words(script, out, more=""):
         return (f"--device cpu --query-length 80 --response-length 16 --out {out} " + {
-            "sft": f"--data {data_dir} --size tiny --batch 8 --steps 5 --lr 1e-3 --eval-every 2 "
-                   "--eval-rows 7 --log-every 1 --weight-decay 0.1 ",
-            "reward": f"--init {supervised} --comparisons {comparisons} --batch 8 --lr 1e-3 "
-                      "--eval-every 2 --eval-rows 11 --log-every 1 --zero-rows 13 ",
+            "sft": f"--data {data_dir} --size tiny --batch 8 --steps 5 --lr 1e-3 "
+                   "--weight-decay 0.1 ",
+            "reward": f"--init {supervised} --comparisons {comparisons} --batch 8 --lr 1e-3 ",
             "ppo": f"--policy {supervised} --reward {reward_model} --data {data_dir} --batch 8 "
                    "--episodes 40 --minibatches 2 --lr 1e-3 ",
         }[script] + more).split()
@@ -254,7 +260,7 @@ def test_gathered_networks_need_nobody_and_are_sharded_again_after(tmp_path):
                 for _ in range(1 + 3 * world.rank):           # one rank does more than the other
                     net(tokens)
             before = net(tokens).detach()
-            sft.nll(net, model.lay_out([[1, 2]], [[3, 4]], 40)).backward()
+            sft.nll(net, [([1, 2], [3, 4])]).backward()
             runtime.optimizer_step({"norm": net}, runtime.adam([net]), 0.1, 0)
             with torch.no_grad(), runtime.gathered(net):      # not what it was before the step
                 assert (net(tokens) - before).abs().max() > 1e-3
@@ -411,6 +417,7 @@ def test_under_torchrun_too_the_one_in_trouble_is_named(line, tmp_path):
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_torchrun_saves_and_never_ends_in_0(number, code, line, tmp_path):
     leave = f"""
+sft.LOG_EVERY, sft.EVAL_EVERY = 1, 4000
 def note(argv=None, main=sft.main):
     try:
         main(argv)
@@ -419,7 +426,7 @@ def note(argv=None, main=sft.main):
         raise
 sft.main = note
 """
-    argv = line("sft", tmp_path / "run", "--steps 4000 --eval-every 4000 --parallel fsdp")
+    argv = line("sft", tmp_path / "run", "--steps 4000 --parallel fsdp")
     run = torchrun(tmp_path, argv, leave)
     log = tmp_path / "run/log.jsonl"
     deadline = time.monotonic() + PATIENCE
@@ -441,14 +448,16 @@ def test_presets_carry_the_papers_hyper_parameters():
     """Appendix B.1 and Table 3 of the paper, by hand."""
     def of(script, preset, *flags, **by):
         cfg = runtime.parse(SCRIPTS[script].Config, SCRIPTS[script].PRESETS,
-                            ["--out", "o", "--preset", preset], "", **by)
+                            ["--preset", preset, *(f"--{field.name}=x" for field in
+                                                   dataclasses.fields(SCRIPTS[script].Config)
+                                                   if field.default is ...)], "", **by)
         return tuple(getattr(cfg, flag) for flag in flags)
     for preset, sft_lr, reward_lr, ppo_lr, batch in (("1.3b", 6.35e-5, 1.5e-5, 1.5e-5, 512),
                                                      ("6.7b", 2.83e-5, 5e-6, 7e-6, 256)):
         assert of("sft", preset, "batch", "lr", "query_length", "response_length", "steps",
                   by="loss_on") == (128, sft_lr, 512, 48, 0)
-        assert of("reward", preset, "batch", "lr", "epochs", "query_length") == (
-            64, reward_lr, 1.0, 512)
+        assert of("reward", preset, "batch", "lr", "query_length") == (64, reward_lr, 512)
+        assert reward.EPOCHS == 1
         assert of("ppo", preset, "batch", "lr", "episodes", "epochs", "minibatches", "kl_coef",
                   "gamma", "lam", "temperature", "response_length") == (
             batch, ppo_lr, 1_000_000, 4, 1, 0.05, 1.0, 0.95, 0.7, 48)

@@ -14,8 +14,9 @@ import pytest
 import torch
 import village
 
+import data
 import ppo
-import sft
+import reward
 from runtime import Problem, config_of
 from tools import doctor
 
@@ -62,14 +63,15 @@ def ended(rollout, lengths, written):
     return (lengths < 16).float()
 
 
-no_end = replaced(sft, "encode_response", lambda honest: lambda *args: honest(*args)[:-1])
+no_end = replaced(data, "encode_response", lambda honest: lambda *args: honest(*args)[:-1])
 
 SABOTAGES = {      # name: (stage, flags, damage, the diseases that must be among those found)
     "supervised: learning rate x 100": ("supervised", "--lr 1", None, {"loss spike"}),
     "reward: learning rate x 100": ("reward", "--lr 0.5", None,
                                     {"loss spike", "learning died out"}),
     "reward: labels shuffled": ("reward", "shuffled", None, {"reward model at chance"}),
-    "reward: 40 epochs of 48 labels": ("reward", "few --epochs 40 --batch 8 --eval-every 20", None,
+    "reward: 40 epochs of 48 labels": ("reward", "few --batch 8",
+                                       lambda patch: patch.setattr(reward, "EPOCHS", 40),
                                        {"over-fitting", "over-fitted reward model"}),
     "ppo: learning rate x 100": ("ppo", "--lr 0.15", None,
                                  {"steps too large", "exploding KL", "entropy collapse"}),

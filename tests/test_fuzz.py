@@ -71,7 +71,10 @@ def run(module, argv, capsys=None):
     out, err, sys.stdout, sys.stderr = sys.stdout, sys.stderr, io.StringIO(), caught
     code = 0
     try:
-        runtime.entry(module.main)
+        if hasattr(module, "launch"):
+            module.main()
+        else:
+            runtime.entry(module.main)
     except SystemExit as left:
         code = left.code or 0
     finally:
@@ -263,7 +266,7 @@ def test_posts(ground, draw):
     how = draw.draw(st.sampled_from(["sft", "all", "ppo", "describe", "tokenizer", "sample", "pairs"]))
     if how in ("sft", "all"):
         argv = [*LINE, "--data", folder, "--size", "tiny", "--steps", 1, "--out", out, "--loss-on",
-                "all" if how == "all" else "summary", "--block-length", 40]
+                "all" if how == "all" else "summary"]
         ended = run(sft, argv)
     elif how == "ppo":
         ended = run(ppo, [*LINE, "--policy", ground.supervised, "--reward", ground.reward, "--data",
@@ -290,7 +293,7 @@ def test_comparisons(ground, draw):
         ended = run(data, ["describe", folder])
     else:
         ended = run(reward, [*LINE, "--init", ground.supervised, "--comparisons", path, "--data",
-                             ground.data, "--out", folder / "run", "--zero-rows", 4])
+                             ground.data, "--out", folder / "run"])
     judge(ended, "comparisons", [folder, "post ", "batch"], [folder / "run"])
 
 
@@ -467,9 +470,9 @@ def test_flags(ground, draw):
     module, config, base = draw.draw(st.sampled_from([
         (sft, sft.Config, ["--data", ground.data, "--size", "tiny", "--steps", 1, "--out", out]),
         (sft, sft.Config, ["--data", ground.data, "--size", "tiny", "--steps", 1, "--out", out,
-                           "--loss-on", "all", "--block-length", 40]),
+                           "--loss-on", "all", "--query-length", 24]),
         (reward, reward.Config, ["--init", ground.supervised, "--comparisons", ground.comparisons,
-                                 "--epochs", 0.1, "--out", out]),
+                                 "--limit", 4, "--out", out]),
         (ppo, ppo.Config, ["--policy", ground.supervised, "--reward", ground.reward, "--data",
                            ground.data, "--episodes", 4, "--epochs", 1, "--out", out]),
         (sample, sample.Config, ["--policy", ground.supervised, "--post", "so my cat", "--device",
@@ -512,7 +515,7 @@ def test_damaged_runs_are_resumed_or_refused(ground, draw):
     folder = ground.fresh()
     out, half = folder / "run", ground.base / "half"
     argv = [*LINE, "--data", ground.data, "--size", "tiny", "--steps", 6, "--save-every", 2,
-            "--log-every", 1, "--out", out, "--resume"]
+            "--out", out, "--resume"]
     if not half.exists():
         descend = sft.optimizer_step
 

@@ -232,17 +232,20 @@ STAGES = {"pretraining": sft, "summary": sft, "reward": reward, "ppo": ppo}
 
 
 @pytest.fixture
-def line(data_dir, supervised, reward_model, comparisons):
+def line(data_dir, supervised, reward_model, comparisons, monkeypatch):
     """line(stage, out): a short run's command line, with a state to save every other step."""
+    for script, constants in ((sft, dict(LOG_EVERY=1, EVAL_EVERY=4, EVAL_ROWS=4)),
+                              (reward, dict(LOG_EVERY=1, EVAL_EVERY=5, EVAL_ROWS=4, ZERO_ROWS=8))):
+        for name, value in constants.items():
+            monkeypatch.setattr(script, name, value)
+
     def words(stage, out):
-        imitate = (f"--data {data_dir} --size tiny --batch 8 --lr 1e-3 --eval-every 4 "
-                   "--eval-rows 4 --steps 12 ")
+        imitate = (f"--data {data_dir} --size tiny --batch 8 --lr 1e-3 --steps 12 ")
         return (f"--device cpu --save-every 2 --query-length 80 --response-length 16 --out {out} "
-                "--resume --log-every 1 " * (stage != "ppo") + {
-            "pretraining": imitate + "--loss-on all --block-length 40",
+                "--resume " * (stage != "ppo") + {
+            "pretraining": imitate + "--loss-on all --query-length 24",
             "summary": imitate + "--weight-decay 0.1",
-            "reward": f"--init {supervised} --comparisons {comparisons} --batch 4 --lr 1e-3 "
-                      "--eval-every 5 --eval-rows 4 --zero-rows 8",
+            "reward": f"--init {supervised} --comparisons {comparisons} --batch 4 --lr 1e-3",
             "ppo": f"--device cpu --save-every 2 --query-length 80 --response-length 16 --out {out}"
                    f" --resume --policy {supervised} --reward {reward_model} --data {data_dir} "
                    "--batch 4 --episodes 48 --minibatches 2 --lr 1e-3 --snapshot-every 5",
@@ -267,7 +270,10 @@ class Life:
                              f"import torch, model, runtime, {STAGES[stage].__name__} as stage\n"
                              "torch.set_num_threads(1)\n"
                              "model.SIZES['tiny'] = model.Size(2, 16, 2, 160)\n"
-                             "runtime.entry(stage.main)\n")
+                             + "".join(f"stage.{name} = {getattr(STAGES[stage], name)}\n"
+                                       for name in ("LOG_EVERY", "EVAL_EVERY", "EVAL_ROWS",
+                                                    "ZERO_ROWS") if hasattr(STAGES[stage], name))
+                             + "runtime.entry(stage.main)\n")
             torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2",
                         f"--master_port={free_port()}"] if processes == 2 else []
             self.process = subprocess.Popen(               # (kept, or Python would wait for it)

@@ -14,6 +14,7 @@ from test_sft import log_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import data
 import model
 import ppo
 import reward
@@ -92,7 +93,7 @@ DAMAGES = {        # name: (stage, damage, figures that must leave their bands)
     "imitation at one learning rate": (
         "supervised", put(sft, "cosine", lambda honest: flat), {("valid_loss", 139), ("lr", 70)}),
     "summaries without end": (
-        "supervised", put(sft, "encode_response", lambda honest: lambda *a: honest(*a)[:-1]),
+        "supervised", put(data, "encode_response", lambda honest: lambda *a: honest(*a)[:-1]),
         {("tokens", 0), ("valid_loss", 69)}),
     "chosen and rejected swapped": (
         "reward", put(reward, "pairwise_loss", lambda honest: lambda a, b: honest(b, a)),
@@ -155,11 +156,11 @@ def costs(checkpointing=False):
         compute_again(net)
     optimizer, draw = adam([net]), torch.Generator().manual_seed(0)
     queries = torch.randint(1000, (16, 48), generator=draw).tolist()
-    rows = model.lay_out(queries, queries, net.config.n_vocab)
+    rows = list(zip(queries, queries, strict=True))
     u = torch.rand(16, 16, generator=draw).double().numpy()
 
     def learn():
-        (sft.nll(net, rows) / rows.is_response.sum()).backward()
+        (sft.nll(net, rows) / (16 * 48)).backward()
         optimizer_step({"norm": net}, optimizer, 1e-4, 0)
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """What plan.py predicts, against what torch's own trackers of memory count."""
 import importlib
 import os
+from dataclasses import fields
 
 import pytest
 import torch
@@ -152,7 +153,8 @@ def test_the_papers_presets_fit_eight_gpus_of_80_gb(size, how, stage):
     """SCALING.md's commands, with the micro-batches that the presets bring."""
     script = importlib.import_module(stage)
     by = {"by": "loss_on"} if stage == "sft" else {}
-    flags = runtime.parse(script.Config, script.PRESETS, ["--out", "o", "--preset", size], "", **by)
+    needed = [f"--{field.name}=x" for field in fields(script.Config) if field.default is ...]
+    flags = runtime.parse(script.Config, script.PRESETS, ["--preset", size, *needed], "", **by)
     learning, writing = plan.needs(plan.Config(size, stage, 8, **how), flags.micro_batch,
                                    getattr(flags, "rollout_batch", 1))
     assert max(sum(learning.values()), sum(writing.values())) < 72e9

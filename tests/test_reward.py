@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ import data
 import reward
 import sft
 from model import lay_out, load_model, score
-from reward import comparison_rows, pairwise_loss, score_pairs, zero_at_references
+from reward import encode, pairwise_loss, score_pairs, zero_at_references
 from runtime import Problem, config_of, parse
 
 
@@ -25,7 +26,15 @@ def line(supervised, comparisons, out, more=""):
 
 
 def config(more=""):
-    return parse(reward.Config, {}, f"--query-length 80 --response-length 16 {more}".split(), "")
+    return parse(reward.Config, {}, ("--init i --comparisons c --out o --query-length 80 "
+                                     f"--response-length 16 {more}").split(), "")
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A line in the log at every step, and held-out accuracy at every fourth."""
+    monkeypatch.setattr(reward, "LOG_EVERY", 1)
+    monkeypatch.setattr(reward, "EVAL_EVERY", 4)
 
 
 # ------------------------------------------------------------------------------------------- loss
@@ -50,8 +59,30 @@ def test_the_loss_is_antisymmetric_and_only_differences_matter():
     assert (wins + loses).item() == pytest.approx(1)           # sigmoid(x) + sigmoid(-x)
     assert (pairwise_loss(a, b) - pairwise_loss(b, a)).item() == pytest.approx((b - a).item())
     assert pairwise_loss(a + 5, b + 5).item() == pytest.approx(pairwise_loss(a, b).item())
-    slope, = torch.autograd.grad(pairwise_loss(a.requires_grad_(), b), a)
-    assert slope.item() == pytest.approx(wins.item() - 1)
+    of_a, of_b = torch.autograd.grad(pairwise_loss(a.requires_grad_(), b.requires_grad_()), (a, b))
+    assert of_a.item() == -of_b.item() == pytest.approx(wins.item() - 1)
+
+
+def test_the_docstrings_numbers():
+    seen = []
+    for row in re.findall(r"^ +([\d.]+) +([\d.]+) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", reward.__doc__,
+                          re.MULTILINE):
+        chosen, rejected, *expected = map(float, row)
+        chosen, rejected = (torch.tensor([x], requires_grad=True) for x in (chosen, rejected))
+        loss = pairwise_loss(chosen, rejected)
+        loss.backward()
+        d = chosen.item() - rejected.item()
+        assert [d, 1 / (1 + math.exp(-d)), loss.item(), chosen.grad.item(), rejected.grad.item()
+                ] == pytest.approx(expected, abs=0.005)
+        seen.append(row)
+    assert len(seen) == 3
+
+
+def test_logistic_noise_on_a_difference_of_scores_makes_its_sigmoid():
+    """What `toy.decide` draws is what the loss supposes."""
+    noise = np.random.default_rng(0).logistic(size=200_000)
+    for d in (-1.5, 0.0, 0.9):
+        assert (d + noise > 0).mean() == pytest.approx(1 / (1 + math.exp(-d)), abs=0.005)
 
 
 def test_scores_of_different_shapes_are_refused():
@@ -63,9 +94,9 @@ def test_scores_of_different_shapes_are_refused():
 
 def test_a_pairs_scores_are_those_of_each_row_alone(reward_model, comparisons, tokenizer):
     net = load_model(reward_model)
-    rows = comparison_rows(tokenizer, data.read_comparisons(comparisons, "valid1"), config())
+    rows = encode(tokenizer, data.read_comparisons(comparisons, "valid1"), config())
     rows = [(q, a + a, b) for q, a, b in rows[:3]] + rows[3:7]                # of unequal lengths
-    chosen, rejected = score_pairs(net, rows, tokenizer.n_vocab, "cpu")
+    chosen, rejected = score_pairs(net, rows)
     for i, (query, a, b) in enumerate(rows):
         for ours, response in ((chosen[i], a), (rejected[i], b)):
             assert response[-1] == tokenizer.eot_token       # the last real token is the end itself
@@ -77,7 +108,7 @@ def test_a_pairs_scores_are_those_of_each_row_alone(reward_model, comparisons, t
 def test_a_comparison_becomes_query_chosen_rejected(comparisons, tokenizer):
     records = data.read_comparisons(comparisons, "train")
     for record, (query, chosen, rejected) in zip(
-            records, comparison_rows(tokenizer, records, config()), strict=True):
+            records, encode(tokenizer, records, config()), strict=True):
         assert query == data.encode_query(tokenizer, record["info"], 80)
         better, worse = record["summaries"][::-1] if record["choice"] else record["summaries"]
         assert data.decode_response(tokenizer, chosen) == better["text"].strip()
@@ -87,17 +118,16 @@ def test_a_comparison_becomes_query_chosen_rejected(comparisons, tokenizer):
 
 def test_accuracy_counts_right_pairs_and_half_of_ties(reward_model, comparisons, tokenizer, world):
     net = load_model(reward_model)
-    rows = comparison_rows(tokenizer, data.read_comparisons(comparisons, "valid1"), config())
-    chosen, rejected = score_pairs(net, rows, tokenizer.n_vocab, "cpu")
-    right, nats = reward.accuracy(net, rows, config("--micro-batch 5"), world)
-    assert right == pytest.approx((chosen > rejected).float().mean().item())
-    assert nats == pytest.approx(-F.logsigmoid(chosen - rejected).mean().item(), rel=1e-5)
-    assert reward.accuracy(net, [(q, a, a) for q, a, _ in rows], config(), world) == (
-        0.5, pytest.approx(math.log(2)))
+    rows = encode(tokenizer, data.read_comparisons(comparisons, "valid1"), config())
+    chosen, rejected = score_pairs(net, rows)
+    assert reward.validate(net, rows, config("--micro-batch 5"), world) == {
+        "valid_accuracy": pytest.approx((chosen > rejected).float().mean().item()),
+        "valid_loss": pytest.approx(-F.logsigmoid(chosen - rejected).mean().item(), rel=1e-5)}
+    assert reward.validate(net, [(q, a, a) for q, a, _ in rows], config(), world) == {
+        "valid_accuracy": 0.5, "valid_loss": pytest.approx(math.log(2))}
 
 
-def test_pairs_that_are_equal_once_cut_are_counted_at_the_start(supervised, comparisons, tmp_path,
-                                                                capsys):
+def test_summaries_that_are_cut_are_counted_at_the_start(supervised, comparisons, tmp_path, capsys):
     records = [json.loads(text) for text in comparisons.read_text().splitlines()]
     for record in records[:15]:                        # of 60 pairs; the texts differ at their ends
         for summary in record["summaries"]:
@@ -106,16 +136,15 @@ def test_pairs_that_are_equal_once_cut_are_counted_at_the_start(supervised, comp
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     reward.main(line(supervised, path, tmp_path / "run", "--response-length 8 --limit 15"))
     said = capsys.readouterr().err
-    assert "warning: 15 of 27 pairs (55.6%) are then equal and teach nothing" in said
     assert re.search(r"warning: \d+ of 54 summaries .* --response-length 8", said)
     reward.main(line(supervised, comparisons, tmp_path / "whole"))
     assert "summaries" not in capsys.readouterr().err
 
 
 def test_a_tie_is_half_right_in_the_log_as_in_validation(supervised, comparisons, tmp_path,
-                                                         monkeypatch):
+                                                         monkeypatch, often):
     monkeypatch.setattr(reward, "score_pairs", lambda *args: (score_pairs(*args)[0],) * 2)
-    reward.main(line(supervised, comparisons, tmp_path / "run", "--log-every 1"))
+    reward.main(line(supervised, comparisons, tmp_path / "run"))
     for entry in log_of(tmp_path / "run"):
         assert entry["accuracy"] == 0.5 and entry["loss"] == pytest.approx(math.log(2))
     assert entry["valid_accuracy"] == 0.5
@@ -143,7 +172,8 @@ def test_micro_batching_changes_no_gradient(float64, supervised, comparisons, tm
     kept = []
 
     def stop(modules, *_):
-        kept.append(torch.cat([p.grad.flatten() for m in modules for p in m.parameters()]))
+        kept.append(torch.cat([p.grad.flatten() for m in modules.values()
+                               for p in m.parameters()]))
         raise Killed
     monkeypatch.setattr(reward, "optimizer_step", stop)
     for micro in (8, 3, 1):
@@ -162,13 +192,14 @@ def test_it_starts_as_the_supervised_policy_with_a_fresh_head(supervised, compar
     assert not torch.equal(a["head.weight"], b["head.weight"])
 
 
-def test_an_interrupted_run_resumes_bit_for_bit(supervised, comparisons, tmp_path, monkeypatch):
-    more = "--epochs 2 --warmup 2 --save-every 3 --log-every 1 --eval-every 4 --weight-decay 0.1"
+def test_an_interrupted_run_resumes_bit_for_bit(supervised, comparisons, tmp_path, monkeypatch,
+                                                often):
+    more = "--save-every 3"
+    monkeypatch.setattr(reward, "EPOCHS", 2)
     reward.main(line(supervised, comparisons, tmp_path / "whole", more))
-    kill_at(monkeypatch, reward, at=9)
-    with pytest.raises(Killed):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, reward, at=9)
         reward.main(line(supervised, comparisons, tmp_path / "broken", more))
-    monkeypatch.undo()
     reward.main(line(supervised, comparisons, tmp_path / "broken", more + " --resume"))
     ours, theirs = (weights_of(tmp_path / name) for name in ("broken", "whole"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -177,9 +208,10 @@ def test_an_interrupted_run_resumes_bit_for_bit(supervised, comparisons, tmp_pat
     assert [entry["step"] for entry in ours] == list(range(12))
 
 
-def test_it_learns_what_its_labeller_likes(supervised, posts, tmp_path):
+def test_it_learns_what_its_labeller_likes(supervised, posts, tmp_path, monkeypatch, often):
+    monkeypatch.setattr(reward, "EPOCHS", 2)
     path = write_comparisons(tmp_path / "comparisons.jsonl", posts, 464, 64)
-    reward.main(line(supervised, path, tmp_path / "run", "--epochs 2 --lr 1e-2 --log-every 1"))
+    reward.main(line(supervised, path, tmp_path / "run", "--lr 1e-2"))
     log = log_of(tmp_path / "run")
     assert sum(entry["loss"] for entry in log[:4]) / 4 == pytest.approx(math.log(2), abs=0.2)
     assert log[-1]["valid_accuracy"] > 0.9 and log[-1]["valid_loss"] < 0.3
@@ -188,14 +220,14 @@ def test_it_learns_what_its_labeller_likes(supervised, posts, tmp_path):
 def test_a_reward_model_of_a_policy_that_knows_filled_posts_fills_too(data_dir, comparisons,
                                                                       tokenizer, tmp_path,
                                                                       monkeypatch):
-    asked, encode_query = [], reward.encode_query
+    sft.main(f"--data {data_dir} --size tiny --query-length 80 --response-length 16 --batch 8 "
+             f"--steps 1 --fill --device cpu --out {tmp_path / 'policy'}".split())
+    asked, encode_query = [], data.encode_query
 
     def watch(*args):
         asked.append(encode_query(*args))
         return asked[-1]
-    monkeypatch.setattr(reward, "encode_query", watch)
-    sft.main(f"--data {data_dir} --size tiny --query-length 80 --response-length 16 --batch 8 "
-             f"--steps 1 --fill --device cpu --out {tmp_path / 'policy'}".split())
+    monkeypatch.setattr(data, "encode_query", watch)
     reward.main(line(tmp_path / "policy", comparisons, tmp_path / "run"))
     assert len(asked) == 48 + 12 + 44           # to learn from, held out, to score 0 on average
     assert all(len(query) == 80 for query in asked)
@@ -239,13 +271,14 @@ def test_input_that_cannot_work_is_a_problem(supervised, comparisons, tmp_path, 
     fails("some.jsonl, line 6", changed(5, summaries=same))
     fails("some.jsonl, line 1.*title", changed(0, info={"id": "t", "subreddit": "s", "post": "p"}))
     fails("batch of 100 .*: lower --batch to 48 or less, or give", lines, "--batch 100")
-    fails("--epochs 0 of 48 comparisons are no optimizer step", lines, "--epochs 0")
-    fails("--epochs 0.01 of 48", lines, "--epochs 0.01")
     fails("166 tokens do not fit", lines, "--query-length 150")
     fails("nowhere", lines, "--data nowhere")
     fails("is no checkpoint folder", lines, init=tmp_path / "nowhere")
-    with pytest.raises(Problem, match="both needed"):
-        reward.main(["--out", str(tmp_path / "run"), "--device", "cpu"])
+    for name in ("init", "comparisons"):
+        words = line(supervised, path, tmp_path / "run")
+        at = words.index(f"--{name}")
+        with pytest.raises(Problem, match=f"--{name} is missing"):
+            reward.main(words[:at] + words[at + 2:])
     shutil.copytree(supervised, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "model.pt").unlink()
     fails("model.pt is missing", lines, init=tmp_path / "unfinished")

@@ -1,6 +1,7 @@
 """Chapter 4: which tokens count, and that stopping and micro-batching change nothing."""
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import sft
 from runtime import Problem, config_of, parse
 
 SHORT = "--query-length 80 --response-length 16 --batch 8 --device cpu"
+ALL = "--loss-on all --query-length 24"               # rows of 24 + 16 tokens
 
 
 def line(data_dir, out, more="", rows=SHORT):
@@ -44,6 +46,13 @@ def gradients(monkeypatch):
 
 
 @pytest.fixture
+def often(monkeypatch):
+    """A line in the log at every step, and a validation loss at every fourth."""
+    monkeypatch.setattr(sft, "LOG_EVERY", 1)
+    monkeypatch.setattr(sft, "EVAL_EVERY", 4)
+
+
+@pytest.fixture
 def first_step(monkeypatch):
     """Keeps the rows of every batch that a training script lays out."""
     kept = []
@@ -55,12 +64,12 @@ def first_step(monkeypatch):
     return kept
 
 
-@pytest.mark.parametrize("loss_on", ["all --block-length 40", "summary"])
+@pytest.mark.parametrize("loss_on", [ALL, "--loss-on summary"])
 def test_micro_batching_changes_no_gradient(float64, data_dir, tmp_path, gradients, loss_on):
     for micro in (8, 3, 1):
         with pytest.raises(Killed):
             sft.main(line(data_dir, tmp_path / f"{micro}",
-                          f"--loss-on {loss_on} --micro-batch {micro}"))
+                          f"{loss_on} --micro-batch {micro}"))
     whole = gradients[0]
     assert whole.norm() > 0.1
     assert all((whole - cut).norm() < 1e-9 * whole.norm() for cut in gradients[1:])
@@ -120,8 +129,8 @@ def test_a_post_with_endoftext_in_it_trains_as_text(tmp_path, posts, tokenizer):
         write_posts(tmp_path / "data", split, odd)
     data.save_tokenizer(tokenizer, tmp_path / "data")
     cfg = parse(sft.Config, {}, line(tmp_path / "data", tmp_path / "run"), "")
-    for name, more in (("summary", ""), ("all", "--block-length 40 --batch 4")):
-        sft.main(line(tmp_path / "data", tmp_path / name, f"--loss-on {name} --steps 2 {more}"))
+    for name, more in (("summary", ""), ("all", f"{ALL} --batch 4")):
+        sft.main(line(tmp_path / "data", tmp_path / name, f"--steps 2 {more}"))
     for query, response in sft.summary_rows(tokenizer, odd, cfg):
         assert tokenizer.eot_token not in query + response[:-1]
         assert "so <|endoftext|> they" in tokenizer.decode(query)
@@ -155,15 +164,13 @@ def kill_at(monkeypatch, module, at):
     monkeypatch.setattr(module, "optimizer_step", dies)
 
 
-@pytest.mark.parametrize("loss_on", ["all --block-length 40", "summary"])
-def test_an_interrupted_run_resumes_bit_for_bit(data_dir, tmp_path, monkeypatch, loss_on):
-    more = (f"--loss-on {loss_on} --steps 11 --lr 1e-2 --warmup 2 --save-every 3 --log-every 1 "
-            "--eval-every 4 --weight-decay 0.1")
+@pytest.mark.parametrize("loss_on", [ALL, "--loss-on summary"])
+def test_an_interrupted_run_resumes_bit_for_bit(data_dir, tmp_path, monkeypatch, often, loss_on):
+    more = f"{loss_on} --steps 11 --lr 1e-2 --warmup 2 --save-every 3 --weight-decay 0.1"
     sft.main(line(data_dir, tmp_path / "whole", more))
-    kill_at(monkeypatch, sft, at=9)
-    with pytest.raises(Killed):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, sft, at=9)
         sft.main(line(data_dir, tmp_path / "broken", more))
-    monkeypatch.undo()
     assert max(p.name for p in (tmp_path / "broken" / "state").iterdir()) == "step-00000006"
     sft.main(line(data_dir, tmp_path / "broken", more + " --resume"))
     ours, theirs = (weights_of(tmp_path / name) for name in ("broken", "whole"))
@@ -180,12 +187,12 @@ def test_resuming_a_finished_run_changes_nothing(data_dir, tmp_path):
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
 
-def test_the_loss_falls_and_a_pretrained_network_starts_lower(data_dir, tmp_path, tokenizer):
-    everything = "--loss-on all --block-length 40 --steps 60 --lr 1e-2"
+def test_the_loss_falls_and_a_pretrained_network_starts_lower(data_dir, tmp_path, tokenizer, often):
+    everything = f"{ALL} --steps 60 --lr 1e-2"
     sft.main(line(data_dir, tmp_path / "pretrained", everything))
     losses = [entry["loss"] for entry in log_of(tmp_path / "pretrained")]
     assert abs(losses[0] - math.log(tokenizer.n_vocab)) < 1 and losses[-1] < 0.4 * losses[0]
-    summaries = "--steps 30 --lr 1e-2 --log-every 1"
+    summaries = "--steps 30 --lr 1e-2"
     sft.main(line(data_dir, tmp_path / "fresh", summaries))
     sft.main(line(data_dir, tmp_path / "grown", f"{summaries} --init {tmp_path / 'pretrained'}"))
     fresh, grown = log_of(tmp_path / "fresh"), log_of(tmp_path / "grown")
@@ -194,24 +201,25 @@ def test_the_loss_falls_and_a_pretrained_network_starts_lower(data_dir, tmp_path
 
 
 def test_the_validation_loss_is_a_mean_over_tokens(data_dir, tmp_path, tokenizer, world):
-    cfg = parse(sft.Config, {}, line(data_dir, tmp_path, "--micro-batch 3 --eval-rows 7"), "")
+    cfg = parse(sft.Config, {}, line(data_dir, tmp_path, "--micro-batch 3"), "")
     rows = sft.summary_rows(tokenizer, data.read_posts(data_dir, "valid"), cfg)
     net = model.build(model.sized("tiny", tokenizer.n_vocab))
-    nats = [sft.nll(net, model.lay_out([q], [r], tokenizer.n_vocab)).item() for q, r in rows[:7]]
+    nats = [sft.nll(net, [row]).item() for row in rows[:7]]
     expected = sum(nats) / sum(len(r) for _, r in rows[:7])
     assert sft.validation_loss(net, rows[:7], cfg, world) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("more, match", [
     ("--query-length 150", "166 tokens do not fit the context of 160"),
-    ("--loss-on all --block-length 161", "161 tokens do not fit"),
+    ("--loss-on all --query-length 145", "161 tokens do not fit"),
     ("--query-length 12", "12 .*tokens"),
     ("--batch 1000", "batch of 1000 .* 44 rows: lower --batch to 44 or less, or give more"),
-    ("--loss-on all --block-length 160 --batch 64",
-     "43 rows: lower --batch to 43 or less, or --block-length to less than [0-9]+, or give more"),
+    ("--loss-on all --query-length 144 --batch 64",
+     "43 rows: lower --batch to 43 or less, or give more"),
     ("--init nowhere", "nowhere"),
     ("--size huge", "huge"),
-    ("--tokenizer nowhere", "nowhere"),
+    ("--data nowhere", "nowhere"),
+    ("--response-length 1", "--response-length is 1: a number of 2 or more is expected"),
 ])
 def test_flags_that_cannot_work_are_problems(data_dir, tmp_path, more, match):
     with pytest.raises(Problem, match=match) as caught:
@@ -235,22 +243,38 @@ def test_data_that_cannot_work_is_a_problem(data_dir, tmp_path, posts, tokenizer
     write_posts(tmp_path / "data", "valid", [posts[0], {**posts[1], "summary": " "}])
     fails("valid.jsonl, line 2: .*summary")
     write_posts(tmp_path / "data", "pretrain", [{"id": "1", "text": "my cat " * 99}])
-    with pytest.raises(Problem, match="a single text .* cut it into several"):
-        sft.main(line(tmp_path / "data", tmp_path / "run", "--loss-on all --block-length 40"))
+    with pytest.raises(Problem, match="from 0 rows: .* give more data"):    # the one is held out
+        sft.main(line(tmp_path / "data", tmp_path / "run", ALL))
     assert not (tmp_path / "run").exists()
 
 
-def test_another_tokenizer_than_the_checkpoints_is_a_problem(data_dir, tmp_path, supervised):
-    other = data.train_tokenizer(data.full_texts(data_dir), 310)
-    data.save_tokenizer(other, tmp_path / "other")
-    with pytest.raises(Problem, match="speaks 300 tokens, the tokenizer has 310"):
-        sft.main(line(data_dir, tmp_path / "run",
-                      f"--init {supervised} --tokenizer {tmp_path / 'other'}"))
+def test_a_checkpoint_brings_its_own_tokenizer(data_dir, posts, tmp_path, supervised, tokenizer):
+    for split in ("train", "valid"):
+        write_posts(tmp_path / "other", split, posts[:8])
+    data.save_tokenizer(data.train_tokenizer(data.full_texts(data_dir), 310), tmp_path / "other")
+    sft.main(line(tmp_path / "other", tmp_path / "run", f"--init {supervised} --steps 1"))
+    assert data.same_tokenizer(data.load_tokenizer(tmp_path / "run"), tokenizer)
 
 
 def test_a_reward_model_is_no_start_for_imitation(data_dir, tmp_path, reward_model):
     with pytest.raises(Problem, match="head.* another kind of stage"):
         sft.main(line(data_dir, tmp_path / "run", f"--init {reward_model}"))
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_0():
+    assert [sft.cosine(s, 10, 1.0, 4) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert sft.cosine(0, 8, 2.0, 0) == 2.0 and sft.cosine(4, 8, 2.0, 0) == pytest.approx(1.0)
+    assert sft.cosine(8, 8, 2.0, 0) == pytest.approx(0)
+    assert 0 < sft.cosine(7, 8, 2.0, 0) < 0.1
+    falling = [sft.cosine(s, 50, 1.0, 5) for s in range(5, 51)]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_the_docstrings_example_of_running_text():
+    words = SimpleNamespace(eot_token="end", encode_ordinary_batch=lambda texts, num_threads: [
+        text.split() for text in texts])
+    assert sft.running_rows(words, ["a b c d e"], 4) == [
+        (["end"], ["a", "b", "c"]), (["c"], ["d", "e", "end"])]
 
 
 def test_a_gradient_that_is_not_finite_stops_and_keeps_the_state(data_dir, tmp_path, monkeypatch):
@@ -260,8 +284,8 @@ def test_a_gradient_that_is_not_finite_stops_and_keeps_the_state(data_dir, tmp_p
     calls, sft_nll = [], sft.nll
     monkeypatch.setattr(sft, "nll", poison)
     with pytest.raises(Problem, match="step 5"):
-        sft.main(line(data_dir, tmp_path / "run", "--steps 8 --save-every 2 --eval-every 100"))
+        sft.main(line(data_dir, tmp_path / "run", "--steps 8 --save-every 2"))
     monkeypatch.undo()
     assert (tmp_path / "run" / "state" / "step-00000004").is_dir()
-    sft.main(line(data_dir, tmp_path / "run", "--steps 8 --save-every 2 --eval-every 100 --resume"))
+    sft.main(line(data_dir, tmp_path / "run", "--steps 8 --save-every 2 --resume"))
     assert all(w.isfinite().all() for w in weights_of(tmp_path / "run").values())

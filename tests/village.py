@@ -8,6 +8,7 @@ import itertools
 import json
 
 import numpy as np
+import pytest
 from conftest import write_posts
 
 import data
@@ -22,11 +23,12 @@ CHAT = " as usual"
 
 STAGES = {      # script, and its flags; what a test types after them wins
     "supervised": (sft, "--size tiny --query-length 48 --response-length 16 --batch 16 --steps 140 "
-                        "--lr 1e-2 --warmup 5 --log-every 5 --eval-every 35 --eval-rows 64"),
-    "reward": (reward, "--query-length 48 --response-length 16 --batch 16 --lr 5e-3 --warmup 5 "
-                       "--log-every 2 --eval-every 10"),
+                        "--lr 1e-2 --warmup 5"),
+    "reward": (reward, "--query-length 48 --response-length 16 --batch 16 --lr 5e-3"),
     "ppo": (ppo, "--query-length 48 --response-length 16 --temperature 1 --batch 64 --minibatches 2 "
                  "--episodes 768 --micro-batch 32 --lr 1.5e-3 --kl-coef 0.1")}
+CONSTANTS = {"supervised": dict(LOG_EVERY=5, EVAL_EVERY=35, EVAL_ROWS=64),
+             "reward": dict(WARMUP=5, LOG_EVERY=2, EVAL_EVERY=10), "ppo": {}}
 
 
 def villagers(n, rng):
@@ -80,7 +82,10 @@ def run(stage, village, out, more="", supervised=None, rewarded=None):
     needs = {"supervised": f"--data {village}",
              "reward": f"--init {supervised} --comparisons {village}/comparisons.jsonl",
              "ppo": f"--policy {supervised} --reward {rewarded} --data {village}"}[stage]
-    script.main(f"{flags} {needs} --device cpu --out {out / stage} {more}".split())
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CONSTANTS[stage].items():
+            patch.setattr(script, name, value)
+        script.main(f"{flags} {needs} --device cpu --out {out / stage} {more}".split())
     return out / stage
 
 

@@ -11,7 +11,7 @@ Read after: model.py, and the scripts whose presets it reads.
 """
 import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import NamedTuple
 
@@ -80,7 +80,8 @@ def work(cfg):
     script = importlib.import_module(cfg.stage)
     preset = cfg.size if cfg.size in script.PRESETS else NEAREST[cfg.size]
     by = {"by": "loss_on"} if cfg.stage == "sft" else {}
-    flags = parse(script.Config, script.PRESETS, ["--out", "o", "--preset", preset], "", **by)
+    needed = [f"--{field.name}=x" for field in fields(script.Config) if field.default is ...]
+    flags = parse(script.Config, script.PRESETS, ["--preset", preset, *needed], "", **by)
     if cfg.stage == "ppo":
         return Work(preset, flags.batch, flags.query_length, flags.response_length, 1,
                     flags.episodes // flags.batch, flags.epochs, ("lm", "scalar"))
