@@ -2,27 +2,27 @@ r"""Chapter 7. The reward model: a network that predicts which of two summaries 
 
     loss = - log sigmoid( r(post, chosen) - r(post, rejected) )         section 3.4, "Reward models"
 
-Bradley and Terry (1952) suppose that every summary has a score r, on which choices depend so:
+Bradley and Terry (1952) suppose that every summary has a score r, and that people choose by it:
 
     P(A is preferred to B) = sigmoid(r_A - r_B)        sigmoid(d) = 1 / (1 + exp(-d))
 
-So choose the toy's labellers (`decide`, toy.py): A, when r_A - r_B + noise > 0; and the noise is
-logistic, which means that P(noise > -d) = sigmoid(d). The best r gives the labels that we have the
-largest probability (maximum likelihood). That is a product of sigmoids; its -log is the sum of the
-losses above. This is logistic regression, with a network in place of a weighted sum. In numbers:
+The toy's labellers do so (see `decide`): they prefer A when r_A - r_B + noise > 0, and their noise
+is logistic, which means that P(noise > -d) = sigmoid(d). The best r is the one that makes the given
+labels most probable (maximum likelihood). Their probability is a product of sigmoids, and its -log
+is the sum of the losses above: logistic regression, with a network instead of a weighted sum.
 
     r(chosen)  r(rejected)    d    sigmoid(d)   loss    d loss / d r(chosen), d r(rejected)
        1.2         0.3       0.9      .71        .34           -.29           +.29
        0.7         0.7       0.0      .50        .69           -.50           +.50
        0.3         1.2      -0.9      .29       1.24           -.71           +.71
 
-So the gradient, sigmoid(d) - 1 for the chosen and the opposite for the rejected summary, is large
-where the model is wrong, and nearly 0 where it is right and sure.
+The gradient is sigmoid(d) - 1 for the chosen summary and the opposite for the rejected one: large
+where the model is wrong, nearly 0 where it is right and sure.
 
-The network is the supervised policy, with one number in place of a token's probabilities, read at
-the summary's last token. Training sees only differences, so all scores may be moved together. At
-the end they are moved such that the authors' own summaries score 0 on average: in ppo.py a summary
-without an end scores -1, which is a punishment only where an average summary scores more.
+The network is the supervised policy with a new head: one number, read at the summary's last token.
+Training sees differences only, so a constant may be added to all scores. It is chosen at the end:
+the authors' own summaries score 0 on average. ppo.py relies on that when it gives a summary without
+an end the score -1: a punishment, if ordinary summaries score more than that.
 
     python reward.py --preset toy --init runs/demo/supervised \
                      --comparisons runs/demo/comparisons.jsonl --out runs/demo/reward   # a minute
@@ -62,16 +62,17 @@ PRESETS = {     # the paper's in the last two rows (appendix B.1)
     "6.7b": dict(lr=5e-6, micro_batch=1)}
 # DIFFERS: the paper trains 3 to 10, each with another --seed, and keeps the best on valid1: a loop
 # in the shell, and the last valid_accuracy of each log.jsonl.
-EPOCHS, WARMUP = 1, 10              # passes, as in the paper: more over-fit; steps of rising lr
+EPOCHS = 1                          # passes over the comparisons, as in the paper; more over-fit
+WARMUP = 10                         # steps over which the learning rate rises from 0
 LOG_EVERY = 10                      # steps between lines in log.jsonl,
 EVAL_EVERY, EVAL_ROWS = 50, 512     # between measurements on held-out comparisons; how many
 ZERO_ROWS = 2000                    # summaries whose mean score becomes 0
 
 
 def pairwise_loss(chosen, rejected):
-    """The mean of -log P(the labeller's choice) = -log sigmoid(chosen - rejected), nats.
+    """The mean of -log P(what the labeller chose) = -log sigmoid(chosen - rejected), nats.
 
-    chosen, rejected: (B,) scores. Returns: (). A coin toss has log 2 = 0.693.
+    chosen, rejected: (B,) scores. Returns: (); log 2 = 0.693 for a coin toss.
     Raises: ValueError when shapes differ ((B, 1) against (B,) would broadcast to B * B pairs).
     """
     if chosen.shape != rejected.shape:
@@ -107,7 +108,7 @@ def score_pairs(network, pairs):
 
 @torch.no_grad()
 def validate(network, pairs, cfg, world):
-    """The loss and the share of held-out comparisons predicted right; pairs: this rank's share."""
+    """Loss and accuracy on held-out comparisons; pairs: this rank's share of them."""
     total = torch.zeros(2, device=world.device)                      # nats, right
     with world.gathered(network), world.mixed():
         for part in accumulate(pairs, cfg.micro_batch):
@@ -149,9 +150,8 @@ def train(cfg, world):
     cfg = filled(cfg, world, cfg.init)
     tokenizer, network = start(cfg, world, "scalar")
     comparisons, held_out, posts = read(tokenizer, cfg)
-    pairs = encode(tokenizer, world.share(held_out), cfg)
-    sizes = [data.size(comparison["info"]) for comparison in comparisons]
-    batches = data.Batches(sizes, cfg.batch, cfg.seed)
+    held_out = encode(tokenizer, world.share(held_out), cfg)
+    batches = data.Batches([data.size(c["info"]) for c in comparisons], cfg.batch, cfg.seed)
     steps = EPOCHS * batches.steps_per_epoch
     network = world.parallelize(network, cfg)
     optimizer = adam([network])
@@ -160,17 +160,17 @@ def train(cfg, world):
         return
     if world.rank == 0:
         data.save_tokenizer(tokenizer, cfg.out)
-        texts = [summary["text"] for c in comparisons + held_out for summary in c["summaries"]]
+        texts = [summary["text"] for c in comparisons for summary in c["summaries"]]
         data.warn_of_cuts(tokenizer, texts, cfg.response_length)
 
     for step in run.steps(steps):
         # 1. batch: this rank's share of cfg.batch comparisons
         mine = encode(tokenizer, [comparisons[i] for i in world.share(batches.at(step))], cfg)
 
-        # 2. weigh: every comparison the same
+        # 2. weigh: each comparison the same
         count = cfg.batch
 
-        # 3. gradients; "* world.size" as in sft.py
+        # 3. gradients, with "* world.size" as in sft.py
         total = torch.zeros(2, device=world.device)                  # loss, accuracy
         for part in accumulate(mine, cfg.micro_batch, network):
             with world.mixed():
@@ -186,7 +186,7 @@ def train(cfg, world):
         # 5. log, measure on held-out comparisons, save
         measured = {}
         if (step + 1) % EVAL_EVERY == 0 or step + 1 == steps:
-            measured = validate(network, pairs, cfg, world)
+            measured = validate(network, held_out, cfg, world)
         if step % LOG_EVERY == 0 or measured:
             loss, accuracy = world.sum(total).tolist()
             run.log(step, loss=loss, accuracy=accuracy, **measured, lr=lr, **norms)

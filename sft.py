@@ -33,7 +33,7 @@ class Config(Common):
     init: str = flag("", "checkpoint to start from; none: a new network", what="DIR")
     size: str = flag("toy", "of a new network: a row of model.py's table")
     query_length: int = flag(512, "tokens of a post; longer ones lose paragraphs", least=1)
-    response_length: int = flag(48, "tokens of a summary; both: of a running text's row", least=2)
+    response_length: int = flag(48, "tokens of a summary; running text: a row has both", least=2)
     steps: int = flag(0, "optimizer steps; 0: one pass over the data, as in the paper")
     batch: int = flag(128, "rows an optimizer step, over all processes", least=1)
     micro_batch: int = flag(16, "rows a forward pass; what fits the device", least=1)
@@ -85,7 +85,7 @@ def summary_rows(tokenizer, posts, cfg):
 
 
 def read_examples(tokenizer, cfg):
-    """Examples (posts, or rows of running text), their sizes, and rows that are held out."""
+    """Examples (posts, or rows of running text), their sizes, which group them, held-out rows."""
     if cfg.loss_on == "summary":
         posts, held_out = data.read_posts(cfg.data, "train"), data.read_posts(cfg.data, "valid")
         data.check_queries(tokenizer, posts + held_out, cfg.query_length)
@@ -98,7 +98,7 @@ def read_examples(tokenizer, cfg):
 
 
 def nll(network, rows):
-    """-log pi(response | query), summed over the tokens of some (query, response), nats. ()"""
+    """-log pi(response | query) in nats, summed over some (query, response). Returns: ()."""
     rows = lay_out([query for query, _ in rows], [response for _, response in rows],
                    network.config.n_vocab).to(network.wte.weight.device)
     logits = network(rows.tokens, at=rows.columns)                   # (b, R, V)
@@ -107,7 +107,7 @@ def nll(network, rows):
 
 @torch.no_grad()
 def validation_loss(network, rows, cfg, world):
-    """The loss of held-out rows, of which this rank has its share."""
+    """The loss on held-out rows; rows: this rank's share of them."""
     total = torch.zeros((), device=world.device)
     with world.gathered(network), world.mixed():
         for part in accumulate(rows, cfg.micro_batch):
@@ -125,7 +125,7 @@ def cosine(step, steps, peak, warmup):
 
 
 def start(cfg, world, head="lm"):
-    """The tokenizer, and the network to start from. Raises: Problem when rows do not fit it."""
+    """The tokenizer and the network to start from. Raises: Problem when rows do not fit it."""
     tokenizer = data.load_tokenizer(cfg.init or cfg.data)
     network = (load_model(cfg.init, world, head, cfg.seed) if cfg.init else
                build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world))
@@ -139,7 +139,7 @@ def start(cfg, world, head="lm"):
 
 
 def train(cfg, world):
-    """The loop of every training script in this book, at its simplest."""
+    """The loop of every training script in this book, in its simplest form."""
     if cfg.init:
         cfg = filled(cfg, world, cfg.init)
     tokenizer, network = start(cfg, world)
@@ -163,11 +163,11 @@ def train(cfg, world):
         if cfg.loss_on == "summary":               # posts are encoded only when they are needed
             mine = summary_rows(tokenizer, mine, cfg)
 
-        # 2. weigh: every token of all ranks and micro-batches the same
+        # 2. weigh: each token the same, in whichever rank and micro-batch it is
         count = int(world.sum([sum(len(response) for _, response in mine)])[0])
 
-        # 3. gradients: DDP divides the ranks' summed gradients by their number, but `count` has
-        #    made them a mean over all tokens of all ranks already: "* world.size" takes that back
+        # 3. gradients. DDP divides summed gradients by the number of ranks, but `count` already
+        #    makes them a mean over all tokens of all ranks: "* world.size" undoes that division.
         total = torch.zeros((), device=world.device)
         for part in accumulate(mine, cfg.micro_batch, network):
             with world.mixed():

@@ -136,7 +136,7 @@ def test_summaries_that_are_cut_are_counted_at_the_start(supervised, comparisons
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     reward.main(line(supervised, path, tmp_path / "run", "--response-length 8 --limit 15"))
     said = capsys.readouterr().err
-    assert re.search(r"warning: \d+ of 54 summaries .* --response-length 8", said)
+    assert re.search(r"warning: \d+ of 30 summaries .* --response-length 8", said)
     reward.main(line(supervised, comparisons, tmp_path / "whole"))
     assert "summaries" not in capsys.readouterr().err
 

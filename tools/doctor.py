@@ -78,7 +78,7 @@ ADVICE = {      # check: where the paper, or who repeated its work, speaks of it
         "look for other programs, a full disk, swapping, heat"),
     "loss spike": (
         "appendix B.1 (learning rates from a sweep of 7 values)",
-        "a lower --lr, a longer --warmup"),
+        "a lower --lr"),
     "learning died out": (
         "appendix B.1 (learning rates from a sweep of 7 values)",
         "a lower --lr: a step too large leaves a network that always gives the same "
@@ -86,7 +86,7 @@ ADVICE = {      # check: where the paper, or who repeated its work, speaks of it
     "over-fitting": (
         "section 3.4, B.1: one epoch; N+ and Gao et al. section 3: more epochs do not "
         "help",
-        "fewer --steps or --epochs, more data, a lower --lr"),
+        "fewer --steps, more data, a lower --lr"),
     "over-fitted reward model": (
         "section 4.3: more data, larger models; N+: .16 after one epoch",
         "more comparisons, a lower --lr"),
