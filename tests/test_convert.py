@@ -15,7 +15,7 @@ import data
 import model
 import sample
 import sft
-from runtime import ALONE, Problem, config_of
+from runtime import ALONE, Problem
 from tools import convert
 from tools.download import PUBLISHED, checksum
 
