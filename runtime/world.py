@@ -291,7 +291,7 @@ def bar(total, name, world, unit="summary"):
 
 
 def bare(module):
-    """The network inside `parallelize`'s wrapper: to read weights and to sample, not to train."""
+    """The network inside `parallelize`'s wrapper, whose weights have the names of all files."""
     return module.module if isinstance(module, DistributedDataParallel) else module
 
 
@@ -301,7 +301,7 @@ def whole(network, world):
     Sharded weights are gathered one by one, so no rank but the first ever holds them all.
     """
     found = {}
-    for name, weight in network.state_dict().items():
+    for name, weight in bare(network).state_dict().items():
         weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
         if world.rank == 0:
             found[name] = weight.detach().cpu()

@@ -284,6 +284,22 @@ def test_weights_that_are_not_finite_in_one_ranks_share_are_saved_by_none(line, 
     assert not list((tmp_path / "run").glob("*.pt"))
 
 
+def test_a_run_takes_networks_as_parallelize_gives_them(tiny, tmp_path):
+    def act():
+        with join_world(Machine("cpu")) as world:
+            net = world.parallelize(tiny(), runtime.Common())
+            assert net.config.n_vocab == 40 and isinstance(net, nn.parallel.DistributedDataParallel)
+            cfg = runtime.Common(out=str(tmp_path / "run"), save_every=1)
+            run = runtime.Run(cfg, world, {"model": net}, runtime.adam([net]), model={})
+            for step in run.steps(1):
+                run.save_if_due(step)
+                weights = run._state()["weights"]
+            assert weights.keys() == {f"model.{name}" for name in net.module.state_dict()}
+            run.finish(model=net)
+    assert ranks(2, act) == [0, 0]
+    assert torch.load(tmp_path / "run/model.pt").keys() == tiny().state_dict().keys()
+
+
 def test_share_and_gather_and_merge_are_inverses():
     def act():
         with join_world(Machine("cpu")) as world:
