@@ -106,9 +106,9 @@ class Common(Machine):
                            least=1)
 
 
-COUNTS = {"batch", "micro_batch", "rollout_batch", "minibatches", "eval_every",
-          "eval_rows", "log_every", "zero_rows"}         # flags for which 0 means nothing
-SIGNED = {"seed", "temperature", "missing_eot"}          # and those that may be below 0
+COUNTS = {"batch", "micro_batch", "eval_every", "eval_rows", "log_every",
+          "zero_rows"}                   # flags for which 0 means nothing
+SIGNED = {"seed", "temperature"}         # and those that may be below 0
 
 
 class Parser(argparse.ArgumentParser):

@@ -231,6 +231,11 @@ class Run:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def finite(self, step, name, numbers, advice):
+        """Raises: Diverged when one of some numbers, which every rank has, is not finite."""
+        if not numbers.isfinite().all():
+            raise Diverged(step, f"{name} is not finite: {advice}; nothing of this step was kept")
+
     def log(self, step, **values):
         """One JSON line in log.jsonl, and the first few values beside the progress bar."""
         self.seconds = time.perf_counter() - self.began

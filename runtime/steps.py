@@ -36,10 +36,11 @@ def accumulate(rows, micro_batch, *networks):
 
 
 def adam(modules, beta2=0.999, eps=1e-8, weight_decay=0.0):
-    """One AdamW for all modules; only matrices decay, never biases, gains or embeddings' rows."""
-    matrices = [p for m in modules for n, p in m.named_parameters() if p.ndim > 1 and "wte" not in n
-                and "wpe" not in n]
-    others = [p for m in modules for p in m.parameters() if not any(p is q for q in matrices)]
+    """One AdamW for all modules; only matrices decay, never biases, gains or embeddings' rows. A
+    weight of two modules counts once."""
+    named = dict(nn.ModuleList(modules).named_parameters())
+    matrices = [p for n, p in named.items() if p.ndim > 1 and "wte" not in n and "wpe" not in n]
+    others = [p for p in named.values() if not any(p is q for q in matrices)]
     groups = [dict(params=matrices, weight_decay=weight_decay),
               dict(params=others, weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), eps=eps, fused=True)

@@ -132,16 +132,19 @@ def ppo_iteration(a):
                      minibatches=a.minibatches, micro_batch=a.rows, temperature=1.0, lr=1e-4)
     policy, critic = network(a), network(a, "scalar", 1)
     reference, judge = network(a), network(a, "scalar", 1)
-    agent = {"policy": compiled(a, policy), "critic": compiled(a, critic)}
+    trained = compiled(a, policy), compiled(a, critic)
     optimizer, seconds, said = adam([policy, critic], eps=1e-5), [], []
-    ppo.uniforms = lambda *purpose: numbers(a, a.rows)
+    ppo.runtime.uniforms = lambda *purpose: numbers(a, a.rows)
 
     def step(i):
         began = time.perf_counter()
         queries = [text(a, a.prompt, (i, row)) for row in range(a.rows)]
         batch = ppo.roll_out(policy, reference, critic, judge, queries, range(a.rows), i, cfg, ALONE)
         written = time.perf_counter()
-        ppo.update(agent, optimizer, batch, 1e-4, i, cfg, ALONE)
+        advantage, returns = ppo.gae(ppo.token_rewards(batch, cfg.kl_coef), batch.value, ppo.GAMMA,
+                                     ppo.LAMBDA)
+        advantage = ppo.whiten(advantage, batch.is_response)
+        ppo.update(*trained, optimizer, batch, advantage, returns, 1e-4, i, cfg, ALONE)
         seconds.append((written - began, time.perf_counter() - written))
         said.append(int(batch.is_response.sum()))
     step.seconds = seconds

@@ -142,7 +142,8 @@ def test_checkpointing_remembers_less(tiny):
     assert held[True] < 0.5 * held[False]
 
 
-@pytest.mark.parametrize("script, how", [("sft", "ddp"), *((name, "fsdp") for name in SCRIPTS)])
+@pytest.mark.parametrize("script, how", [("sft", "ddp"), ("ppo", "ddp"),
+                                         *((name, "fsdp") for name in SCRIPTS)])
 def test_a_run_goes_on_in_another_number_of_processes(script, how, line, tmp_path, float64,
                                                       monkeypatch):
     main = SCRIPTS[script].main
@@ -173,7 +174,7 @@ def test_twenty_iterations_of_ppo_leave_all_ranks_with_the_same_weights(line, tm
 
         def spy(run, **weights):
             for name, net in weights.items():
-                torch.save(net.state_dict(), tmp_path / f"{name}-{run.world.rank}")
+                torch.save(net.module.state_dict(), tmp_path / f"{name}-{run.world.rank}")
             finish(run, **weights)
         runtime.Run.finish = spy
         ppo.main(argv)
@@ -475,8 +476,9 @@ def test_presets_carry_the_papers_hyper_parameters():
         assert of("reward", preset, "batch", "lr", "query_length") == (64, reward_lr, 512)
         assert reward.EPOCHS == 1
         assert of("ppo", preset, "batch", "lr", "episodes", "epochs", "minibatches", "kl_coef",
-                  "gamma", "lam", "temperature", "response_length") == (
-            batch, ppo_lr, 1_000_000, 4, 1, 0.05, 1.0, 0.95, 0.7, 48)
+                  "temperature", "response_length") == (
+            batch, ppo_lr, 1_000_000, 4, 1, 0.05, 0.7, 48)
+    assert (ppo.GAMMA, ppo.LAMBDA) == (1.0, 0.95)
     assert model.SIZES["1.3b"][:3] == (24, 2048, 16) and model.SIZES["6.7b"][:3] == (32, 4096, 32)
 
 

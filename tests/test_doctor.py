@@ -33,9 +33,7 @@ def rollouts(change):
 
         def roll_out(*args):
             rollout = honest(*args)
-            written = rollout.tokens.gather(
-                1, (rollout.columns + 1).clamp(max=rollout.tokens.shape[1] - 1))       # (B, R)
-            return rollout._replace(**change(rollout, args[6], written))
+            return rollout._replace(**change(rollout, args[6], rollout.targets))
         patch.setattr(ppo, "roll_out", roll_out)
     return damage
 
@@ -82,7 +80,8 @@ SABOTAGES = {      # name: (stage, flags, damage, the diseases that must be amon
         "ppo", "", rollouts(lambda r, step, _: {"ref_logp": 2 * r.old_logp - r.ref_logp}),
         {"negative KL"}),
     "ppo: beta 0": ("ppo", "--kl-coef 0", None, {"no price on KL"}),
-    "ppo: the critic does not learn": ("ppo", "--vf-coef 0", None, {"critic explains nothing"}),
+    "ppo: the critic does not learn": ("ppo", "", replaced(ppo, "VF_COEF", lambda honest: 0),
+                                       {"critic explains nothing"}),
     "ppo: advantages' sign turned": (
         "ppo", "", replaced(ppo, "whiten", lambda honest: lambda *args: -honest(*args)),
         {"score falls"}),
@@ -100,7 +99,8 @@ SABOTAGES = {      # name: (stage, flags, damage, the diseases that must be amon
             *args[:5], dataclasses.replace(args[5], temperature=1.0))),
         {"rollout and update disagree"}),
     "ppo: another reference": (
-        "ppo", "--episodes 384", rollouts(lambda r, step, _: {"ref_logp": r.ref_logp - 0.5}),
+        "ppo", "--episodes 384", rollouts(lambda r, step, _: {
+            "ref_logp": r.ref_logp - 0.5 * r.is_response}),
         {"reference differs at the start"}),
     "ppo: a value that is no number": (
         "ppo", "", rollouts(lambda r, step, _: {"value": r.value * (math.nan if step == 4 else 1)}),

@@ -439,7 +439,7 @@ def test_kl_of_the_report_is_the_one_that_ppo_logs(world):
     logp = [token_logp(m(rows.tokens, at=rows.columns), rows.targets, 0.9).detach()
             for m in (policy, reference)]
     zero = torch.zeros(1)
-    rollout = ppo.Rollout(rows.tokens, rows.columns, rows.is_response, *logp, logp[0], zero)
+    rollout = ppo.Rollout(*rows, *logp, logp[0], zero)
     total = ppo.token_rewards(rollout, kl_coef=1.0).sum().item()
     found = log_ratio(policy, reference, [query], [response], 0.9, ALONE)
     assert found[0] == pytest.approx(-total, 1e-4)

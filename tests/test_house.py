@@ -147,9 +147,9 @@ PAPER = [                # ../shared/PAPER.md, section 4; appendix B.1 of the pa
     (reward, "1.3b", None, dict(lr=1.5e-5, batch=64, query_length=512, response_length=128)),
     (reward, "6.7b", None, dict(lr=5e-6, batch=64, query_length=512, response_length=128)),
     *((ppo, size, None, dict(
-        lr=lr, batch=batch, episodes=1_000_000, epochs=4, gamma=1.0, lam=0.95, kl_coef=0.05,
+        lr=lr, batch=batch, episodes=1_000_000, epochs=4, kl_coef=0.05,
         # where the paper is silent: DESIGN 5
-        minibatches=1, clip_ratio=0.2, clip_value=0.2, vf_coef=0.1, missing_eot=-1.0,
+        minibatches=1, clip_ratio=0.2, missing_eot=-1.0,
         temperature=0.7, query_length=512, response_length=48)) for size, lr, batch in (
             ("1.3b", 1.5e-5, 512), ("6.7b", 7e-6, 256))),
 ]
@@ -169,6 +169,8 @@ def test_presets_have_the_papers_numbers(script, preset, loss_on, values):
     if script is sft:
         assert cfg["size"] == preset
     assert reward.EPOCHS == 1
+    if script is ppo:
+        assert (ppo.GAMMA, ppo.LAMBDA, ppo.VF_COEF) == (1.0, 0.95, 0.1)
 
 
 def test_every_script_has_every_preset_and_each_can_be_had():
@@ -236,7 +238,7 @@ PAGE = """
 $ python sft.py --preset toy --data d \\
       --loss-on all --out o          # a comment
 SEED=1 .venv/bin/python label.py simulate --pairs p --out o | tail -1
-torchrun --nproc_per_node=8 ppo.py --out o --preset 1.3b --batch 512
+torchrun --nproc_per_node=8 ppo.py --out o --preset 1.3b --policy p --reward r --data d
 python data.py tokenizer --data d --vocab 300
 make demo
 ```

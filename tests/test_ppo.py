@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -17,7 +18,7 @@ import model
 import ppo
 from model import load_model
 from ppo import gae, policy_loss, roll_out, token_rewards, update, value_loss, whiten
-from runtime import Problem, adam, config_of, linear, save_tensors
+from runtime import Common, Problem, adam, config_of, save_tensors
 from sample import load_checkpoint
 
 PAD, EOT = 40, 39                                  # of the tiny networks, which speak 40 tokens
@@ -61,10 +62,27 @@ def clone(net):
 
 def learn(networks, rollout, world, **more):
     """Copies of policy and critic after one update, and what the log would say."""
-    cfg = config(**more)
-    agent = {"policy": clone(networks[0]), "critic": clone(networks[2])}
-    optimizer = adam(list(agent.values()), eps=1e-5)
-    return agent, update(agent, optimizer, rollout, cfg.lr, 0, cfg, world)
+    targets = advantage_and_returns(rollout, config(**more))
+    return descend(networks, rollout, *targets, world, **more)
+
+
+def advantage_and_returns(rollout, cfg):
+    """What ppo.train makes of a rollout: (B, R) each."""
+    advantage, returns = gae(token_rewards(rollout, cfg.kl_coef), rollout.value, ppo.GAMMA, ppo.LAMBDA)
+    return whiten(advantage, rollout.is_response), returns
+
+
+def descend(networks, rollout, advantage, returns, world, **more):
+    """Copies of policy and critic after one update towards these targets, and its numbers."""
+    cfg, trained = config(**more), {"policy": clone(networks[0]), "critic": clone(networks[2])}
+    optimizer = adam(list(trained.values()), eps=1e-5)
+    return trained, update(*trained.values(), optimizer, rollout, advantage, returns, cfg.lr, 0, cfg,
+                           world)
+
+
+def said_of(rollout, cfg):
+    """The log's numbers of a rollout."""
+    return ppo.statistics(rollout, advantage_and_returns(rollout, cfg)[1], cfg, EOT)
 
 
 def naive_rows(rollout):
@@ -90,6 +108,30 @@ def padded(lengths, seed=0):
     real = torch.arange(R)[None] < torch.tensor(lengths)[:, None]
     draw = torch.Generator().manual_seed(seed)
     return torch.randn(len(lengths), R, generator=draw, dtype=torch.float64) * real, real
+
+
+def test_the_example_at_the_top_is_what_the_functions_give():
+    table = {}
+    for text in ppo.__doc__.splitlines():
+        name, *numbers = re.split(r"  +", text.strip())
+        if name in ("l[t]", "reward[t]", "value[t]", "delta[t]", "A[t]", "return[t]"):
+            table[name] = torch.tensor([[float(x) for x in numbers[-3:]] + [0.0]])      # and a pad
+    real = torch.tensor([[True, True, True, False]])
+    zero = torch.zeros(1, 4)
+    rollout = ppo.Rollout(zero, zero, zero, real, old_logp=table["l[t]"], ref_logp=zero,
+                          value=table["value[t]"], score=torch.tensor([2.0]))
+    reward = token_rewards(rollout, 0.05)
+    delta, _ = gae(reward, rollout.value, 1.0, 0.0)                # at lambda 0, A[t] is delta[t]
+    advantage, returns = gae(reward, rollout.value, ppo.GAMMA, ppo.LAMBDA)
+    for name, ours in (("reward[t]", reward), ("delta[t]", delta), ("A[t]", advantage),
+                       ("return[t]", returns)):
+        assert torch.allclose(ours, table[name], atol=0.005), name
+    assert len(table) == 6
+    assert advantage[0, 0].item() == pytest.approx(0.18 + 0.95 * 0.31 + 0.95 ** 2 * 0.495, abs=1e-6)
+    prompt = [3, 4, 5]
+    rows = model.lay_out([prompt], [[7, 8, EOT]], PAD, 4)          # a query, "He quit <|endoftext|>"
+    assert rows.columns[0, :3].tolist() == [2, 3, 4]               # n - 1, n, n + 1
+    assert rows.tokens[0, 3:].tolist() == rows.targets[0, :3].tolist() == [7, 8, EOT]
 
 
 @pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.8), (1.0, 0.0), (1.0, 1.0)])
@@ -168,6 +210,42 @@ def test_a_clipped_token_has_no_gradient():
     assert (logp.grad != 0).tolist() == [False, True, True, False]
 
 
+def test_the_four_cases_of_the_policy_loss_are_those_of_its_docstring():
+    found = re.findall(r"^ +(-?1) +(\.5|1\.5) .*?(-?\d?\.\d) +(-?\d?\.\d) +(flat|raises|lowers)",
+                       policy_loss.__doc__, re.MULTILINE)
+    assert len(found) == 4
+    for a, ratio, plain, clipped, then in found:
+        a, ratio, plain, clipped = map(float, (a, ratio, plain, clipped))
+        logp = torch.tensor([math.log(ratio)], requires_grad=True)
+        loss, flat = policy_loss(logp, torch.zeros(1), torch.tensor([a]), 0.2)
+        loss.backward()
+        assert plain == pytest.approx(-a * ratio)
+        assert clipped == pytest.approx(-a * min(max(ratio, 0.8), 1.2))
+        assert loss.item() == pytest.approx(max(plain, clipped))
+        assert flat.item() == (then == "flat") == (logp.grad.item() == 0)
+        if then != "flat":                                   # a step goes against the gradient
+            assert (logp.grad.item() < 0) == (then == "raises")
+
+
+def test_at_ratio_1_the_loss_has_the_gradient_of_the_policy_gradient():
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    chosen, advantage = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0])
+    logp = logits.log_softmax(-1)[range(5), chosen]
+    ours, = torch.autograd.grad(policy_loss(logp, logp.detach(), advantage, 0.2)[0], logits,
+                                retain_graph=True)
+    plain, = torch.autograd.grad(-(advantage * logp).sum(), logits)           # - A grad log pi
+    assert torch.allclose(ours, plain)
+
+
+def test_one_number_taken_from_every_advantage_changes_no_mean_gradient():
+    """Why whitened advantages may have mean 0: the mean of grad log pi, over pi, is 0."""
+    logits = torch.randn(6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    advantage, logp = torch.arange(6.0), logits.log_softmax(-1)
+    mean = [torch.autograd.grad((logp.exp().detach() * (advantage - taken) * logp).sum(), logits,
+                                retain_graph=True)[0] for taken in (0.0, 2.5)]
+    assert torch.allclose(*mean, atol=1e-6) and mean[0].abs().max() > 0.1
+
+
 def test_a_minibatch_weighs_each_token_as_a_loop_would(rolled, world):
     (policy, _, critic, _), rollout = rolled
     moved, judge = clone(policy), clone(critic)
@@ -185,8 +263,8 @@ def test_a_minibatch_weighs_each_token_as_a_loop_would(rolled, world):
         pi, clipped = policy_loss(logp, rollout.old_logp[i, :n], advantage[i, :n], 0.2)
         vf = value_loss(value, rollout.value[i, :n], returns[i, :n], 0.2)
         change = logp - rollout.old_logp[i, :n]
-        expected += torch.stack([pi, vf, clipped, (change ** 2).sum(), change.abs().sum()])
-    sums = ppo.minibatch_loss(moved, judge, rollout, advantage, returns, cfg)
+        expected += torch.stack([pi, vf, clipped, 0.5 * (change ** 2).sum(), change.abs().sum()])
+    sums = torch.stack(ppo.minibatch_loss(moved, judge, rollout, advantage, returns, cfg))
     assert torch.allclose(sums, expected, rtol=1e-4, atol=1e-4) and expected[2] > 3
 
 
@@ -204,6 +282,9 @@ def test_a_rollout_reads_each_network_where_the_drawing_says(rolled):
         value = critic(row)[0, len(query) - 1:-1]            # before each token is seen
         assert (value - rollout.value[i, :n]).abs().max() < 1e-5
         scores.append(reward(row)[0, -1].item() if response[-1] == EOT else -1.0)
+        assert rollout.targets[i].tolist() == response + [PAD] * (R - n)
+        for ours in (rollout.old_logp, rollout.ref_logp, rollout.value):
+            assert (ours[i, n:] == 0).all()
     assert rollout.score.tolist() == pytest.approx(scores, abs=1e-5)
     assert 0 < scores.count(-1.0) < 8
 
@@ -233,7 +314,7 @@ def test_rollouts_do_not_depend_on_how_many_are_written_at_once(float64, network
 
 def test_the_log_says_what_a_loop_would(rolled):
     _, rollout = rolled
-    said = ppo.describe(rollout, config(), EOT)
+    said = said_of(rollout, config())
     rows = list(naive_rows(rollout))
     ratio = (rollout.old_logp - rollout.ref_logp).tolist()
     kl = np.mean([sum(ratio[i][:len(r)]) for i, (_, r) in enumerate(rows)])
@@ -250,15 +331,14 @@ def test_the_log_says_what_a_loop_would(rolled):
 
 def test_repeated_pairs_are_counted_within_each_summary(rolled):
     _, rollout = rolled
-    keep = torch.zeros_like(rollout.is_response)
-    keep[0, :5], keep[1, :3] = True, True
-    tokens, columns = rollout.tokens.clone(), rollout.columns
-    for row, text in ((0, [7, 8, 7, 8, 7]), (1, [7, 8, 9])):
-        tokens[row, columns[row, :len(text)] + 1] = torch.tensor(text)
-    rollout = rollout._replace(tokens=tokens, is_response=keep)
-    assert ppo.repeated(rollout) == pytest.approx(2 / 6)      # 7 8 and 8 7 come twice, of 4 + 2
+    keep, targets = torch.zeros_like(rollout.is_response), rollout.targets.clone()
+    for row, text in ((0, [7, 8, 7, 8, 7]), (1, [7, 8, 9]), (2, [7])):
+        keep[row, :len(text)], targets[row, :len(text)] = True, torch.tensor(text)
+    some = rollout._replace(targets=targets, is_response=keep)
+    some = ppo.Rollout(*(field[:3] for field in some))
+    assert said_of(some, config())["repeated"] == pytest.approx(2 / 6)    # 7 8, 8 7 again, of 4 + 2
     keep[:, 1:] = False
-    assert ppo.repeated(rollout) == 0                         # a single token repeats nothing
+    assert said_of(some, config())["repeated"] == 0           # a single token repeats nothing
 
 
 # ----------------------------------------------------------------------------------------- update
@@ -269,7 +349,7 @@ def test_before_the_first_update_nothing_has_moved(networks, world, temperature)
     networks = policy, clone(policy), critic, reward
     cfg = config(temperature=temperature)
     rollout = roll_out(*networks, QUERIES, range(8), 0, cfg, world)
-    said = ppo.describe(rollout, cfg, EOT)
+    said = said_of(rollout, cfg)
     assert abs(said["kl"]) < 1e-5 and abs(said["kl_k3"]) < 1e-9
     _, learned = learn(networks, rollout, world, epochs=1, temperature=temperature)
     assert learned["rollout_mismatch"] < 1e-5                     # |log ratio|: ratio = 1
@@ -286,35 +366,31 @@ def test_an_update_descends(rolled, world):
     assert all_four["value_loss"] < first["value_loss"]
 
 
-def poisoned(rollout):
-    """The rollout with NaN wherever nobody may look."""
-    past = ~rollout.is_response
-    return rollout._replace(**{name: getattr(rollout, name).masked_fill(past, math.nan)
-                               for name in ("old_logp", "ref_logp", "value")})
-
-
 def repadded(rollout, other):
     """The rollout with other tokens past the ends of the rows."""
     tokens = rollout.tokens.clone()
     for i, (query, response) in enumerate(naive_rows(rollout)):
         tokens[i, len(query + response):] = other
     assert not torch.equal(tokens, rollout.tokens)
-    return rollout._replace(tokens=tokens)
+    targets = rollout.targets.masked_fill(~rollout.is_response, other)
+    return rollout._replace(tokens=tokens, targets=targets)
 
 
-@pytest.mark.parametrize("change", [
-    poisoned, lambda r: repadded(r, 7), lambda r: repadded(r, EOT), lambda r: repadded(r, PAD + 5)],
-    ids=["nan", "a word", "eot", "another pad id"])
-def test_what_stands_past_a_response_changes_no_loss_and_no_gradient(rolled, world, change):
+@pytest.mark.parametrize("other", [7, EOT, PAD + 5], ids=["a word", "eot", "another pad id"])
+def test_what_stands_past_a_response_changes_no_loss_and_no_gradient(rolled, world, other):
     networks, rollout = rolled
-    expected, said = learn(networks, rollout, world, minibatches=2, micro_batch=3)
-    ours, says = learn(networks, change(rollout), world, minibatches=2, micro_batch=3)
+    targets = advantage_and_returns(rollout, config())
+    past, more = ~rollout.is_response, dict(minibatches=2, micro_batch=3)
+    expected, said = descend(networks, rollout, *targets, world, **more)
+    changed = repadded(rollout, other)._replace(**{               # and no number where nothing is
+        name: getattr(rollout, name).masked_fill(past, math.nan)
+        for name in ("old_logp", "ref_logp", "value")})
+    targets = [x.masked_fill(past, math.nan) for x in targets]
+    ours, says = descend(networks, changed, *targets, world, **more)
     assert says == said
     for name in expected:
         for a, b in zip(expected[name].parameters(), ours[name].parameters(), strict=True):
             assert torch.equal(a, b)
-    kl = ppo.describe(rollout, config(), EOT)["kl"]
-    assert ppo.describe(change(rollout), config(), EOT)["kl"] == kl and math.isfinite(kl)
 
 
 def test_micro_batches_change_no_weight(float64, rolled, world):
@@ -363,9 +439,11 @@ def kl(p, q):
 
 
 @pytest.mark.parametrize("beta, temperature", [(0.6, 1.0), (0.4, 0.7)])
-def test_ppo_finds_the_optimum_of_a_language_small_enough_to_enumerate(world, beta, temperature):
+def test_ppo_finds_the_optimum_of_a_language_small_enough_to_enumerate(world, beta, temperature,
+                                                                      monkeypatch):
+    monkeypatch.setattr(ppo, "LAMBDA", 1.0)
     cfg = config(response_length=LENGTH, batch=256, epochs=2, minibatches=2, rollout_batch=256,
-                 micro_batch=128, lr=1.5e-3, kl_coef=beta, temperature=temperature, lam=1.0, seed=3)
+                 micro_batch=128, lr=1.5e-3, kl_coef=beta, temperature=temperature, seed=3)
     draw, iterations = np.random.default_rng(103), 100
     scores = {s: draw.normal() for s in SENTENCES if s[-1] == END}
     reward = torch.tensor([scores.get(s, cfg.missing_eot) for s in SENTENCES]).double()
@@ -381,11 +459,12 @@ def test_ppo_finds_the_optimum_of_a_language_small_enough_to_enumerate(world, be
     assert log_ref.exp().sum().item() == pytest.approx(1, abs=1e-5)
     assert kl(log_ref, best) >= 1
 
-    agent, optimizer = {"policy": policy, "critic": critic}, adam([policy, critic], eps=1e-5)
+    optimizer = adam([policy, critic], eps=1e-5)
     for step in range(iterations):
         rollout = roll_out(policy, reference, critic, Table(scores), [QUERY] * cfg.batch,
                            range(cfg.batch), step, cfg, world)
-        update(agent, optimizer, rollout, linear(step, iterations, cfg.lr), step, cfg, world)
+        update(policy, critic, optimizer, rollout, *advantage_and_returns(rollout, cfg),
+               cfg.lr * (1 - step / iterations), step, cfg, world)
     assert kl(log_probabilities(policy, temperature), best) < 0.01
 
 
@@ -463,29 +542,6 @@ def test_policy_and_critic_start_as_imitation_and_reward_model(run_ppo, supervis
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert load_model(out).config == load_model(supervised).config
     assert data.same_tokenizer(data.load_tokenizer(out), data.load_tokenizer(supervised))
-
-
-def test_a_critic_may_start_as_the_policy_or_be_it(run_ppo, supervised, world, monkeypatch):
-    def trunk(weights):
-        return {k: v for k, v in weights.items() if not k.startswith("head.")}
-    out = run_ppo("policy", "--lr 0 --critic policy")
-    ours, theirs = trunk(weights_of(out, "critic.pt")), weights_of(supervised)
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    more = "--critic shared --save-every 2"
-    out = run_ppo("shared", more)
-    policy, critic = weights_of(out), trunk(weights_of(out, "critic.pt"))
-    assert all(torch.equal(policy[k], critic[k]) for k in policy)          # one trunk still
-    assert log_of(out)[0]["critic_grad_norm"] < log_of(out)[0]["grad_norm"]       # of its head
-    separate = weights_of(run_ppo("separate", "--critic policy"))
-    assert not all(torch.equal(policy[k], separate[k]) for k in policy)    # the critic moved it
-    kill_at(monkeypatch, ppo, at=4 * 4 + 3)
-    with pytest.raises(Killed):
-        run_ppo("broken", more)
-    monkeypatch.undo()
-    again = weights_of(run_ppo("broken", more + " --resume"), "critic.pt")
-    assert all(torch.equal(again[k], v) for k, v in weights_of(out, "critic.pt").items())
-    with pytest.raises(Problem, match="one process"):
-        ppo.train(ppo.Config(critic="shared"), dataclasses.replace(world, size=2))
 
 
 def test_only_policy_and_critic_learn(run_ppo, supervised, reward_model, monkeypatch):
@@ -637,8 +693,13 @@ def test_posts_need_no_summary_here(run_ppo, data_dir, tmp_path):
 
 def test_no_flag_is_without_effect():
     wanted = {field.name for field in dataclasses.fields(ppo.Config)}
-    used = {name: {node.attr for node in ast.walk(ast.parse((ROOT / name).read_text()))
-                   if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "cfg"}
-            for name in ("ppo.py", "runtime.py")}
-    assert wanted - {"save_every"} <= used["ppo.py"] | used["runtime.py"]   # self.cfg.save_every
+    files = [ROOT / "ppo.py", *(ROOT / "runtime").glob("*.py")]
+    used = {file.name: {node.attr for node in ast.walk(ast.parse(file.read_text()))
+                        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "cfg"}
+            for file in files}
+    assert wanted - {"save_every"} <= set().union(*used.values())           # self.cfg.save_every
     assert used["ppo.py"] <= wanted
+
+
+def test_the_chapter_has_17_flags_of_its_own():
+    assert len(dataclasses.fields(ppo.Config)) - len(dataclasses.fields(Common)) == 17

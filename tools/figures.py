@@ -213,8 +213,8 @@ def town(points, cfg, seed, sizes, labels, betas):
             f"reward-{size}-{n}", f"reward.py --preset toy --init {made.supervised[size]} "
             f"--comparisons {people} --limit {scaled(cfg, n, 16)}")
 
-    def ppo(name, size, n, episodes, more=""):
-        return train(name, f"ppo.py --preset toy --policy {made.supervised[size]} --reward "
+    def ppo(name, size, n, episodes, more="", script="ppo.py"):
+        return train(name, f"{script} --preset toy --policy {made.supervised[size]} --reward "
                      f"{made.rewards[size, n]} --data {data} --episodes {episodes}{more}")
 
     # 3. over-optimisation, the longest runs, so begun first
@@ -232,7 +232,8 @@ def town(points, cfg, seed, sizes, labels, betas):
     made.critics["reward"] = made.feedback[base]
     for critic in ("policy", "shared"):
         made.critics[critic] = ppo(f"ppo-critic-{critic}", base, labels[-1],
-                                   batch * scaled(cfg, 12), f" --critic {critic}")
+                                   batch * scaled(cfg, 12), f" --critic {critic}",
+                                   "-m tools.critics")
     questions(add, cfg, made, base)
 
 

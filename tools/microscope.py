@@ -4,7 +4,7 @@
     reward      what the token earned                                      (ppo.token_rewards)
     value       what the critic expected of the rest, before it saw the token
     advantage   how much better than expected it went on, before whitening           (ppo.gae)
-    clipped     whether PPO's clipped side wins for it, under the next stop's policy
+    clipped     whether its loss would be flat (ppo.policy_loss), under the next stop's policy
 
 A dozen held-out posts are summarised at several stops of training: supervised (with the critic that
 PPO starts from), snapshots that have their critic beside them (ppo.py --snapshot-every), and the
@@ -24,19 +24,21 @@ import torch
 
 from data import decode_response, encode_query
 from evaluate import checkpoints
-from model import skeleton, token_logp
+from model import skeleton
 from ppo import (
+    GAMMA,
+    LAMBDA,
     Config,
     Rollout,
-    chosen_at,
     gae,
-    load_critic,
+    log_probs,
     policy_loss,
     roll_out,
     token_rewards,
     whiten,
 )
-from runtime import load_weights, mixed
+from runtime import load_weights
+from tools.critics import first_critic
 
 TEMPLATE = Path(__file__).with_name("microscope.html")
 SNAPSHOTS = 6          # stops between supervised and final, at most
@@ -48,7 +50,8 @@ def stops(supervised, ppo, reward, cfg):
     The snapshots share one critic, filled anew: use each stop before asking for the next.
     """
     folder, final = Path(ppo.folder), ppo.flags["episodes"] // ppo.flags["batch"]
-    yield "supervised", supervised.model, load_critic(cfg, supervised.model, ppo.world)
+    critic = first_critic(ppo.flags.get("critic", "reward"), cfg, supervised.model, ppo.world)
+    yield "supervised", supervised.model, critic
     critic = skeleton(reward.model.config, ppo.world, frozen=True)      # whatever it started from
     steps = [step for step in sorted(int(path.stem[7:]) for path in
                                      folder.glob("snapshots/critic-*.pt")) if step < final]
@@ -63,26 +66,24 @@ def stops(supervised, ppo, reward, cfg):
 
 
 def token_numbers(rollout, cfg):
-    """What PPO makes of each response token, as in ppo.update: {name: (B, R)}, 0 at padding.
+    """What PPO makes of each response token, as in ppo.train: {name: (B, R)}, 0 at padding.
 
     Whitened over the rollout's own tokens; training whitens over its far larger batch.
     """
-    keep = rollout.is_response
     reward = token_rewards(rollout, cfg.kl_coef)                                        # (B, R)
-    value = rollout.value.masked_fill(~keep, 0.0)                                       # (B, R)
-    advantage, _ = gae(reward, value, cfg.gamma, cfg.lam)                               # (B, R)
-    return {"log_ratio": rollout.old_logp - rollout.ref_logp, "reward": reward, "value": value,
-            "advantage": advantage, "whitened": whiten(advantage, keep),
+    advantage, _ = gae(reward, rollout.value, GAMMA, LAMBDA)                            # (B, R)
+    return {"log_ratio": rollout.old_logp - rollout.ref_logp, "reward": reward,
+            "value": rollout.value, "advantage": advantage,
+            "whitened": whiten(advantage, rollout.is_response),
             "logp": rollout.old_logp, "ref_logp": rollout.ref_logp}
 
 
 def clipped(policy, rollout, whitened, cfg, world):
-    """Which tokens' clipped side would win if `policy` were what an iteration had made of the
-    policy that wrote them: policy_loss's own count, one token at a time. (B, R) long, 0 or 1."""
+    """Which tokens' loss would be flat if `policy` were what an iteration had made of the policy
+    that wrote them: policy_loss's own count, one token at a time. (B, R) long, 0 or 1."""
     keep = rollout.is_response                                                          # (B, R)
-    with mixed(world):
-        logp = token_logp(policy(rollout.tokens, at=rollout.columns),
-                          chosen_at(rollout.tokens, rollout.columns), cfg.temperature)[keep]
+    with world.mixed():
+        logp = log_probs(policy, rollout, cfg.temperature)[keep]                        # (N,)
     counts = [policy_loss(*token, cfg.clip_ratio)[1]
               for token in zip(logp, rollout.old_logp[keep], whitened[keep], strict=True)]
     return torch.zeros_like(keep, dtype=torch.long).masked_scatter(keep, torch.stack(counts))
