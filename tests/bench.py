@@ -134,7 +134,7 @@ def ppo_iteration(a):
     reference, judge = network(a), network(a, "scalar", 1)
     trained = compiled(a, policy), compiled(a, critic)
     optimizer, seconds, said = adam([policy, critic], eps=1e-5), [], []
-    ppo.runtime.uniforms = lambda *purpose: numbers(a, a.rows)
+    ppo.uniforms = lambda *purpose: numbers(a, a.rows)
 
     def step(i):
         began = time.perf_counter()
