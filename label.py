@@ -78,13 +78,8 @@ AXIS_QUESTIONS = {                   # grades from 1 to 7; what 1, 4 and 7 mean 
 }
 
 
-def post_shape(info):
-    """The fields that a post, or an article, must have."""
-    return dict.fromkeys(fields_of(info if isinstance(info, dict) else {}), str)
-
-
 SUMMARY = {"text": str, "policy": str}
-PAIR = {"info": post_shape, "summaries": [SUMMARY, SUMMARY], "batch": str, "split": str,
+PAIR = {"info": fields_of, "summaries": [SUMMARY, SUMMARY], "batch": str, "split": str,
         "reference": str}                                      # the author's summary
 
 

@@ -380,8 +380,7 @@ def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
     """The network in a checkpoint folder. Raises: Problem when it is missing or damaged.
     head: "scalar" puts a new scalar head, made from `seed`, on a language model's blocks, as the
         reward model starts out (section 3.4). frozen: not to be trained, so bf16 may be enough."""
-    from tools.convert import read_hugging_face  # until tools.convert imports such folders first
-    config, weights, path = read_network(folder, ModelConfig, ACTIVATIONS, read_hugging_face)
+    config, weights, path = read_network(folder, ModelConfig, ACTIVATIONS)
     fresh = ("head.",) if head == "scalar" and config.head != "scalar" else ()
     config = replace(config, head=head or config.head)
     model = skeleton(config, world, frozen)

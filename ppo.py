@@ -333,7 +333,7 @@ def train(cfg, world):
     cfg = runtime.filled(cfg, world, cfg.policy, cfg.reward)  # posts as both networks know them
     tokenizer, posts, policy, reference, critic, reward_model = prepare(cfg, world)
     optimizer = adam([policy, critic], eps=1e-5)          # weight decay 0, as 2019's plain Adam
-    batches = data.Batches([data.size(post) for post in posts], cfg.batch, cfg.seed, window=1)
+    batches = data.Batches([data.characters(post) for post in posts], cfg.batch, cfg.seed, window=1)
     iterations = cfg.episodes // cfg.batch
     run = Run(cfg, world, {"policy": policy, "critic": critic}, optimizer,
               model=asdict(policy.config))

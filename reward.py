@@ -151,7 +151,7 @@ def train(cfg, world):
     tokenizer, network = start(cfg, world, "scalar")
     comparisons, held_out, posts = read(tokenizer, cfg)
     held_out = encode(tokenizer, world.share(held_out), cfg)
-    batches = data.Batches([data.size(c["info"]) for c in comparisons], cfg.batch, cfg.seed)
+    batches = data.Batches([data.characters(c["info"]) for c in comparisons], cfg.batch, cfg.seed)
     steps = EPOCHS * batches.steps_per_epoch
     network = world.parallelize(network, cfg)
     optimizer = adam([network])

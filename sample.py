@@ -156,6 +156,25 @@ def respond(model, queries, length, temperature=0.0, seed=0, purpose="summary", 
     return spread(act, model, [len(q) for q in queries], world, **how)
 
 
+def encode_examples(tokenizer, record, examples, limit):
+    """A prompt for a model that was only pretrained: solved examples, then the post to summarise.
+
+    examples: posts with summaries, taken in order as long as everything fits into `limit` tokens.
+    """
+    def example_of(post):
+        return post if "article" in post else post | {"format": "example"}
+
+    tokens = data.encode_query(tokenizer, example_of(record), limit)
+    query, solved = tokenizer.decode(tokens), ""
+    for post in examples:
+        solved += f"{data.query_text(example_of(post))} {post['summary'].strip()}\n\n=====\n\n"
+        longer = tokenizer.encode_ordinary(solved + query)
+        if len(longer) > limit:
+            break
+        tokens = longer
+    return tokens
+
+
 def summarise(policy, records, examples=(), **how):
     """One summary for each post or article -> texts. policy: Checkpoint. how: as for `respond`.
 
@@ -164,7 +183,7 @@ def summarise(policy, records, examples=(), **how):
     """
     if examples:                                 # DIFFERS: the paper shows 13, in a larger context
         room = policy.model.config.context - policy.response_length
-        queries = [data.encode_examples(policy.tokenizer, r, examples, room) for r in records]
+        queries = [encode_examples(policy.tokenizer, r, examples, room) for r in records]
     else:
         queries = [data.encode_query(policy.tokenizer, r, policy.query_length, policy.fill)
                    for r in records]

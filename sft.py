@@ -93,7 +93,7 @@ def read_examples(tokenizer, cfg):
         posts, held_out = data.read_posts(cfg.data, "train"), data.read_posts(cfg.data, "valid")
         data.check_queries(tokenizer, posts + held_out, cfg.query_length)
         held_out = summary_rows(tokenizer, held_out[:EVAL_ROWS], cfg)
-        return posts, [data.size(post) for post in posts], held_out
+        return posts, [data.characters(post) for post in posts], held_out
     texts, length = data.pretraining_texts(cfg.data), cfg.query_length + cfg.response_length
     last = max(1, len(texts) // 50)
     rows = running_rows(tokenizer, texts[:-last], length)

@@ -39,8 +39,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
-from data import write_jsonl
-from runtime import Problem, check_new, entry, flag, generator, parse
+from runtime import Problem, check_new, entry, flag, generator, parse, write
 
 # All that a post says, None where it says nothing. The owner is "me" or a person, not the actor.
 Facts = namedtuple("Facts", "actor verb owner object place time excuse feeling ask")
@@ -383,10 +382,10 @@ def main(argv=None):
                                    ("test", held_out, 500)):
         for domain, count in ((POSTS, posts), (NEWS, articles)):
             records = [make_record(cfg.seed, split, row, domain)[1] for row in range(count)]
-            write_jsonl(unfinished / domain.folder / f"{split}.jsonl", records)
+            write(unfinished / domain.folder / f"{split}.jsonl", records)
         print(f"{split:9} {posts:6} posts {articles:5} articles")
     texts = [pretraining_text(cfg.seed, row) for row in range(cfg.posts * 3 // 2)]
-    write_jsonl(unfinished / "pretrain.jsonl", texts)
+    write(unfinished / "pretrain.jsonl", texts)
     unfinished.rename(out)
     print(f"pretrain  {len(texts):6} texts\nwrote {out}")
 

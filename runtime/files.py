@@ -167,6 +167,9 @@ def config_of(folder):
     path = pathlib.Path(folder) / "config.json"
     try:
         known = {"flags": {}, **json.loads(read_text(path))}
+        if "model_type" in known:
+            raise Problem(f"{folder} is a Hugging Face folder: `python -m tools.convert import "
+                          f"{folder} --out DIR` makes one of ours of it")
         for name, kind in READ.items():
             value = known["flags"].get(name)
             if value is not None and (not isinstance(value, kind) or
@@ -346,20 +349,17 @@ def published(name):
     return f"data/{name}"
 
 
-def read_network(folder, Config, activations, read_hugging_face):
+def read_network(folder, Config, activations):
     """The network in a folder: an instance of the dataclass Config, {name: tensor}, and the path
     of the tensors. Raises: Problem when something is missing, damaged, or does not fit the rest."""
     path, where = pathlib.Path(folder) / "model.pt", pathlib.Path(folder) / "config.json"
     known = config_of(folder)
-    if "model_type" in known:          # Hugging Face's: until tools.convert imports these folders
-        path, (config, weights) = folder, read_hugging_face(folder, known)
-    elif "model" not in known:
+    if "model" not in known:
         raise Problem(f"{where} describes no network: is it a run of sft.py, reward.py or ppo.py?")
-    else:
-        try:
-            config, weights = Config(**known["model"]), read_weights(path)
-        except TypeError as error:
-            raise Problem(f"{where} does not describe a network of this code: {error}") from None
+    try:
+        config, weights = Config(**known["model"]), read_weights(path)
+    except TypeError as error:
+        raise Problem(f"{where} does not describe a network of this code: {error}") from None
     check_config(config, activations, where)
     layers = sum(name.endswith(".norm_1.weight") for name in weights)
     if layers != config.layers:

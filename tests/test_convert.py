@@ -47,6 +47,14 @@ def hugging(folder, tensors, **changes):
     return folder
 
 
+def read(folder):
+    """The network that `import` makes of a Hugging Face folder without a tokenizer."""
+    config, weights = convert.read_hugging_face(folder)
+    net = model.build(config)
+    model.load_weights(net, folder, weights=weights)
+    return net.eval()
+
+
 @pytest.fixture
 def theirs():
     if not FIXTURES.exists():
@@ -62,7 +70,7 @@ def test_logits_equal_hugging_faces(tmp_path, file):
     for name in ("config.json", file):
         shutil.copy(FIXTURES / "gpt2_tiny" / name, tmp_path)
     expected = np.load(FIXTURES / "gpt2_tiny" / "expected.npz")
-    net = model.load_model(tmp_path)
+    net = read(tmp_path)
     assert far(net(torch.from_numpy(expected["tokens"])), expected["logits"]) < 1e-5
     assert net.wte.weight.shape[0] == net.config.rows == 256 > net.config.n_vocab == 211
     assert not net.wte.weight[211:].any()
@@ -77,16 +85,16 @@ def test_the_original_names_in_several_half_precision_files_are_read(tmp_path, t
     for i, part in enumerate((names[:9], names[9:])):
         convert.write_safetensors(folder / f"model-0000{i}-of-00002.safetensors",
                                   {name: bare[name] for name in part})
-    net = model.load_model(folder)
+    net = read(folder)
     assert far(net(torch.from_numpy(expected["tokens"])), expected["logits"]) < 1e-5
     half = hugging(tmp_path / "half", {k: t.half() for k, t in theirs.items()}, n_inner=192)
-    weights = model.load_model(half).state_dict()
+    weights = read(half).state_dict()
     assert all(t.dtype == torch.float32 for t in weights.values())
     assert torch.equal(weights["wpe.weight"], theirs["transformer.wpe.weight"].half().float())
 
 
 @pytest.mark.parametrize("changes, told", [
-    ({"model_type": "llama"}, "'llama'"), ({"n_layer": None}, "'n_layer' is None"),
+    ({"model_type": "llama"}, "is not 'gpt2'"), ({"n_head": 5}, "does not describe a network"), ({"n_layer": None}, "'n_layer' is None"),
     ({"activation_function": "relu"}, "activation_function is 'relu'"), ({"n_inner": 7}, "n_inner"),
     ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon"), ({"n_layer": 3}, "h.2"),
     ({"scale_attn_by_inverse_layer_idx": True}, "inverse_layer"), ({"n_embd": 64}, "does not fit"),
@@ -95,8 +103,10 @@ def test_the_original_names_in_several_half_precision_files_are_read(tmp_path, t
     ({"tie_word_embeddings": False}, "lm_head.weight")])
 def test_what_we_cannot_compute_is_refused_in_one_line(tmp_path, theirs, changes, told):
     with pytest.raises(Problem) as caught:
-        model.load_model(hugging(tmp_path / "x", theirs, **changes))
+        convert.main(["import", str(hugging(tmp_path / "x", theirs, **changes)), "--out",
+                      str(tmp_path / "out")])
     assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
@@ -113,7 +123,7 @@ def test_a_head_that_differs_from_the_table_of_tokens_is_read_and_an_equal_one_i
         (folder / "config.json").write_text(json.dumps(known | said))
         write = convert.write_safetensors if file.endswith("rs") else lambda p, t: torch.save(t, p)
         write(folder / file, tensors)
-        net = model.load_model(folder)
+        net = read(folder)
         assert net.config.tied == (name == "equal" and said.get("tie_word_embeddings", True))
         assert far(net(tokens) / (1 if name == "equal" else -2), expected["logits"]) < 1e-5
 
@@ -129,7 +139,7 @@ def test_a_head_that_differs_from_the_table_of_tokens_is_read_and_an_equal_one_i
 def test_every_tensor_of_a_foreign_file_is_used_or_refused_by_name(tmp_path, theirs, name, like, told):
     odd = theirs[name].to(like) if isinstance(like, torch.dtype) else torch.zeros(like)
     with pytest.raises(Problem, match=told):
-        model.load_model(hugging(tmp_path / "x", {**theirs, name: odd}))
+        read(hugging(tmp_path / "x", {**theirs, name: odd}))
     torch.save({**theirs, 5: torch.zeros(1)}, tmp_path / "x.bin")
     with pytest.raises(Problem, match="more than named tensors"):
         convert.read_pickle(tmp_path / "x.bin")
@@ -364,10 +374,13 @@ def test_an_imported_policy_grows_a_reward_head_and_is_trained_on(imported, data
 # -------------------------------------------------------------------------------------------- export
 
 @pytest.mark.parametrize("kind", ["supervised", "imported"])
-def test_what_is_exported_and_read_again_is_the_same_to_the_bit(kind, request, tmp_path):
+def test_what_is_exported_and_imported_again_is_the_same_to_the_bit(kind, request, tmp_path):
     folder = request.getfixturevalue(kind) / ("supervised" if kind == "imported" else "")
     convert.main(["export", str(folder), "--out", str(tmp_path / "out")])
-    ours, back = (sample.load_checkpoint(f) for f in (folder, tmp_path / "out"))
+    with pytest.raises(Problem, match=f"python -m tools.convert import {tmp_path / 'out'}"):
+        sample.load_checkpoint(tmp_path / "out")
+    convert.main(["import", str(tmp_path / "out"), "--out", str(tmp_path / "back")])
+    ours, back = (sample.load_checkpoint(f) for f in (folder, tmp_path / "back"))
     assert ours.model.config == back.model.config
     assert data.same_tokenizer(ours.tokenizer, back.tokenizer)
     assert ours[3:6] == back[3:6]                              # lengths, and whether to fill
@@ -377,6 +390,8 @@ def test_what_is_exported_and_read_again_is_the_same_to_the_bit(kind, request, t
         assert torch.equal(t[part], theirs[name][part])
     with pytest.raises(Problem, match="already holds"):
         convert.main(["export", str(folder), "--out", str(tmp_path / "out")])
+    with pytest.raises(Problem, match="already holds"):
+        convert.main(["import", str(tmp_path / "out"), "--out", str(tmp_path / "back")])
 
 
 @pytest.mark.parametrize("ours, theirs", [
@@ -389,7 +404,7 @@ def test_an_activation_has_hugging_faces_name_there_and_ours_here(ours, theirs, 
     convert.main(["export", str(folder), "--out", str(tmp_path / "out")])
     exported = json.loads((tmp_path / "out" / "config.json").read_text())
     assert exported["activation_function"] == theirs
-    assert model.load_model(tmp_path / "out").config.activation == ours
+    assert convert.read_hugging_face(tmp_path / "out")[0].activation == ours
 
 
 def test_a_reward_model_is_not_exported(reward_model, tmp_path):
@@ -419,7 +434,7 @@ def test_written_merges_give_the_same_tokens(tmp_path, tokenizer):
     convert.write_vocabulary(tokenizer, tmp_path, 100)
     for text in texts(300):
         assert encode_by_merges(text, tmp_path) == tokenizer.encode_ordinary(text)
-    assert data.same_tokenizer(tokenizer, data.load_tokenizer(tmp_path))
+    assert data.same_tokenizer(tokenizer, convert.read_vocabulary(tmp_path))
 
 
 @pytest.mark.parametrize("joined", [True, False])
@@ -430,7 +445,7 @@ def test_a_folder_with_tokenizer_json_alone_is_read(tmp_path, tokenizer, joined)
              "merges": merges if joined else [line.split(" ") for line in merges]}
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "tokenizer.json").write_text(json.dumps({"model": known}))
-    assert data.same_tokenizer(tokenizer, data.load_tokenizer(tmp_path / "new"))
+    assert data.same_tokenizer(tokenizer, convert.read_vocabulary(tmp_path / "new"))
 
 
 def test_gpt2s_own_vocabulary_is_read(tmp_path, monkeypatch):
@@ -441,7 +456,7 @@ def test_gpt2s_own_vocabulary_is_read(tmp_path, monkeypatch):
         name = "vocab.json" if path.read_bytes().startswith(b"{") else "merges.txt"
         shutil.copy(path, tmp_path / name)
         assert PUBLISHED[f"openai-community/gpt2/resolve/main/{name}"] == checksum(path)
-    assert data.same_tokenizer(data.load_tokenizer(tmp_path), data.load_tokenizer("gpt2"))
+    assert data.same_tokenizer(convert.read_vocabulary(tmp_path), data.load_tokenizer("gpt2"))
 
 
 @pytest.mark.parametrize("change, told", [
@@ -453,7 +468,7 @@ def test_a_foreign_vocabulary_is_refused(tmp_path, tokenizer, change, told):
     change(vocabulary)
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     with pytest.raises(Problem, match=told):
-        data.load_tokenizer(tmp_path)
+        convert.read_vocabulary(tmp_path)
 
 
 def test_merges_in_another_order_than_the_ids_are_refused(tmp_path, tokenizer):
@@ -461,7 +476,7 @@ def test_merges_in_another_order_than_the_ids_are_refused(tmp_path, tokenizer):
     first, *lines = (tmp_path / "merges.txt").read_text().splitlines()
     (tmp_path / "merges.txt").write_text("\n".join([first, *lines[::-1]]))
     with pytest.raises(Problem, match="another order"):
-        data.load_tokenizer(tmp_path)
+        convert.read_vocabulary(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["supervised", "imported"])
@@ -473,7 +488,7 @@ def test_transformers_gives_equal_logits_and_equal_text(kind, request, tmp_path,
     net = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     theirs.save_pretrained(tmp_path / "saved")
-    assert data.same_tokenizer(policy.tokenizer, data.load_tokenizer(tmp_path / "saved"))
+    assert data.same_tokenizer(policy.tokenizer, convert.read_vocabulary(tmp_path / "saved"))
     for text in texts(300):
         text = text.replace(data.ENDOFTEXT, "")            # there it is the token, in ours text
         assert theirs(text)["input_ids"] == policy.tokenizer.encode_ordinary(text)
@@ -488,14 +503,16 @@ def test_transformers_gives_equal_logits_and_equal_text(kind, request, tmp_path,
 
 # ---------------------------------------------------------------------------------- sft.py --init
 
-def test_imitation_starts_from_a_hugging_face_folder(supervised, data_dir,
-                                                                          tmp_path, monkeypatch):
+def test_imitation_starts_from_an_imported_folder(supervised, data_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = (f"--data {data_dir} --query-length 80 --response-length 16 --batch 4 --steps 1 --lr 0 "
             "--device cpu").split()
     with pytest.raises(Problem, match="data/gpt2-medium is no checkpoint folder"):
         sft.main([*line, "--init", "data/gpt2-medium", "--out", "x"])
-    convert.main(["export", str(supervised), "--out", "data/gpt2-medium"])
+    convert.main(["export", str(supervised), "--out", "theirs"])
+    with pytest.raises(Problem, match="python -m tools.convert import"):
+        sft.main([*line, "--init", "theirs", "--out", "x"])
+    convert.main(["import", "theirs", "--out", "data/gpt2-medium"])
     sft.main([*line, "--init", "data/gpt2-medium", "--out", "x"])
     assert Path("x/tokenizer.tiktoken").exists()
     before, x = (model.load_model(f).state_dict() for f in (supervised, "x"))

@@ -22,7 +22,8 @@ import torch
 import data
 import sample
 from data import Batches, encode_query, encode_response, read_comparisons, read_posts, rouge
-from runtime import Problem, entry
+from runtime import Problem, entry, read_jsonl
+from runtime import write as write_records
 from tools import download
 
 ROOT = Path(data.__file__).parent
@@ -40,7 +41,7 @@ def comparison(**changes):
     """A sound comparison in OpenAI's format, but for the changes."""
     summaries = [{"text": " It left.", "policy": "sup1", "note": None},
                  {"text": " It came back.", "policy": "ref", "note": "It returned."}]
-    info = {name: POST[name] for name in data.POST_FIELDS}
+    info = {name: POST[name] for name in data.POST}
     return {"info": info, "summaries": summaries, "choice": 1, "worker": "w", "batch": "b",
             "split": "train", "extra": {"confidence": 8}} | changes
 
@@ -81,6 +82,49 @@ def write(path, *lines):
     return path
 
 
+# -------------------------------------------------------------------------------- printed examples
+
+def test_the_printed_row_is_what_the_code_makes(gpt2):
+    lines = re.findall(r"^    (encode_query|encode_response|stack) +([\s\S]*?) +(?:\d+ ids|\(1, 39\))",
+                       data.__doc__, re.MULTILINE)
+    shown = {name: [int(n) for n in re.findall(r"\d+", text)] for name, text in lines}
+    record = {"subreddit": "pets", "title": "My cat left", "post": "He is gone.",
+              "summary": "My cat is gone."}
+    query = encode_query(gpt2, record, 512)
+    response = encode_response(gpt2, record["summary"], 48)
+    assert shown["encode_query"] == query and len(query) == 31
+    assert shown["encode_response"] == response and len(response) == 6
+    row = data.stack([query + response, [0] * 39], gpt2.n_vocab)[0].tolist()
+    assert shown["stack"] == row[:2] + row[29:] and len(row) == 39
+    printed = data.query_text(record).replace("\n", "\\n") + " | " + record["summary"]
+    assert printed in data.__doc__
+
+
+def test_the_printed_records_are_read(tmp_path):
+    comments = re.findall(r"^((?:# +[{\"].*\n)+)", Path(data.__file__).read_text(), re.MULTILINE)
+    post, compared = (json.loads(re.sub(r"^#", "", text, flags=re.MULTILINE)) for text in comments)
+    write(tmp_path / "train.jsonl", post)
+    assert read_posts(tmp_path, "train") == [post]
+    assert read_comparisons(write(tmp_path / "c.jsonl", compared), "train") == [compared]
+
+
+def test_the_six_merges_of_the_example_are_those_that_are_learned():
+    tokens = list(data.train_tokenizer(["low lower lowest"], 263)._mergeable_ranks)[256:]
+    assert tokens == [b"lo", b"low", b" low", b" lowe", b" lower", b" lowes"]
+    shown = re.search(r"-> ([^;]*);", data.train_tokenizer.__doc__)[1]
+    assert re.sub(r'"| \(\d.*?\)', "", shown).split(", ") == [
+        "lo", "low", " low", " lowe", " lower", " lowes"]
+
+
+def test_the_windows_of_the_example_are_sorted_and_their_batches_shuffled():
+    rows = re.findall(r"   ((?:\d[ |]+){11}\d)$", data.Batches.__doc__, re.MULTILINE)
+    drawn, ordered, shuffled = ([re.findall(r"\d", part) for part in row.split("|")] for row in rows)
+    for some, in_order, batches in zip(drawn, ordered, shuffled, strict=True):
+        assert in_order == sorted(some)
+        pairs = [[part[i:i + 2] for i in range(0, 6, 2)] for part in (in_order, batches)]
+        assert sorted(pairs[1]) == pairs[0] != pairs[1]
+
+
 # -------------------------------------------------------------------------------------------- files
 
 def test_posts_and_articles_come_back_with_every_key(tmp_path):
@@ -90,7 +134,7 @@ def test_posts_and_articles_come_back_with_every_key(tmp_path):
 
 def test_what_is_written_is_read_again(tmp_path):
     records = [POST | {"post": "a\u2028b\r\nc 😀 <|endoftext|>"}, NEWS]
-    data.write_jsonl(tmp_path / "train.jsonl", records)
+    write_records(tmp_path / "train.jsonl", records)
     assert read_posts(tmp_path, "train") == records
 
 
@@ -130,19 +174,34 @@ def test_every_missing_or_mistyped_field_is_named_by_line(tmp_path, record):
         path = write(tmp_path / "valid.jsonl", record, without)
         told = problem_of(read_posts, tmp_path, "valid")
         assert f"{path}, line 2: field '{field}' is missing" in told
-    for field in record:
-        path = write(tmp_path / "valid.jsonl", record, record, record | {field: None})
-        told = problem_of(read_posts, tmp_path, "valid")
-        assert f"{path}, line 3: field '{field}' is NoneType" in told
+    for field in set(record) - {"article"}:
+        for value, kind in ((None, "NoneType"), (5, "int"), (["a"], "list")):
+            path = write(tmp_path / "valid.jsonl", record, record, record | {field: value})
+            told = problem_of(read_posts, tmp_path, "valid")
+            assert f"{path}, line 3: field '{field}' is {kind}, not text" in told
+    write(tmp_path / "valid.jsonl", NEWS | {"article": None})
+    assert "'subreddit' is missing" in problem_of(read_posts, tmp_path, "valid")
 
 
 def test_only_prompts_may_lack_a_summary(tmp_path):
-    prompt = {name: POST[name] for name in data.POST_FIELDS}
+    prompt = {name: POST[name] for name in data.POST}
     write(tmp_path / "train.jsonl", prompt)
     assert read_posts(tmp_path, "train", need_summary=False) == [prompt]
     assert "'summary' is missing" in problem_of(read_posts, tmp_path, "train")
     write(tmp_path / "train.jsonl", POST | {"summary": " \n"})
     assert "line 1: field 'summary' is blank" in problem_of(read_posts, tmp_path, "train")
+    write(tmp_path / "train.jsonl", prompt | {"summary": 5})
+    assert "'summary' is int" in problem_of(read_posts, tmp_path, "train", need_summary=False)
+
+
+def test_what_a_file_says_a_post_is_not_is_left_out(tmp_path):
+    prompt = {name: POST[name] for name in data.POST}
+    write(tmp_path / "train.jsonl", prompt | {"summary": None, "article": None})
+    assert read_posts(tmp_path, "train", need_summary=False) == [prompt]
+    told = comparison(info=prompt | {"article": None, "site": None})
+    (kept,) = read_comparisons(write(tmp_path / "c.jsonl", told))
+    assert data.fields_of(kept["info"]) is data.POST
+    assert data.query_text(kept["info"]) == data.query_text(prompt)
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
@@ -167,7 +226,7 @@ def test_an_empty_split_is_a_problem(tmp_path):
 
 def test_files_are_read_one_line_at_a_time(tmp_path):
     path = write(tmp_path / "x.jsonl", {"a": 1}, "broken")
-    records = data.read_jsonl(path)
+    records = read_jsonl(path)
     assert next(records) == (1, {"a": 1})
     assert "line 2" in problem_of(next, records)
 
@@ -233,7 +292,7 @@ def test_half_an_emoji_in_raw_bytes_reaches_no_tokenizer(tmp_path, field):
 # -------------------------------------------------------------------------------------- comparisons
 
 def test_comparisons_need_neither_confidence_nor_note(tmp_path):
-    article = {name: NEWS[name] for name in data.ARTICLE_FIELDS}
+    article = {name: NEWS[name] for name in data.ARTICLE}
     records = [comparison(), comparison(extra={}), comparison(info=article, choice=0)]
     del records[1]["summaries"][0]["note"], records[2]["extra"]
     assert read_comparisons(write(tmp_path / "c.jsonl", *records)) == records
@@ -249,15 +308,14 @@ def test_a_split_of_comparisons_is_picked_by_name(tmp_path):
 
 @pytest.mark.parametrize("changes, told", [
     ({"choice": 2}, "'choice'"), ({"choice": None}, "'choice'"), ({"choice": True}, "'choice'"),
-    ({"info": None}, "'info'"), ({"info": {}}, "'info': field 'id' is missing"),
-    ({"info": {"id": "1", "article": "", "site": "s", "title": 5}}, "'info': field 'title' is int"),
+    ({"info": None}, "'info'"), ({"info": {}}, "'info.id' is missing"),
+    ({"info": {"id": "1", "article": "", "site": "s", "title": 5}}, "'info.title' is int"),
     ({"summaries": [{"text": " a"}]}, "'summaries' holds 1"),
     ({"summaries": [{"text": t} for t in "abc"]}, "'summaries' holds 3"),
-    ({"summaries": "ab"}, "'summaries' holds str"), ({"summaries": ["a", "b"]}, "'summaries'[0]"),
-    ({"summaries": [{"text": " a"}, {"policy": "ref"}]}, "'summaries'[1]: field 'text' is missing"),
-    ({"summaries": [{"text": " a"}, {"text": "a "}]}, "'summaries' holds one 'text' twice"),
-    ({"extra": {"confidence": 10}}, "confidence"), ({"extra": {"confidence": "8"}}, "confidence"),
-    ({"extra": [8]}, "confidence"), ({"split": 1}, "field 'split' is int")])
+    ({"summaries": "ab"}, "'summaries' holds str"), ({"summaries": ["a", "b"]}, "'summaries[0]'"),
+    ({"summaries": [{"text": " a"}, {"policy": "ref"}]}, "'summaries[1].text' is missing"),
+    ({"summaries": [{"text": " a"}, {"text": "a "}]}, "'summaries' holds one text twice"),
+    ({"split": 1}, "field 'split' is int")])
 def test_a_faulty_comparison_is_named_by_file_line_and_field(tmp_path, changes, told):
     path = write(tmp_path / "c.jsonl", comparison(), comparison(**changes))
     line = problem_of(read_comparisons, path, "train")
@@ -272,8 +330,8 @@ def test_several_files_of_comparisons_are_read_one_after_the_other(tmp_path):
     assert "nowhere" in problem_of(read_comparisons, f"{one},{tmp_path / 'nowhere'}")
 
 
-def test_missing_and_empty_comparisons_say_how_to_collect_some(tmp_path):
-    assert "python label.py simulate" in problem_of(read_comparisons, tmp_path / "none.jsonl")
+def test_missing_comparisons_are_named_and_empty_ones_say_how_to_collect_some(tmp_path):
+    assert "none.jsonl: cannot be read" in problem_of(read_comparisons, tmp_path / "none.jsonl")
     assert "python label.py" in problem_of(read_comparisons, write(tmp_path / "c.jsonl"))
 
 
@@ -355,16 +413,15 @@ def test_the_file_is_one_that_tiktoken_reads(tmp_path, tokenizer):
     assert load_tiktoken_bpe(str(tmp_path / "tokenizer.tiktoken")) == tokenizer._mergeable_ranks
 
 
-@pytest.mark.parametrize("text, told", [
-    ("!!! 2", "not a token"), ("YQ==", "not a token"), ("YQ== two", "not a token"),
-    ("", "not a token"), ("YWFhYWFh 7", "rank 7"), ("YWFhYWFh 1", "rank 1"), ("AA== 2", "second")])
-def test_a_faulty_tokenizer_file_is_named_by_line(tmp_path, tokenizer, text, told):
+@pytest.mark.parametrize("text", ["!!! 2", "YQ==", "YQ== two", "", "YWFhYWFh 7", "YWFhYWFh 1",
+                                  "AA== 2"])
+def test_a_faulty_tokenizer_file_is_named_by_line(tmp_path, tokenizer, text):
     data.save_tokenizer(tokenizer, tmp_path)
     path = tmp_path / "tokenizer.tiktoken"
     lines = path.read_text().splitlines()
     write(path, *lines[:2], text, *lines[3:])
     line_told = problem_of(data.load_tokenizer, path)
-    assert f"{path}, line 3: " in line_told and told in line_told
+    assert f"{path}, line 3: not a new token in base64 and its rank, 2" in line_told
 
 
 def test_a_tokenizer_without_every_byte_is_a_problem(tmp_path, tokenizer):
@@ -372,12 +429,12 @@ def test_a_tokenizer_without_every_byte_is_a_problem(tmp_path, tokenizer):
     path = tmp_path / "tokenizer.tiktoken"
     lines = (f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens))
     write(path, *lines)
-    assert f"{path}, line 318: the file ends without a token for byte 122" in problem_of(
-        data.load_tokenizer, path)
+    assert f"{path}: some byte has no token" in problem_of(data.load_tokenizer, path)
 
 
 def test_a_missing_tokenizer_says_how_to_train_one(tmp_path):
-    assert "python data.py tokenizer" in problem_of(data.load_tokenizer, tmp_path)
+    told = problem_of(data.load_tokenizer, tmp_path)
+    assert "python data.py tokenizer" in told and "python -m tools.convert import" in told
 
 
 def test_gpt2_is_loaded_saved_and_loaded_again(tmp_path, gpt2):
@@ -432,13 +489,17 @@ def test_truncation_agrees_with_the_papers_loop_for_gpt2(gpt2):
     check_against_the_naive_loop(gpt2, random.Random(5), 1000, 40)
 
 
-def test_nothing_that_fits_lies_beyond_the_bound(tokenizer):
+@pytest.mark.parametrize("piece", ["a", "-", "aab", "猫", "\n", " "])
+def test_a_post_with_an_endless_word_is_cut_to_the_limit_and_hardly_more(tokenizer, piece):
     rng = random.Random(7)
-    for _ in range(300):
-        text, rest, limit = random_text(rng, 15), random_text(rng, 3), rng.randint(0, 20)
-        most = data.farthest(tokenizer, text, limit)
-        for end in range(most + 1, len(text) + 1):
-            assert len(tokenizer.encode_ordinary(text[:end] + rest)) > limit
+    for _ in range(20):
+        text = random_text(rng, 30) + piece * rng.randint(130, 900) + random_text(rng, 30)
+        post, limit = POST | {"post": text}, rng.randint(60, 300)
+        ours, theirs = encode_query(tokenizer, post, limit), naive_query(tokenizer, post, limit)
+        assert len(theirs) - 8 <= len(ours) <= limit
+        start, end = data.query_text(post, post="CUT").split("CUT")
+        kept = tokenizer.decode(ours).removeprefix(start).removesuffix(end)
+        assert text.startswith(kept)
 
 
 def test_the_template_is_the_papers(tokenizer):
@@ -512,13 +573,13 @@ def test_examples_come_before_the_query_as_many_as_fit(tokenizer):
     size = len(tokenizer.encode_ordinary(one))
 
     def prompt(count, limit):
-        return tokenizer.decode(data.encode_examples(tokenizer, dog, [POST] * count, limit))
+        return tokenizer.decode(sample.encode_examples(tokenizer, dog, [POST] * count, limit))
 
     assert prompt(0, 500) == prompt(5, size - 1) == query
     assert prompt(1, size) == prompt(5, size) == one
     assert prompt(5, 5000).count("=====") == 5
     long = dog | {"post": "It left.\n" + "It came back. " * 999}
-    tokens = data.encode_examples(tokenizer, long, [POST], 100)
+    tokens = sample.encode_examples(tokenizer, long, [POST], 100)
     assert tokenizer.decode(tokens) == query.replace("\nIt came back.", "")
 
 

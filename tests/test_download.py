@@ -16,7 +16,8 @@ import pytest
 from conftest import ROOT
 
 import data
-from data import encode_query, lead_3, read_comparisons, read_posts
+from data import encode_query, read_comparisons, read_posts
+from evaluate import LEAD_3
 from runtime import Problem
 from tools import convert, download
 from tools.download import article_of, fetch
@@ -305,11 +306,11 @@ def test_comparisons_are_sorted_into_the_papers_and_the_later_ones(server, tmp_p
     download.main(["comparisons", "--base-url", server.url, "--out", str(tmp_path)])
     told = capsys.readouterr().out
     assert "comparisons.jsonl: 23 comparisons (the paper: 64,832)" in told
-    assert "left out 2: field 'summaries' holds one 'text' twice" in told
+    assert "left out 2: field 'summaries' holds one text twice" in told
     assert len(read_comparisons(tmp_path / "comparisons.jsonl", "train")) == 7
     kept = read_comparisons(tmp_path / "comparisons.jsonl")
     assert kept[0]["extra"] == {"confidence": 8} and kept[0]["summaries"][0]["text"] == " Größe 😀."
-    assert set(kept[0]["info"]) == set(data.POST_FIELDS)
+    assert set(kept[0]["info"]) == set(data.POST)
     later = read_comparisons(tmp_path / "later.jsonl", "valid2")
     assert {r["batch"] for r in later} == {f"batch{i}" for i in (*range(11, 21), 22)}
     news = read_comparisons(tmp_path / "cnndm.jsonl")
@@ -318,6 +319,14 @@ def test_comparisons_are_sorted_into_the_papers_and_the_later_ones(server, tmp_p
     download.main(["describe", str(tmp_path)])
     told = capsys.readouterr().out
     assert "23 comparisons; the first was preferred in 0.0%" in told and "ref - sup4_t0.7 23" in told
+
+
+@pytest.mark.parametrize("extra", [{"confidence": 10}, {"confidence": "8"}, [8]])
+def test_a_confidence_beyond_nine_points_is_named_by_file_and_line(tmp_path, extra):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(lines(compared(REDDIT), compared(REDDIT, extra=extra)))
+    with pytest.raises(Problem, match="c.jsonl, line 2: field 'extra"):
+        download.main(["describe", str(tmp_path)])
 
 
 def test_grades_are_read_with_missing_axes_and_described(server, tmp_path, capsys):
@@ -340,7 +349,7 @@ def test_prompts_come_without_their_unfiltered_summaries(server, tmp_path):
         server.files[f"/datasets/tldr_3_filtered_queries/{name}.jsonl"] = posts_file(3)
     download.main(["queries", "--base-url", server.url + "/", "--out", str(tmp_path)])
     posts = read_posts(tmp_path, "train", need_summary=False)
-    assert len(posts) == 3 and set(posts[0]) == set(data.POST_FIELDS)
+    assert len(posts) == 3 and set(posts[0]) == set(data.POST)
     with pytest.raises(Problem, match="'summary' is missing"):
         read_posts(tmp_path, "train")
 
@@ -407,7 +416,7 @@ def test_news_come_in_both_of_the_papers_formats(server, tmp_path, tokenizer, ca
     ('He said "No." Then\n\nhe left. Gone.\n\nEnd.', 'He said "No." Then\n\nhe left. Gone.'),
     ("At 3.5 m. B. C. D.", "At 3.5 m. B. C.")])
 def test_lead_3_is_the_first_three_sentences(article, lead):
-    assert lead_3(article) == lead
+    assert LEAD_3.match(article)[0] == lead
 
 
 def test_news_are_judged_beside_lead_3(supervised, tmp_path):
@@ -438,7 +447,9 @@ def test_gpt2_arrives_with_its_tokenizer_and_is_where_init_looks(server, tmp_pat
         server.files[f"{here}-medium/resolve/main/{name}"] = content
         server.files[f"{here}/resolve/main/{name}"] = content
     monkeypatch.chdir(tmp_path)
-    download.main(["gpt2-medium", "--base-url", server.url])
+    for _ in range(2):                             # the second time nothing is left to do
+        download.main(["gpt2-medium", "--base-url", server.url])
+        assert len(server.asked) == 4
     net = convert.load_model("data/gpt2-medium")
     assert net.config.layers == 2 and data.load_tokenizer("data/gpt2-medium").n_vocab == 50257
     assert (tmp_path / "data/gpt2-medium/tokenizer.tiktoken").exists()

@@ -16,11 +16,11 @@ import label
 import ppo
 import sample
 import toy
-from data import encode_query, encode_response, load_tokenizer, write_jsonl
+from data import encode_query, encode_response, load_tokenizer
 from evaluate import best_of, bootstrap, cell, copied, length_controlled, log_ratio, table
 from judges import wins
 from model import load_model, token_logp
-from runtime import ALONE, Problem, save_tensors, write_atomically
+from runtime import ALONE, Problem, save_tensors, write, write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def world(tmp_path_factory):
     make_checkpoint(run / "ppo", data, seed=1, episodes=40, batch=10, kl_coef=0.05, temperature=0.9)
     save_tensors(run / "ppo/snapshots/step-000002.pt", load_model(run / "supervised").state_dict())
     save_tensors(run / "ppo/critic.pt", load_model(run / "reward").state_dict())
-    write_jsonl(run / "ppo/log.jsonl", [{"step": i, "episodes": 10 * i, "score": i, "kl": i}
+    write(run / "ppo/log.jsonl", [{"step": i, "episodes": 10 * i, "score": i, "kl": i}
                                         for i in range(4)])
     sample.main(["--policy", str(run / "supervised"), "--pairs", "60", "--device", "cpu",
                  "--out", str(run / "pairs.jsonl")])
@@ -176,17 +176,17 @@ def axis_record(policy, **axes):
 
 
 def test_peoples_grades_reach_the_report(world, tmp_path):
-    write_jsonl(tmp_path / "axes.jsonl", [axis_record("ref", overall=7, coverage=2),
+    write(tmp_path / "axes.jsonl", [axis_record("ref", overall=7, coverage=2),
                                           axis_record("ref", overall=4), axis_record("sup")])
     report = report_of(world, "--out", tmp_path, "--axes", tmp_path / "axes.jsonl")
     assert report["human_axes"]["ref"]["overall"] == {"mean": 5.5, "95": [4, 7], "n": 2}
     assert report["human_axes"]["ref"]["coverage"]["n"] == 1
     assert "5.50 (2)" in (tmp_path / "report.md").read_text()
-    write_jsonl(tmp_path / "axes.jsonl", [axis_record("ref", overall=g) | {"info": {"id": name}}
+    write(tmp_path / "axes.jsonl", [axis_record("ref", overall=g) | {"info": {"id": name}}
                                           for name, g in (("a", 7), ("a", 7), ("b", 4), ("b", 4))])
     report = report_of(world, "--out", tmp_path, "--axes", tmp_path / "axes.jsonl")
     assert report["human_axes"]["ref"]["overall"] == {"mean": 5.5, "95": [4, 7], "n": 4}
-    write_jsonl(tmp_path / "axes.jsonl", [axis_record("ref"), {"summary": {"text": "no axes"}}])
+    write(tmp_path / "axes.jsonl", [axis_record("ref"), {"summary": {"text": "no axes"}}])
     with pytest.raises(Problem, match="axes.jsonl, line 2: is no axis record"):
         report_of(world, "--out", tmp_path, "--axes", tmp_path / "axes.jsonl")
 
@@ -247,8 +247,8 @@ def test_the_ceiling_is_of_the_folder_that_the_labelled_posts_came_from(world, t
     run = shutil.copytree(world / "run", tmp_path / "run")
     other, news = tmp_path / "other", tmp_path / "news"
     for split, count in (("train", 60), ("test", 8)):
-        write_jsonl(other / f"{split}.jsonl", [toy.make_record(1, split, i)[1] for i in range(count)])
-        write_jsonl(news / f"{split}.jsonl", [
+        write(other / f"{split}.jsonl", [toy.make_record(1, split, i)[1] for i in range(count)])
+        write(news / f"{split}.jsonl", [
             {"id": f"n{i}", "site": "cnn", "title": "t", "article": "My cat left. It is so.",
              "summary": "my cat left"} for i in range(count)])
     shutil.copytree(other, tmp_path / "strangers")
@@ -291,7 +291,7 @@ def test_a_label_written_ten_times_is_one_label_to_the_interval(world, tmp_path)
 
 
 def many(records, path):
-    write_jsonl(path, records)
+    write(path, records)
     return path
 
 

@@ -10,8 +10,8 @@ from test_sample import make_checkpoint, make_data
 
 import label
 import toy
-from data import read_comparisons, write_jsonl
-from runtime import Problem
+from data import read_comparisons
+from runtime import Problem, write
 from tools import labelling
 from tools.label_stats import numbers, report, share
 from tools.label_store import APART, Plan, Store
@@ -38,7 +38,7 @@ def real_pair(first, second, reference="the cat sat on the mat", **more):
 
 
 def simulate(folder, pairs, *flags):
-    write_jsonl(folder / "pairs.jsonl", pairs)
+    write(folder / "pairs.jsonl", pairs)
     (folder / "comparisons.jsonl").unlink(missing_ok=True)
     label.main(["simulate", "--pairs", str(folder / "pairs.jsonl"),
                 "--out", str(folder / "comparisons.jsonl"), *flags])

@@ -19,8 +19,7 @@ from pathlib import Path
 import pytest
 from test_label import toy_pairs
 
-from data import write_jsonl
-from runtime import Problem
+from runtime import Problem, write
 from tools import labelling
 from tools.label_store import Store
 
@@ -34,7 +33,7 @@ class Server:
     def __init__(self, folder, pairs, *flags, port=0):
         self.db = folder / "labels.db"
         if pairs is not None:
-            write_jsonl(folder / "pairs.jsonl", pairs)
+            write(folder / "pairs.jsonl", pairs)
         argv = ["serve", "--pairs", folder / "pairs.jsonl", "--db", self.db, "--port", port, *flags]
         out, into = os.pipe()
         self.pid = os.fork()
@@ -366,7 +365,7 @@ def test_twenty_people_at_once_are_served_without_waiting(tmp_path):
 
 def test_an_answer_survives_kill_9(tmp_path):
     """Every answer that was acknowledged is in the file, wherever the process died."""
-    write_jsonl(tmp_path / "pairs.jsonl", many_pairs(150 * KILLS))
+    write(tmp_path / "pairs.jsonl", many_pairs(150 * KILLS))
     acknowledged, moments = {}, random.Random(0)
     for _ in range(KILLS):
         server = Server(tmp_path, None)
@@ -497,7 +496,7 @@ def test_a_broken_request_line_is_answered_in_one_line(site, sent, status):
 
 
 def test_a_port_in_use_is_named_before_anything_is_done(tmp_path):
-    write_jsonl(tmp_path / "pairs.jsonl", toy_pairs(3))
+    write(tmp_path / "pairs.jsonl", toy_pairs(3))
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(Problem) as problem:
         port = other.getsockname()[1]
         labelling.main(["serve", "--pairs", str(tmp_path / "pairs.jsonl"), "--db", str(tmp_path / "l.db"),

@@ -15,10 +15,9 @@ from data import (
     read_posts,
     save_tokenizer,
     train_tokenizer,
-    write_jsonl,
 )
 from model import ModelConfig, build
-from runtime import Problem, save_tensors, write_config
+from runtime import Problem, save_tensors, write, write_config
 from sample import Config, load_checkpoint, respond, split_of, summarise
 
 
@@ -26,7 +25,7 @@ def make_data(folder, posts=40, vocab=300):
     """A few toy posts in three splits, and a tokenizer of their own."""
     folder.mkdir(parents=True)
     for split, count in (("train", posts), ("valid", 8), ("test", 8)):
-        write_jsonl(folder / f"{split}.jsonl", [toy.make_record(0, split, i)[1] for i in range(count)])
+        write(folder / f"{split}.jsonl", [toy.make_record(0, split, i)[1] for i in range(count)])
     save_tokenizer(train_tokenizer(full_texts(folder), vocab), folder)
     return folder
 

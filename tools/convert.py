@@ -8,11 +8,12 @@ A square matrix that nobody turned raises no error, and what it writes is fluent
 tests compare numbers with those that Hugging Face's code and OpenAI's compute. Nothing here runs
 what a file contains: pickles are read with weights_only, safetensors by the few lines below.
 
+    python -m tools.convert import exported/ppo --out runs/again           # Hugging Face's folder
     python -m tools.convert import-openai data/openai-models/sup4 --out runs/openai/supervised
     python -m tools.convert export runs/demo/ppo --out exported/ppo       # seconds
 
-A Hugging Face folder needs no import: sft.py --init and sample.py --policy take it as it is. What
-`export` writes, transformers and vLLM load as a GPT2LMHeadModel, tokenizer included.
+The scripts read our own folders alone: config.json, model.pt, tokenizer.tiktoken. (download.py
+imports GPT-2 at once.) What `export` writes, transformers and vLLM load as a GPT2LMHeadModel.
 
 Before: model.py (the network that is filled).    The files come from download.py.
 """
@@ -30,7 +31,7 @@ from pathlib import Path
 import torch
 
 from data import ENDOFTEXT, build_tokenizer, load_tokenizer, save_tokenizer
-from model import GPT, ModelConfig, load_model
+from model import ACTIVATIONS, GPT, ModelConfig, load_model
 from runtime import (
     Problem,
     config_of,
@@ -39,9 +40,11 @@ from runtime import (
     read_text,
     replacing,
     save_tensors,
+    write,
     write_atomically,
     write_config,
 )
+from runtime.files import check_config
 
 # --------------------------------------------------------------------------------- files of tensors
 
@@ -161,16 +164,27 @@ UNUSED = r"lm_head\.weight|h\.\d+\.attn\.(masked_)?bias"    # a second wte; caus
 SHAPE = ("vocab_size", "n_layer", "n_embd", "n_head", "n_positions")       # in ModelConfig's order
 
 
-def read_hugging_face(folder, known):
-    """A GPT2LMHeadModel's folder: config.json (`known`) and model.safetensors or pytorch_model.bin.
+def read_known(folder):
+    """What a Hugging Face folder's config.json says. Raises: Problem when it cannot be read."""
+    where = f"{folder}/config.json"
+    try:
+        known = json.loads(read_text(where))
+        if not isinstance(known, dict) or known.get("model_type") != "gpt2":
+            raise ValueError("its model_type is not 'gpt2', the only one that is read here")
+    except (OSError, ValueError, RecursionError) as error:
+        raise Problem(f"{where} cannot be imported ({str(error)[:200]}): give the folder of a "
+                      "GPT-2, as Hugging Face's transformers save it") from None
+    return known
+
+
+def read_hugging_face(folder):
+    """A GPT2LMHeadModel's folder: config.json, and model.safetensors or pytorch_model.bin.
 
     What config.json says of dropout and rounding (reorder_and_upcast_attn) changes no network.
     Returns: ModelConfig, our named tensors in float32.
     Raises: Problem for what we cannot compute, and for a tensor that would not be used.
     """
-    where = f"{folder}/config.json"
-    if known["model_type"] != "gpt2":
-        raise Problem(f"{where} describes a {known['model_type']!r}: only gpt2 is read here")
+    where, known = f"{folder}/config.json", read_known(folder)
     sizes = whole_number(known, SHAPE, where)
     able = {"activation_function": (*GELU,), "n_inner": (None, 4 * known["n_embd"]),
             "layer_norm_epsilon": (1e-5,), "scale_attn_weights": (True,),
@@ -201,7 +215,15 @@ def read_hugging_face(folder, known):
         config = ModelConfig(*sizes, tied=bool(given["tie_word_embeddings"]) and same,
                              activation=GELU[given["activation_function"]])
         ours = from_hugging_face(theirs, config)
+    check_config(config, ACTIVATIONS, where)
+    compare(config, ours, paths[0])
     return config, ours
+
+
+def compare(config, weights, path):
+    """Raise a Problem unless these weights, which came from `path`, are all of the network's."""
+    with torch.device("meta"):                              # takes no memory
+        load_weights(GPT(config), path, weights=weights)
 
 
 @contextmanager
@@ -360,6 +382,22 @@ def export(folder, out):
         "eos_token_id": eot, "tie_word_embeddings": config.tied, "flags": flags}, indent=1) + "\n")
 
 
+def import_hugging_face(folder, out):
+    """Write a Hugging Face folder as a checkpoint folder of ours, tokenizer included.
+
+    What `export` knew of a policy, the lengths that it was trained for, comes back too.
+    """
+    config, weights = read_hugging_face(folder)
+    tokenizer, flags = read_vocabulary(folder), read_known(folder).get("flags")
+    flags = {name: value for name, value in (flags if isinstance(flags, dict) else {}).items()
+             if name in ("query_length", "response_length", "fill") and type(value) in (int, bool)}
+    save_tokenizer(tokenizer, out)
+    save_tensors(Path(out) / "model.pt", weights)
+    write(Path(out) / "config.json", {"flags": {"source": str(folder), **flags},
+                                      "model": asdict(config), "torch": torch.__version__})
+    print(f"{out}: a policy of {sum(t.numel() for t in weights.values()):,} numbers")
+
+
 def claim(out):
     """Refuse to write over something. Raises: Problem."""
     if (Path(out) / "config.json").exists():
@@ -440,9 +478,7 @@ def read_openai(folder, n_vocab):
             shards[f"{path.name.partition('_shard_')[0]}.{name}"].append(part)
     with fitting(folder / "checkpoint", shards, UNUSED_OPENAI):
         config, ours = from_openai(shards, known, n_vocab)
-    with torch.device("meta"):
-        empty = GPT(config)
-    load_weights(empty, folder, weights=ours)               # compares shapes; takes no memory
+    compare(config, ours, folder)
     return config, ours
 
 
@@ -497,11 +533,20 @@ def import_openai(folder, out, tokenizer):
 
 # ------------------------------------------------------------------------------------ command line
 
+def import_command(args):
+    claim(args.out)
+    import_hugging_face(args.folder, args.out)
+
+
 def main(argv=None):
-    """python -m tools.convert COMMAND ... (python model.py COMMAND ... is the same)"""
+    """python -m tools.convert COMMAND ..."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    hugging = commands.add_parser("import", help="a Hugging Face folder of a GPT-2 as our own")
+    hugging.add_argument("folder", metavar="DIR", help="folder with config.json and weights")
+    hugging.add_argument("--out", required=True, help="checkpoint folder to write")
+    hugging.set_defaults(run=import_command)
     theirs = commands.add_parser("import-openai", help="a released model of the paper as our own")
     theirs.add_argument("folder", metavar="DIR", help="folder with info.json and checkpoint/")
     theirs.add_argument("--out", required=True, help="checkpoint folder to write")

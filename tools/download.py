@@ -7,7 +7,7 @@
                                                     64,832), later.jsonl, cnndm.jsonl, edits.jsonl
     axis                 OpenAI, 5 files            axis.jsonl: grades from 1 to 7
     cnndm                OpenAI, Hugging Face       transfer/ and supervised/, one article two ways
-    gpt2 ... gpt2-xl     Hugging Face               weights and tokenizer, for sft.py --init
+    gpt2 ... gpt2-xl     Hugging Face               a checkpoint folder of ours, for sft.py --init
     sup4, rm4, sup4_ppo_rm4; openai-models: all     OpenAI's 1.3B networks, for convert.py
 
     python -m tools.download tldr
@@ -40,28 +40,21 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from data import (
-    ARTICLE_FIELDS,
-    POST_FIELDS,
-    check_comparison,
-    find,
-    json_lines,
-    load_tokenizer,
-    query_text,
-    read_jsonl,
-    read_posts,
-    save_tokenizer,
-)
+from data import COMPARISON, POST, fields_of, find, load_tokenizer, query_text, read_posts
 from runtime import (
     LINE,
     Problem,
     entry,
     generator,
+    json_lines,
     json_of,
+    read_jsonl,
     read_text,
     replacing,
     write_atomically,
 )
+from runtime.files import check_shape
+from tools.convert import import_hugging_face
 
 OPENAI = "https://openaipublic.blob.core.windows.net/summarize-from-feedback"
 HUB = "https://huggingface.co"
@@ -111,7 +104,7 @@ def wanted(what, out):
         for owner, names in ((what, ("config.json", "model.safetensors")),
                              ("gpt2", ("vocab.json", "merges.txt"))):          # all four share it
             for name in names:
-                yield File(HUB, f"openai-community/{owner}/resolve/main/{name}", name)
+                yield File(HUB, f"openai-community/{owner}/resolve/main/{name}", f"raw/{name}")
     elif what in MODELS:
         yield File(OPENAI, f"models/{what}/info.json", "info.json")
         known = read_json(out / "info.json").get("model_hparams")
@@ -145,11 +138,9 @@ def download(what, out=None, base_url=None):
         url = f"{(base_url or file.base).rstrip('/')}/{file.path}"
         fetch(url, out / file.to, PUBLISHED.get(file.path))
     finish = {"queries": bare_posts, "comparisons": sort_comparisons, "axis": gather_axes,
-              "cnndm": write_articles}
+              "cnndm": write_articles, **dict.fromkeys(GPT2, import_gpt2)}
     if what in finish:
         finish[what](out)
-    elif what in GPT2:
-        save_tokenizer(load_tokenizer(out), out)
     then = (f"python -m tools.convert import-openai {out} --out runs/openai/{what}"
             if what in MODELS else
             f"python sft.py --preset gpt2 --init {out} --data data/tldr --out runs/real/supervised"
@@ -353,12 +344,27 @@ def writing(path):
             yield lambda record: f.write(json_lines([record]))
 
 
+def import_gpt2(out):
+    """The network and its tokenizer as a folder of ours. (raw/ may be deleted afterwards.)"""
+    if not ((out / "config.json").exists() and (out / "model.pt").exists()):
+        import_hugging_face(out / "raw", out)
+
+
+def check_comparison(where, record):
+    """Raise a Problem unless `record` tells which of two different summaries a human preferred."""
+    check_shape(where, record, COMPARISON)
+    if len({summary["text"].strip() for summary in record["summaries"]}) == 1:
+        raise Problem(f"{where}: field 'summaries' holds one text twice")
+    if record.get("extra"):
+        check_shape(where, record, {"extra": {"confidence": (None, *range(1, 10))}})
+
+
 def bare_posts(out):
     """The posts that PPO learned from. Their summaries passed no filter: none to imitate."""
     for split in SPLITS:
         with writing(out / f"{split}.jsonl") as write:
             for _, record in read_jsonl(out / "raw" / f"{split}.jsonl"):
-                write({name: record.get(name) or "" for name in POST_FIELDS})
+                write({name: record.get(name) or "" for name in POST})
 
 
 def sort_comparisons(out):
@@ -370,8 +376,7 @@ def sort_comparisons(out):
             for name in names:
                 for _, record in read_jsonl(out / "raw" / f"{name}.json"):
                     if isinstance(info := record.get("info"), dict):
-                        fields = ARTICLE_FIELDS if info.get("article") is not None else POST_FIELDS
-                        record["info"] = {k: info.get(k) or "" for k in fields}
+                        record["info"] = {k: info.get(k) or "" for k in fields_of(info)}
                     try:
                         check_comparison("", record)
                     except Problem as fault:

@@ -41,8 +41,9 @@ import torch
 
 import label
 import toy
-from data import encode_query, encode_response, lead_3, read_jsonl, write_jsonl
+from data import encode_query, encode_response
 from evaluate import (
+    LEAD_3,
     best_of,
     checkpoints,
     log_prob,
@@ -62,6 +63,8 @@ from runtime import (
     join_world,
     mixed,
     parse,
+    read_jsonl,
+    write,
     write_atomically,
 )
 from sample import held_out, load_checkpoint, score_texts, worked_examples
@@ -444,7 +447,7 @@ def greedy(cfg, world):
     if cfg.policy == "reference":
         texts = authors
     elif cfg.policy == "lead_3":
-        texts = [lead_3(p["article"]) for p in posts]
+        texts = [LEAD_3.match(p["article"].strip())[0] for p in posts]
     else:
         policy = load_checkpoint(cfg.policy, world)
         found["parameters"] = parameters(policy.model)
@@ -599,7 +602,7 @@ def measure(cfg, how):
     with join_world(cfg) as world, mixed(world):
         found = how(cfg, world)
     if world.rank == 0 and how is pairs:
-        write_jsonl(cfg.out, found)
+        write(cfg.out, found)
     elif world.rank == 0:
         write_atomically(cfg.out, json.dumps(plain(found)) + "\n")
 
