@@ -31,7 +31,6 @@ from tqdm import tqdm
 from runtime import Problem, entry, flag, generator, moved, parse, read_records, write
 
 # ----------------------------------------------------------------- files, one JSON object to a line
-
 # {"id": "t3_1", "subreddit": "pets", "title": "My cat left", "post": "He is gone.",
 #  "summary": "My cat is gone."}
 POST = {"id": str, "subreddit": str, "title": str, "post": str}
@@ -88,8 +87,9 @@ def read_comparisons(paths, split=None):
             found.append(record)
     chosen = [record for record in found if split in (None, record["split"])]
     if not chosen:
-        splits = ", ".join(sorted({record["split"] for record in found})) or "is empty"
-        raise Problem(f"{paths}: {splits}, no {split or 'line'}: `python label.py` makes more")
+        splits = ", ".join(sorted({record["split"] for record in found})) or "blanks"
+        raise Problem(f'{paths}: no line says "split": "{split or "train"}", only {splits}: label '
+                      "more pairs with `python label.py`")
     return chosen
 
 
@@ -106,7 +106,6 @@ def pretraining_texts(folder):
 
 
 # ------------------------------------------------------------------------------------ the tokenizer
-
 # Texts are first cut into pieces, GPT-2's way, and no token crosses from one piece to the next:
 # 've | word | number | punctuation (each with a space before it) | white space
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -215,7 +214,6 @@ def same_tokenizer(a, b):
 
 
 # ----------------------------------------------------------------------------------- rows of tokens
-
 # How a record becomes a query, by its kind and what its "format" says (section B.1).
 # No space after "TL;DR:", for the response brings its own: " He quit", where " He" is one token.
 QUERIES = {
@@ -346,7 +344,6 @@ class Batches:
 
 
 # -------------------------------------------------------------------------------------------- ROUGE
-
 # Scripts that put no space between words: there, each character is taken for a word.
 UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 WORD = regex.compile(rf"(?V1)[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]]+|[{UNSPACED}]\p{{M}}*")

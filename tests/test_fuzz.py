@@ -763,7 +763,7 @@ def test_a_gzip_bomb_is_refused(ground, content, monkeypatch):
     with gzip.open(folder / "train.jsonl.gz", "wb", 9) as f:
         for _ in range(12):
             f.write(content * ((1 << 20) // len(content)))
-    ended = judge(run(data, ["describe", folder]), "gzip bombs", [folder / "train.jsonl.gz"])
+    ended = judge(run(download, ["describe", folder]), "gzip bombs", [folder / "train.jsonl.gz"])
     assert ended.code == 2 and ("MB" in ended.err or "field" in ended.err)
 
 
@@ -867,7 +867,7 @@ def test_real_processes(ground, capsys):
             (path / f"{split}.jsonl{'.gz' * zipped}").write_bytes(content)
         shutil.copy(ground.data / "tokenizer.tiktoken", path)
         argv = [
-            ["data.py", "describe", path],
+            ["-m", "tools.download", "describe", path],
             ["data.py", "tokenizer", "--data", path, "--vocab", 280],
             ["sft.py", *LINE, "--data", path, "--size", "toy", "--steps", 1, "--out", path / "run"],
             ["sample.py", "--policy", ground.supervised, "--data", path, "--device", "cpu"],
@@ -875,9 +875,10 @@ def test_real_processes(ground, capsys):
              next(path.glob("train*")), "--out", path / "run"],
             ["sft.py", *LINE, "--data", ground.data, "--size", "toy", "--steps", 1, "--out",
              path / "run", rng.choice(flags_of(sft.Config)), rng.choice(VALUES)]][kind]
-        done = subprocess.run([sys.executable, str(ROOT / argv[0]), *map(str, argv[1:])], cwd=path,
+        done = subprocess.run([sys.executable, *(["-m"] if argv[0] == "-m" else [str(ROOT / argv[0])]),
+                               *map(str, argv[1:])], cwd=path,
                               capture_output=True, text=True, errors="replace",
-                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+                              env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
         judge(Ended(done.returncode, done.stderr), "processes")
 
 
