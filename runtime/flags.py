@@ -21,12 +21,19 @@ class Diverged(Problem):
         self.step = step
 
 
+ENTERED = []         # whether `entry` is at work already: an inner one leaves errors to the outer
+
+
 def entry(main):
     """Run a script's `main`; what the user can mend becomes one line on stderr and exit code 2.
 
     That is a Problem, and whatever disk or memory refuse. With --debug among the arguments the
     place in the code is shown above that line.
     """
+    if ENTERED:
+        main()
+        return
+    ENTERED.append(main)
     debug, sys.argv = "--debug" in sys.argv, [word for word in sys.argv if word != "--debug"]
     who = f"rank {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     if hasattr(sys.stdout, "reconfigure"):        # a terminal without emoji shows their numbers
@@ -47,6 +54,8 @@ def entry(main):
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        ENTERED.clear()
 
 
 def in_one_line(error):

@@ -51,7 +51,7 @@ def read(folder):
     """The network that `import` makes of a Hugging Face folder without a tokenizer."""
     config, weights = convert.read_hugging_face(folder)
     net = model.build(config)
-    model.load_weights(net, folder, weights=weights)
+    ALONE.load(net, folder, weights=weights)
     return net.eval()
 
 

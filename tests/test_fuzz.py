@@ -71,10 +71,7 @@ def run(module, argv, capsys=None):
     out, err, sys.stdout, sys.stderr = sys.stdout, sys.stderr, io.StringIO(), caught
     code = 0
     try:
-        if hasattr(module, "launch"):
-            module.main()
-        else:
-            runtime.entry(module.main)
+        runtime.entry(module.main)
     except SystemExit as left:
         code = left.code or 0
     finally:
