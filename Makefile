@@ -22,7 +22,7 @@ READY = .venv/ready
 .DELETE_ON_ERROR:
 .PHONY: demo figures rounds test check-gpu clean here
 
-demo: here $(RUN)/report/report.json
+demo: here $(RUN)/report/report.html
 	@echo
 	@echo "The whole report: $(RUN)/report/report.md.  Now try:"
 	@echo "    $(PY) sample.py --policy runs/demo/ppo"
@@ -94,6 +94,9 @@ $(RUN)/ppo/model.pt: $(RUN)/reward/model.pt
 $(RUN)/report/report.json: $(RUN)/ppo/model.pt
 	$(PY) evaluate.py --run $(RUN) --data $(DATA) --posts $(POSTS) --seed $(SEED) --out $(RUN)/report
 
+%/report/report.html: %/report/report.json
+	$(PY) -m tools.report --run $* --out $(@D)
+
 # A list of runs of its own, each done once: `figures.py sweep --list` shows them.
 SEEDS ?= 1
 JOBS ?= 2
@@ -111,7 +114,7 @@ BY ?= random
 comma = ,
 space = $(subst ,, )
 
-rounds: here $(LOOP)/$(ROUNDS)/report/report.json
+rounds: here $(LOOP)/$(ROUNDS)/report/report.html
 
 define round   # $(1): this round; $(2): the one before, none for the first
 $(LOOP)/$(1)/pairs.jsonl: $(RUN)/supervised/model.pt $(if $(2),$(LOOP)/$(2)/ppo/model.pt)

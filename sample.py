@@ -31,10 +31,11 @@ from typing import NamedTuple
 
 import numpy as np
 import tiktoken
+import torch
 
 import data
 import runtime
-from model import GPT, generate, load_model, score
+from model import GPT, generate, lay_out, load_model, score, skeleton, token_logp
 from runtime import ALONE, Machine, Problem, config_of, entry, flag, generator, launch, write
 
 
@@ -119,6 +120,20 @@ def worked_examples(folder, count, seed=0):
 
 # ------------------------------------------------------------------------------ writing and scoring
 
+def checkpoints(policy):
+    """PPO's snapshots in training's order, then its final policy: yields (iterations, GPT).
+
+    policy: the Checkpoint of a finished run of ppo.py.
+    """
+    final = policy.flags["episodes"] // policy.flags["batch"]
+    for path in sorted(Path(policy.folder, "snapshots").glob("step-*.pt")):
+        if (step := int(path.stem[5:])) < final:
+            model = skeleton(policy.model.config, policy.world, frozen=True)
+            policy.world.load(model, path)
+            yield step, model
+    yield final, policy.model
+
+
 def spread(act, network, lengths, world, rows_at_once=128, progress=None):
     """act(indices) -> a result for each of those rows; here for all rows, in their order.
 
@@ -190,6 +205,18 @@ def summarise(policy, records, examples=(), **how):
     responses = respond(policy.model, queries, policy.response_length, world=policy.world, **how)
     texts = [data.decode_response(policy.tokenizer, tokens) for tokens in responses]
     return [text.split("\n")[0].strip() for text in texts] if examples else texts
+
+
+@torch.no_grad()
+def log_prob(model, queries, responses, temperature, world):
+    """log pi(response), nats, the sum over its tokens -> (B,) array. model: GPT."""
+    def act(some):
+        rows = lay_out([queries[i] for i in some], [responses[i] for i in some],
+                       model.config.n_vocab).to(world.device)
+        logp = token_logp(model(rows.tokens, at=rows.columns), rows.targets, temperature)
+        return logp.masked_fill(~rows.is_response, 0.0).double().sum(1).tolist()     # (b,)
+    lengths = [len(q + r) for q, r in zip(queries, responses, strict=True)]
+    return np.array(spread(act, model, lengths, world))
 
 
 def score_texts(reward, records, texts, rows_at_once=128, progress=None):

@@ -341,12 +341,12 @@ def test_an_imported_policy_reads_queries_filled_with_spaces(imported, posts, to
 
 def test_evaluate_compares_ours_with_theirs(imported, supervised, data_dir, tmp_path):
     evaluate = pytest.importorskip("evaluate")
-    pytest.importorskip("matplotlib")
-    small = "--posts 3 --samples 2 --pool 2 --device cpu --judge rouge"
+    judges = pytest.importorskip("tools.judges")
+    small = "--posts 3 --device cpu --judge rouge"
     run = tmp_path / "run"
     run.mkdir()
     shutil.copytree(supervised, run / "supervised")
-    evaluate.main(f"--run {run} --data {data_dir} {small} --against {imported / 'supervised'}".split())
+    judges.main(f"--run {run} --data {data_dir} {small} --against {imported / 'supervised'}".split())
     report = json.loads((run / "report" / "report.json").read_text())
     assert report["against"]["n"] == 3
     shutil.copytree(imported / "supervised", imported / "ppo", dirs_exist_ok=True)

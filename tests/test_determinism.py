@@ -18,7 +18,8 @@ sample --policy run/supervised --data data --pairs 60 --with-reference 0.5 --out
 label simulate --pairs run/pairs.jsonl --labels 2 --out run/comparisons.jsonl
 reward --init run/supervised --comparisons run/comparisons.jsonl --query-length 120 --response-length 32 --batch 8 --lr 1e-3 --out run/reward
 ppo --policy run/supervised --reward run/reward --data data --query-length 120 --response-length 32 --batch 16 --minibatches 2 --episodes 48 --lr 1e-3 --temperature 1 --snapshot-every 2 --out run/ppo
-evaluate --run run --data data --posts 24 --samples 8 --pool 4 --out run/report
+evaluate --run run --data data --posts 24 --out run/report
+tools.report --run run --out run/report
 """
 
 DRIVER = """
@@ -26,11 +27,12 @@ import importlib, sys
 import torch
 torch.set_num_threads(1)
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
-import conftest, model
+import conftest, evaluate, model
 model.SIZES["tiny"] = conftest.SIZE._replace(context=192)
+evaluate.SAMPLES, evaluate.POOL = 8, 4
 for line in sys.stdin.read().strip().splitlines():
     script, *words = line.split()
-    on = ["--device", "cpu"] if script in ("sft", "sample", "reward", "ppo", "evaluate") else []
+    on = [] if script in ("toy", "data", "label") else ["--device", "cpu"]
     importlib.import_module(script).main(words + on)
 """
 

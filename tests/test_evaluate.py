@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -17,10 +16,11 @@ import ppo
 import sample
 import toy
 from data import encode_query, encode_response, load_tokenizer
-from evaluate import best_of, bootstrap, cell, copied, length_controlled, log_ratio, table
-from judges import wins
-from model import load_model, token_logp
+from evaluate import best_of, bootstrap, copied, length_controlled, wins
+from model import lay_out, load_model, token_logp
 from runtime import ALONE, Problem, save_tensors, write, write_atomically
+from sample import log_prob
+from tools import report as pages
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,22 @@ def world(tmp_path_factory):
     return folder
 
 
-def report_of(world, *flags, run="run"):
-    evaluate.main(["--run", str(world / run), "--device", "cpu", "--pool", "4", *map(str, flags)])
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Best of 4 at most."""
+    monkeypatch.setattr(evaluate, "POOL", 4)
+
+
+def report_of(world, *flags, run="run", also=()):
+    """report.json after evaluate.py and tools.report, whose own flags are `also`."""
+    evaluate.main(["--run", str(world / run), "--device", "cpu", *map(str, flags)])
     out = dict(zip(flags[::2], flags[1::2], strict=True)).get("--out", world / run / "report")
+    pages.main(["--run", str(world / run), "--out", str(out), "--device", "cpu", *map(str, also)])
     return json.loads((out / "report.json").read_text())
+
+
+def log_ratio(policy, reference, *rows):
+    return log_prob(policy, *rows) - log_prob(reference, *rows)
 
 
 # ------------------------------------------------------------------------------------- statistics
@@ -118,6 +130,11 @@ def test_best_of_n_equals_enumeration_of_every_subset():
             assert best_of(scores, values, n)[row] == pytest.approx(values[row, picks].mean())
 
 
+def test_of_4_samples_the_best_of_2_has_the_weights_of_the_docstring():
+    found = best_of(np.arange(4.0)[None].repeat(4, 0), np.eye(4), 2)
+    assert found == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6])
+
+
 def test_copied_counts_word_pairs_in_the_posts_order():
     assert copied("my dog ate it", "Yesterday my dog ate my shoe") == pytest.approx(2 / 3)
     assert copied("ate my shoe. my dog", "my dog ate my shoe") == 2 / 4       # not both orders
@@ -130,7 +147,7 @@ def test_copied_counts_word_pairs_in_the_posts_order():
 def test_kl_is_the_difference_of_two_models_log_probabilities(world):
     a, b = (load_model(world / "run" / name) for name in ("ppo", "supervised"))
     queries, responses = [[5, 6, 7], [8]], [[9, 10], [11, 12, 13]]
-    found = log_ratio(a, b, queries, responses, 0.7, ALONE, rows_at_once=1)
+    found = log_ratio(a, b, queries, responses, 0.7, ALONE)
     for row, (q, r) in enumerate(zip(queries, responses, strict=True)):
         tokens, n = torch.tensor([q + r]), len(q)
         logp = [token_logp(m(tokens)[:, n - 1:-1], torch.tensor([r]), 0.7).sum() for m in (a, b)]
@@ -140,7 +157,7 @@ def test_kl_is_the_difference_of_two_models_log_probabilities(world):
 
 # ---------------------------------------------------------------------------------------- reports
 
-def test_a_report_has_the_promised_keys(world, tmp_path, capsys):
+def test_a_report_has_the_promised_keys(world, tmp_path):
     report = report_of(world, "--out", tmp_path)
     assert set(report["policies"]) == {"pretrained", "supervised", "human_feedback", "reference"}
     for name, p in report["policies"].items():
@@ -167,39 +184,31 @@ def test_a_report_has_the_promised_keys(world, tmp_path, capsys):
         assert (tmp_path / name).stat().st_size > 500
     shown = (tmp_path / "report.html").read_text()
     assert "human feedback" in shown and "final, iteration 4" in shown and "image/png" in shown
-    assert "human feedback" in capsys.readouterr().out
 
 
-def axis_record(policy, **axes):
-    return {"info": {}, "split": "valid2", "worker": "ann", "batch": "b",
-            "summary": {"text": " x", "policy": policy, "note": None, "axes": axes}}
+def test_evaluate_alone_writes_the_numbers_and_prints_a_row_for_each_policy(world, tmp_path, capsys):
+    evaluate.main(["--run", str(world / "run"), "--device", "cpu", "--out", str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "summaries.jsonl"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    lines = capsys.readouterr().out.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("policy"))
+    assert "beats author" in lines[head] and max(map(len, lines)) <= 100
+    for name, line in zip(report["policies"], lines[head + 1:], strict=False):
+        assert line.startswith(name) and f"{report['policies'][name]['win_rate']:.1%}" in line
 
 
-def test_peoples_grades_reach_the_report(world, tmp_path):
-    write(tmp_path / "axes.jsonl", [axis_record("ref", overall=7, coverage=2),
-                                          axis_record("ref", overall=4), axis_record("sup")])
-    report = report_of(world, "--out", tmp_path, "--axes", tmp_path / "axes.jsonl")
-    assert report["human_axes"]["ref"]["overall"] == {"mean": 5.5, "95": [4, 7], "n": 2}
-    assert report["human_axes"]["ref"]["coverage"]["n"] == 1
-    assert "5.50 (2)" in (tmp_path / "report.md").read_text()
-    write(tmp_path / "axes.jsonl", [axis_record("ref", overall=g) | {"info": {"id": name}}
-                                          for name, g in (("a", 7), ("a", 7), ("b", 4), ("b", 4))])
-    report = report_of(world, "--out", tmp_path, "--axes", tmp_path / "axes.jsonl")
-    assert report["human_axes"]["ref"]["overall"] == {"mean": 5.5, "95": [4, 7], "n": 4}
-    write(tmp_path / "axes.jsonl", [axis_record("ref"), {"summary": {"text": "no axes"}}])
-    with pytest.raises(Problem, match="axes.jsonl, line 2: is no axis record"):
-        report_of(world, "--out", tmp_path, "--axes", tmp_path / "axes.jsonl")
+def test_every_column_that_is_printed_has_its_sentence_at_the_top(world, tmp_path, capsys):
+    evaluate.main(["--run", str(world / "half"), "--device", "cpu", "--out", str(tmp_path)])
+    printed = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("policy"))
+    columns = re.split(r"\s{2,}", printed)[1:]
+    assert columns == re.findall(r"^    (\S+(?: \w+)*)  +\S+ .*$", evaluate.__doc__.split(
+        "are printed:")[1].split("PPO is trained")[0], re.MULTILINE)
 
 
 def test_an_unfinished_run_reports_what_exists(world):
     report = report_of(world, run="half")
     assert set(report["policies"]) == {"supervised", "reference"}
     assert report["reward_model"] is None and report["overoptimisation"] == []
-
-
-def test_against_itself_a_policy_ties(world, tmp_path):
-    report = report_of(world, "--out", tmp_path, "--against", world / "run/ppo")
-    assert report["against"]["win_rate"] == 0.5 and report["against"]["n"] == 8
 
 
 def test_the_difference_is_between_win_rates_on_the_same_posts(world, tmp_path):
@@ -257,15 +266,15 @@ def test_the_ceiling_is_of_the_folder_that_the_labelled_posts_came_from(world, t
              (("own", world / "data"), *((n, tmp_path / n) for n in ("other", "news", "strangers")))}
     ceiling, = {report["reward_model"]["ceiling"] for report in found.values()}
     assert 0 < ceiling < 1 and not any(report["notes"] for report in found.values())
-    labels = [c for c in evaluate.read_comparisons(run / "comparisons.jsonl", "valid2")]
-    wins_of = evaluate.preferred(evaluate.judge_rouge, *(evaluate.judge_rouge(
+    labels = [c for c in evaluate.data.read_comparisons(run / "comparisons.jsonl", "valid2")]
+    wins_of = evaluate.JUDGES["rouge"].compare(
         [toy_post(c["info"]["id"], world) for c in labels],
-        [c["summaries"][c["choice"] ^ side]["text"] for c in labels]) for side in (0, 1)))
+        *([c["summaries"][c["choice"] ^ side]["text"] for c in labels] for side in (0, 1)))
     assert ceiling == pytest.approx(wins_of.mean(), abs=1e-5)
 
     for stage in ("supervised", "reward", "pretrained"):
         settled(run, stage, data=str(tmp_path / "gone"))
-    report = report_of(tmp_path, "--judge", "rouge", "--data", other, "--examples", 0)
+    report = report_of(tmp_path, "--judge", "rouge", "--data", other)
     told = f"For 10 of 10 labels there is no opinion of the judge.*{tmp_path}/gone or {other}"
     assert report["reward_model"]["ceiling"] is None and report["reward_model"]["n"] == 10
     assert re.search(told, report["notes"][0]) and report["notes"][0] in page_of(tmp_path)
@@ -278,15 +287,15 @@ def page_of(folder):
 
 
 def toy_post(name, world):
-    return next(p for p in evaluate.read_posts(world / "data", "train") if p["id"] == name)
+    return next(p for p in evaluate.data.read_posts(world / "data", "train") if p["id"] == name)
 
 
 def test_a_label_written_ten_times_is_one_label_to_the_interval(world, tmp_path):
-    lines = [c for c in evaluate.read_comparisons(world / "run/comparisons.jsonl")
+    lines = [c for c in evaluate.data.read_comparisons(world / "run/comparisons.jsonl")
              if c["split"] == "valid2"]
-    once, often = (report_of(world, "--out", tmp_path / "o", "--comparisons", path)["reward_model"]
-                   for path in (many(lines, tmp_path / "1.jsonl"),
-                                many(10 * lines, tmp_path / "10.jsonl")))
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    once, often = ([many(some, run / "comparisons.jsonl"), report_of(tmp_path)["reward_model"]][1]
+                   for some in (lines, 10 * lines))
     assert often == once | {"n": 10 * once["n"]} and once["posts"] == once["n"] == len(lines)
 
 
@@ -296,18 +305,18 @@ def many(records, path):
 
 
 def test_without_labels_held_out_there_is_a_report_that_says_so(world, tmp_path):
-    lines = [c for c in evaluate.read_comparisons(world / "run/comparisons.jsonl")
+    lines = [c for c in evaluate.data.read_comparisons(world / "run/comparisons.jsonl")
              if c["split"] != "valid2"]
-    report = report_of(world, "--out", tmp_path / "o", "--comparisons",
-                       many(lines, tmp_path / "few.jsonl"))
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    many(lines, run / "comparisons.jsonl")
+    report = report_of(tmp_path)
     assert report["reward_model"] is None and len(report["overoptimisation"]) == 5
-    assert report["notes"] == ["The reward model is not tried on labels: "
-                               f"{tmp_path / 'few.jsonl'} has no line of split valid2."]
-    assert report["notes"][0] in (tmp_path / "o/report.md").read_text()
+    assert re.search("reward model is not tried on labels: .* split valid2", report["notes"][0])
+    assert len(report["notes"]) == 1 and report["notes"][0] in page_of(tmp_path)
 
 
 NETWORKS = ("pretrained/model.pt", "supervised/model.pt", "ppo/model.pt", "reward/model.pt",
-            "ppo/snapshots/step-000002.pt", "ppo/critic.pt", "other/model.pt")
+            "ppo/snapshots/step-000002.pt")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -315,13 +324,12 @@ NETWORKS = ("pretrained/model.pt", "supervised/model.pt", "ppo/model.pt", "rewar
 def test_a_network_that_is_not_finite_is_named_before_the_first_summary(
         world, tmp_path, name, value, monkeypatch):
     run = shutil.copytree(world / "run", tmp_path / "run")
-    shutil.copytree(run / "ppo", run / "other")
     weights = torch.load(run / name)
     weights["wpe.weight"][-1, -1] = value                 # a column that no short post reaches
     save_tensors(run / name, weights)
-    monkeypatch.setattr(evaluate, "write_greedily", None)
+    monkeypatch.setattr(sample, "summarise", None)
     with pytest.raises(Problem, match=f"{run / name}: weight wpe.weight is not finite") as found:
-        report_of(tmp_path, "--against", run / "other")
+        report_of(tmp_path)
     assert "\n" not in str(found.value) and not (run / "report").exists()
 
 
@@ -338,36 +346,6 @@ def test_a_number_that_overflows_is_named_with_its_network(world, tmp_path):
     with pytest.raises(Problem, match=f"{run / 'ppo'}, KL: its KL from {run / 'supervised'} is not"):
         report_of(tmp_path)
     assert json.loads((run / "report/report.json").read_text())["notes"] == [evaluate.UNFINISHED]
-
-
-@pytest.mark.parametrize("flags, words", [
-    (["--against", "/nowhere"], "/nowhere is no checkpoint folder"),
-    (["--comparisons", "/nowhere.jsonl"], "/nowhere.jsonl"), (["--axes", "/no.jsonl"], "/no.jsonl"),
-    (["--data", "/nowhere"], "/nowhere"), (["--out", "{tmp}/file/x"], "file"),
-    (["--judge", "command:{python} {tmp}/broken.py"], "exit code 1; it says 'no key'"),
-    (["reward"], "another tokenizer"), (["snapshot"], "step-000002.pt is damaged"),
-    (["critic"], "critic.pt is damaged"), (["log"], "log.jsonl, line 4")])
-def test_everything_is_read_before_the_first_summary_and_the_first_paid_call(
-        world, tmp_path, flags, words, monkeypatch):
-    run = shutil.copytree(world / "run", tmp_path / "run")
-    (tmp_path / "file").write_text("")
-    (tmp_path / "calls").write_text("")
-    (tmp_path / "broken.py").write_text("raise SystemExit('no key')")
-    (tmp_path / "paid.py").write_text(f"open({str(tmp_path / 'calls')!r}, 'a').write('x')\nprint('A')")
-    for name, path in (("snapshot", "ppo/snapshots/step-000002.pt"), ("critic", "ppo/critic.pt"),
-                       ("log", "ppo/log.jsonl")):
-        if flags == [name]:
-            write_atomically(run / path, (run / path).read_bytes()[:-20])
-    if flags == ["reward"]:
-        make_checkpoint(run / "reward", make_data(tmp_path / "foreign", vocab=280), "scalar")
-    flags = [f.format(tmp=tmp_path, python=sys.executable) for f in flags if "-" in f or "/" in f]
-    if "--judge" not in flags:
-        flags += ["--judge", f"command:{sys.executable} -S {tmp_path}/paid.py"]
-    monkeypatch.setattr(evaluate, "write_greedily", None)
-    with pytest.raises((Problem, OSError), match=words):
-        report_of(tmp_path, *flags)
-    assert (tmp_path / "calls").read_text() == ""
-    assert not (run / "report/report.json").exists()
 
 
 def test_what_is_measured_is_written_before_the_next_step_can_fail(world, tmp_path, monkeypatch):
@@ -387,23 +365,11 @@ def test_what_is_measured_is_written_before_the_next_step_can_fail(world, tmp_pa
             continue
         report = json.loads((tmp_path / step / "report.json").read_text())
         assert evaluate.UNFINISHED in report["notes"]
+        pages.main(["--run", str(world / "run"), "--out", str(tmp_path / step), "--device", "cpu"])
         assert evaluate.UNFINISHED in (tmp_path / step / "report.md").read_text()
         assert report["policies"]["supervised"] == whole["policies"]["supervised"]
         assert (report["reward_model"] == whole["reward_model"]) == ("reward_model" in done)
     assert whole["notes"] == []
-
-
-def test_a_full_disk_leaves_no_empty_picture(world, tmp_path, monkeypatch):
-    figure = pytest.importorskip("matplotlib.figure").Figure
-
-    def full(self, f, **how):
-        f.write(b"half")
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(figure, "savefig", full)
-    with pytest.raises(Problem, match="report.png cannot be written .No space left"):
-        report_of(world, "--out", tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "report.html", "report.json", "report.md", "summaries.jsonl"]
 
 
 def test_real_posts_are_judged_by_rouge(world, tmp_path):
@@ -435,7 +401,7 @@ def test_kl_of_the_report_is_the_one_that_ppo_logs(world):
     post = {"subreddit": "a", "title": "b", "post": "My sister sold my bike."}
     query = encode_query(tokenizer, post, 300)
     response = encode_response(tokenizer, "she did", 12)
-    rows = evaluate.lay_out([query], [response], tokenizer.n_vocab)
+    rows = lay_out([query], [response], tokenizer.n_vocab)
     logp = [token_logp(m(rows.tokens, at=rows.columns), rows.targets, 0.9).detach()
             for m in (policy, reference)]
     zero = torch.zeros(1)
@@ -443,19 +409,6 @@ def test_kl_of_the_report_is_the_one_that_ppo_logs(world):
     total = ppo.token_rewards(rollout, kl_coef=1.0).sum().item()
     found = log_ratio(policy, reference, [query], [response], 0.9, ALONE)
     assert found[0] == pytest.approx(-total, 1e-4)
-
-
-def test_a_table_is_aligned_and_shows_what_is_missing_as_a_dash():
-    lines = table([["policy", "rate"]], [["a", cell(0.5, ".1%", [0.4, 0.61])], ["b", cell(None)]])
-    assert len({len(line) for line in lines.split("\n")}) == 1
-    assert "50.0% [40, 61]" in lines and lines.split("\n")[-1].endswith(" - |")
-
-
-def test_without_matplotlib_the_numbers_are_kept(world, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(Problem, match="pip install matplotlib"):
-        report_of(world, "--out", tmp_path)
-    assert all((tmp_path / f"report.{kind}").exists() for kind in ("json", "md", "html"))
 
 
 def test_stages_of_two_runs_are_not_mixed(world, tmp_path):
@@ -467,9 +420,33 @@ def test_stages_of_two_runs_are_not_mixed(world, tmp_path):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--run", ""], "--run is missing"), (["--run", "/nowhere"], "nowhere/supervised"),
-    (["--posts", "0"], "--posts"), (["--judge", "me"], "--judge"), (["--against", "/no"], "/no"),
+    ([], "--run is missing"), (["--run", "/nowhere"], "nowhere/supervised"),
+    (["--posts", "0"], "--posts"), (["--judge", "me"], "--judge me is unknown"),
+    (["--data", "/nowhere"], "/nowhere"), (["--out", "{file}/x"], "file"),
+    (["--judge", "reward:/nowhere"], "nowhere"), (["--judge", "reward:"], "no checkpoint folder"),
+    (["--against", "d"], "--against has moved: python -m tools.judges .*--against d$"),
+    (["--judge", "command:a b"], "has moved: python -m tools.judges .* --judge 'command:a b'$"),
+    (["--judge=labels:d"], "has moved: python -m tools.judges .* --judge=labels:d$"),
 ])
-def test_a_mistake_is_answered_in_one_line(world, flags, words):
+def test_a_mistake_is_answered_in_one_line_before_the_first_summary(world, tmp_path, monkeypatch,
+                                                                    flags, words):
+    (tmp_path / "file").write_text("")
+    flags = [flag.format(file=tmp_path / "file") for flag in flags]
+    monkeypatch.setattr(sample, "summarise", None)
+    named = [] if "--run" in flags or not flags else ["--run", str(world / "half")]
+    with pytest.raises((Problem, OSError), match=words):
+        evaluate.main([*named, "--device", "cpu", *flags])
+
+
+@pytest.mark.parametrize("name", ["reward", "snapshot"])
+def test_everything_is_read_before_the_first_summary(world, tmp_path, name, monkeypatch):
+    run, words = shutil.copytree(world / "run", tmp_path / "run"), "another tokenizer"
+    if name == "snapshot":
+        path, words = run / "ppo/snapshots/step-000002.pt", "step-000002.pt is damaged"
+        write_atomically(path, path.read_bytes()[:-20])
+    else:
+        make_checkpoint(run / "reward", make_data(tmp_path / "foreign", vocab=280), "scalar")
+    monkeypatch.setattr(sample, "summarise", None)
     with pytest.raises(Problem, match=words):
-        evaluate.main(["--run", str(world / "half"), "--device", "cpu", *flags])
+        report_of(tmp_path)
+    assert not (run / "report").exists()

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from test_house import check
 
-import judges
+import evaluate
 import ppo
 import reward
 import toy
@@ -51,7 +51,7 @@ def run_of(rng, beta, n, fall, steps=9):
 
 def greedy_of(rng, p, n, i):
     return {"win": coins(rng, p, n), **{axis: rng.normal(1 + 6 * p, 0.2, n).tolist()
-                                        for axis in judges.AXES},
+                                        for axis in evaluate.AXES},
             "characters": rng.integers(60, 140, n).tolist(), "authors_characters": [100] * n,
             "parameters": 1e5 * 3 ** i, "rm": [p] * n, "texts": [f"It is p = {p}."] * 2,
             "posts": ["My sister sold my bike.\nHelp | me."] * 2}
@@ -306,7 +306,7 @@ def test_two_like_labels_of_a_pair_are_no_two_witnesses(true):
     curves, found = figures_numbers.figure_8(Found(true), CFG), true["seeds"][0]
     margin = np.array(found[figures_numbers.taught(CFG)]["margin"])
     choice = np.array(found["prefer"]["choices"])
-    agreed = judges.wins(margin * (2 * choice[:, 0] - 1), 0)
+    agreed = evaluate.wins(margin * (2 * choice[:, 0] - 1), 0)
     sure = np.abs(np.array(found["prefer"]["confidence"])[:, 0] - 5)
     for p in curves["by people's confidence"]:
         mean, draws = resampled([agreed[sure == int(p["at"]) + 1]])

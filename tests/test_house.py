@@ -19,12 +19,11 @@ import reward
 import runtime
 import sft
 
-BOOK = ["data", "toy", "model", "sft", "sample", "label", "reward", "ppo", "judges", "evaluate"]
+BOOK = ["data", "toy", "model", "sft", "sample", "label", "reward", "ppo", "evaluate"]
 RUNTIME = sorted(f"runtime/{path.stem}" for path in (ROOT / "runtime").glob("*.py"))
 TOOLS = sorted(f"tools/{path.stem}" for path in (ROOT / "tools").glob("*.py"))
 FILES = [*RUNTIME, *BOOK, *TOOLS]
-# Arrows upwards that are still to go: {chapter: tools it imports}.
-UPWARDS = {"judges": {"tools/label_stats", "tools/label_store"}, "evaluate": {"tools/microscope"}}
+
 
 
 def tree_of(name):
@@ -53,14 +52,13 @@ def allowed(name):
     if name in RUNTIME:
         return set(RUNTIME)
     if name in BOOK:
-        return {"runtime/__init__", *BOOK[:BOOK.index(name)]} | UPWARDS.get(name, set())
+        return {"runtime/__init__", *BOOK[:BOOK.index(name)]}
     return set(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_imports_point_downwards(name):
     assert imports_of(name) <= allowed(name)
-    assert UPWARDS.get(name, set()) <= imports_of(name)                # no longer than needed
 
 
 def test_no_files_import_each_other_in_a_circle():
@@ -70,7 +68,7 @@ def test_no_files_import_each_other_in_a_circle():
         assert name not in path, " -> ".join([*path, name])
         if name not in seen:
             seen[name] = [walk(other, [*path, name]) for other in sorted(imports_of(name))
-                          if other != "runtime/__init__" and other not in UPWARDS.get(name, set())]
+                          if other != "runtime/__init__"]
     for name in FILES:
         walk(name, [])
 
@@ -82,7 +80,7 @@ def test_nothing_else_stands_at_the_root():
 
 @pytest.mark.parametrize("name", ["ppo", "reward", "sft", "model", "data", *RUNTIME])
 def test_the_gold_judge_stays_with_those_who_measure(name):
-    assert not imports_of(name) & {"toy", "judges", "evaluate", "label"}
+    assert not imports_of(name) & {"toy", "evaluate", "label"}
     assert not any("gold" in (getattr(node, "id", ""), getattr(node, "attr", ""))
                    for node in ast.walk(tree_of(name)))
 
@@ -266,7 +264,7 @@ def test_every_command_of_the_pages_and_of_the_docstrings_parses(page, monkeypat
         shown = re.findall(r"^ *(?:Try it: +)?(python (?:\w+\.py|-m tools\.).*?)(?:  +\(?[^- ].*)?$",
                            re.sub(r" *\\\n\s*", " ", ast.get_docstring(ast.parse(text))),
                            re.MULTILINE)
-        assert shown or page.startswith(("runtime", "tools/__init__", "judges"))
+        assert shown or page.startswith(("runtime", "tools/__init__"))
         text = "\n".join(["```", *shown, "```", ""])
     for script, arguments in commands(text):
         check(script, arguments, monkeypatch)
@@ -293,7 +291,9 @@ def test_every_command_of_the_outer_loop_parses_and_learns_from_all_labels_so_fa
     ("label", "serve --db a", "python -m tools.labelling serve --db a"),
     ("label", "stats --db a", "python -m tools.labelling stats --db a"),
     ("evaluate", "doctor runs/a", "python -m tools.doctor runs/a"),
-    ("evaluate", "compare runs/a b", "python -m tools.figures compare runs/a b")])
+    ("evaluate", "compare runs/a b", "python -m tools.figures compare runs/a b"),
+    ("evaluate", "--run a --against b", "python -m tools.judges --run a --against b"),
+    ("evaluate", "--run a --judge labels:b", "python -m tools.judges --run a --judge labels:b")])
 def test_a_command_that_has_moved_answers_with_its_new_spelling(script, words, answer):
     with pytest.raises(runtime.Problem, match=f"has moved: {answer}$"):
         importlib.import_module(script).main(words.split())

@@ -1,4 +1,4 @@
-"""Chapter 9's first page: programs and people as judges, and another reward model."""
+"""Judges of tools/: programs and people; another policy; and another reward model as a judge."""
 import json
 import re
 import shutil
@@ -10,14 +10,15 @@ from test_label import keep_answers
 from test_sample import make_checkpoint, make_data
 
 import evaluate
-import judges
 import label
 import sample
 from data import read_comparisons
-from judges import Command, preferred
-from runtime import ALONE, Problem
+from model import load_model
+from runtime import ALONE, Problem, save_tensors, write_atomically
 from sample import load_checkpoint, score_texts
-from tools import pairs
+from tools import judges, pairs
+from tools import report as pages
+from tools.judges import Command
 from tools.label_stats import numbers
 from tools.label_store import Store
 
@@ -56,12 +57,22 @@ def command(program, tmp_path, jobs=4, patience=20.0, seed=0):
 
 
 def compared(judge, n=100, ours=OURS, theirs=THEIRS):
-    return preferred(judge, judge(POSTS[:n], ours[:n]), judge(POSTS[:n], theirs[:n]))
+    return judge.compare(POSTS[:n], ours[:n], theirs[:n])
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Best of 4 at most, and no judge stays for the next test."""
+    monkeypatch.setattr(evaluate, "POOL", 4)
+    monkeypatch.setattr(evaluate, "JUDGES", dict(evaluate.JUDGES))
+    monkeypatch.setattr(judges, "JUDGES", evaluate.JUDGES)
 
 
 def report_of(world, out, *flags):
-    evaluate.main(["--run", str(world / "run"), "--device", "cpu", "--pool", "4", "--out", str(out),
-                   *map(str, flags)])
+    """report.json of tools.judges, with its pages."""
+    judges.main(["--run", str(world / "run"), "--device", "cpu", "--out", str(out),
+                 *map(str, flags)])
+    pages.main(["--run", str(world / "run"), "--device", "cpu", "--out", str(out)])
     return json.loads((out / "report.json").read_text())
 
 
@@ -154,6 +165,53 @@ def test_a_report_by_a_program_has_the_win_rates_and_leaves_out_what_needs_grade
     assert "does not grade" in page and "Pleasing" not in page and "agrees with -" not in page
 
 
+def test_all_is_said_by_the_same_judge_when_a_tool_or_the_chapter_asks_it(world, tmp_path):
+    report = report_of(world, tmp_path / "a")
+    evaluate.main(["--run", str(world / "run"), "--device", "cpu", "--out", str(tmp_path / "b")])
+    pages.main(["--run", str(world / "run"), "--device", "cpu", "--out", str(tmp_path / "b")])
+    other = json.loads((tmp_path / "b/report.json").read_text())
+    assert {**other, "seconds": 0} == {**report, "seconds": 0}
+
+
+def test_against_itself_a_policy_ties(world, tmp_path):
+    report = report_of(world, tmp_path, "--against", world / "run/ppo")
+    assert report["against"]["win_rate"] == 0.5 and report["against"]["n"] == 8
+    assert "is preferred to" in (tmp_path / "report.md").read_text()
+    said = json.loads((tmp_path / "summaries.jsonl").read_text().splitlines()[0])
+    assert said["against"] == said["human_feedback"]
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--against", "/nowhere"], "/nowhere is no checkpoint folder"),
+    (["--data", "/nowhere"], "/nowhere"), (["--out", "{tmp}/file/x"], "file"),
+    (["--judge", "command:{python} {tmp}/broken.py"], "exit code 1; it says 'no key'"),
+    (["reward"], "another tokenizer"), (["snapshot"], "step-000002.pt is damaged")])
+def test_everything_is_read_before_the_first_summary_and_the_first_paid_call(
+        world, tmp_path, flags, words, monkeypatch):
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "calls").write_text("")
+    (tmp_path / "broken.py").write_text("raise SystemExit('no key')")
+    (tmp_path / "paid.py").write_text(f"open({str(tmp_path / 'calls')!r}, 'a').write('x')\nprint('A')")
+    if flags == ["snapshot"]:
+        snapshot = run / "ppo/snapshots/step-000002.pt"
+        save_tensors(snapshot, load_model(run / "supervised").state_dict())
+        write_atomically(snapshot, snapshot.read_bytes()[:-20])
+    if flags == ["reward"]:
+        make_checkpoint(run / "reward", make_data(tmp_path / "foreign", vocab=280), "scalar")
+    flags = [f.format(tmp=tmp_path, python=sys.executable) for f in flags if "-" in f or "/" in f]
+    if "--judge" not in flags:
+        flags += ["--judge", f"command:{sys.executable} -S {tmp_path}/paid.py"]
+    if "--out" not in flags:
+        flags += ["--out", str(run / "report")]
+    monkeypatch.setattr(sample, "summarise", None)
+    monkeypatch.setattr(judges, "summarise", None)
+    with pytest.raises((Problem, OSError), match=words):
+        judges.main(["--run", str(run), "--device", "cpu", *flags])
+    assert (tmp_path / "calls").read_text() == ""
+    assert not (run / "report/report.json").exists()
+
+
 # --------------------------------------------------------------------- another reward model, people
 
 def test_the_grade_of_another_reward_model_is_its_score(world, tmp_path):
@@ -222,7 +280,7 @@ def test_people_who_were_asked_nothing_are_not_quoted(world, tmp_path):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--judge", "me"], "--judge me is unknown"), (["--judge", "reward:"], "unknown"),
+    (["--judge", "me"], "--judge me is unknown"),
     (["--judge", "reward:/nowhere"], "nowhere"),
     (["--judge", "reward:{world}/run/ppo"], "holds a policy"),
     (["--judge", "reward:{world}/foreign"], "another tokenizer"),

@@ -14,7 +14,7 @@ listed in commands.sh, to be repeated by hand.
     python -m tools.figures draw --out runs/figures             # figures and report.md once more
 
 The sweep ends with measured.json (a number a post), curves.json (means and intervals: what
-`evaluate.py compare` takes as a reference), and by figures_draw.py figure1.png ..., report.md and
+`figures compare` takes as a reference), and by figures_draw.py figure1.png ..., report.md and
 report.html.
 
 Read after: evaluate.py.
@@ -45,14 +45,12 @@ from data import encode_query, encode_response
 from evaluate import (
     LEAD_3,
     best_of,
-    checkpoints,
-    log_prob,
+    gold,
+    load_judge,
     opinions,
+    rouge,
     sample_with_kl,
-    write_greedily,
-    write_pool,
 )
-from judges import JUDGES, choose_judge, wins
 from ppo import PRESETS
 from runtime import (
     Machine,
@@ -67,7 +65,15 @@ from runtime import (
     write,
     write_atomically,
 )
-from sample import held_out, load_checkpoint, score_texts, worked_examples
+from sample import (
+    checkpoints,
+    held_out,
+    load_checkpoint,
+    log_prob,
+    score_texts,
+    summarise,
+    worked_examples,
+)
 from tools.figures_draw import draw_everything
 from tools.figures_numbers import hold_against
 
@@ -100,12 +106,11 @@ class Measure(Machine):
     pairs: str = flag("", "for agree and prefer: file of labelled pairs, by `figures pairs`")
     data: str = flag("", "folder of posts, of which the held-out ones are used")
     out: str = flag("", "json file to write")
-    judge: str = flag("auto", "as in evaluate.py", choices=tuple(JUDGES) + ("auto",))
+    judge: str = flag("auto", "as in evaluate.py", choices=("auto", "gold", "rouge"))
     posts: int = flag(1000, "held-out posts asked about")
     pool: int = flag(32, "for pool: samples a post")
     snapshots: int = flag(10, "for samples: policies on the way, close together early on")
     examples: int = flag(0, "for greedy: worked examples before the post")
-    rows_at_once: int = flag(128, "summaries written side by side")
     seed: int = flag(0, "which posts, and every random number")
 
 
@@ -432,7 +437,7 @@ def asked(cfg):
     posts = held_out(cfg.data)
     order = generator(cfg.seed, "evaluate").permutation(len(posts))
     posts = [posts[i] for i in order[:cfg.posts]]
-    return posts, JUDGES[choose_judge(cfg, posts)]
+    return posts, load_judge(cfg.judge, None, posts)[1]
 
 
 def parameters(model):
@@ -451,10 +456,9 @@ def greedy(cfg, world):
     else:
         policy = load_checkpoint(cfg.policy, world)
         found["parameters"] = parameters(policy.model)
-        texts = write_greedily(policy, posts, cfg, "greedy",
-                               worked_examples(cfg.data, cfg.examples, cfg.seed))
-    grades = judge(posts, texts)
-    found |= {**grades, "win": wins(grades["overall"], judge(posts, authors)["overall"]),
+        texts = summarise(policy, posts, worked_examples(cfg.data, cfg.examples, cfg.seed),
+                          progress=world.bar(len(posts), "greedy"))
+    found |= {**judge.grade(posts, texts), "win": judge.compare(posts, texts, authors),
               "characters": [len(t) for t in texts],
               "authors_characters": [len(t) for t in authors],
               "texts": texts[:SHOWN], "posts": [p.get("post") for p in posts[:SHOWN]]}
@@ -479,9 +483,9 @@ def samples(cfg, world):
         if step not in wanted:
             continue
         texts, kl = sample_with_kl(ppo._replace(model=model), supervised, posts,
-                                   ppo.flags["temperature"], cfg, f"step {step}")
+                                   ppo.flags["temperature"], cfg.seed, f"step {step}")
         rows.append({"kl": kl, **{name: seen[:, 0] for name, seen in
-                                  opinions(reward, judge, posts, texts, cfg).items()}})
+                                  opinions(reward, judge, posts, texts).items()}})
         rows[-1]["step"] = step
     log = [line for _, line in read_jsonl(Path(cfg.policy) / "log.jsonl")]
     kept = ("episodes", "score", "score_std", "kl", "explained_variance")
@@ -489,14 +493,20 @@ def samples(cfg, world):
             "rows": rows, "log": {key: [line[key] for line in log] for key in kept}}
 
 
+def write_pool(policy, posts, n, seed):
+    """n samples of each post at temperature 1, post by post."""
+    return summarise(policy, [p for p in posts for _ in range(n)], temperature=1.0, seed=seed,
+                     purpose="pool", progress=policy.world.bar(n * len(posts), "pool"))
+
+
 def pool(cfg, world):
     """Best of n by four choosers, on one pool of samples: what each n's choice is worth."""
     posts, judge = asked(cfg)
     policy = load_checkpoint(cfg.policy, world)
     reward = load_checkpoint(cfg.reward, world, "scalar")
-    texts = write_pool(policy, posts, cfg.pool, 1.0, cfg)
+    texts = write_pool(policy, posts, cfg.pool, cfg.seed)
     records = [p for p in posts for _ in range(cfg.pool)]
-    seen = opinions(reward, judge, posts, texts, cfg)                                # (P, N) each
+    seen = opinions(reward, judge, posts, texts)                                     # (P, N) each
     choosers = {"reward model": seen["rm"]}
     for name, measure in measures(policy, cfg, world).items():
         choosers[name] = np.reshape(measure(records, texts), (len(posts), cfg.pool))
@@ -511,8 +521,8 @@ def measures(policy, cfg, world):
         queries = [encode_query(policy.tokenizer, r, policy.query_length, policy.fill)
                    for r in records]
         responses = [encode_response(policy.tokenizer, t, policy.response_length) for t in texts]
-        return log_prob(policy.model, queries, responses, 1.0, world, cfg.rows_at_once)
-    return {"ROUGE": lambda records, texts: JUDGES["rouge"](records, texts)["overall"],
+        return log_prob(policy.model, queries, responses, 1.0, world)
+    return {"ROUGE": lambda records, texts: rouge(records, texts)["overall"],
             "log-prob": likelihood,
             "length": lambda records, texts: np.array([float(len(t)) for t in texts])}
 
@@ -528,7 +538,7 @@ def pairs(cfg, world):
     for kind, folder in (("supervised", cfg.policy), ("reference", cfg.policy),
                          ("feedback", cfg.feedback)):
         policy = load_checkpoint(folder, world)
-        drawn = write_pool(policy, posts, 2, 1.0, cfg)
+        drawn = write_pool(policy, posts, 2, cfg.seed)
         if kind == "reference":
             drawn[1::2] = (p["summary"].strip() for p in posts)
         for row, texts in enumerate(zip(drawn[::2], drawn[1::2], strict=True)):
@@ -551,7 +561,7 @@ def prefer(cfg, world):
     policy = load_checkpoint(cfg.policy, world)
     posts, first, second, records = read_pairs(cfg)
     ways = {**measures(policy, cfg, world),
-            "gold": lambda records, texts: JUDGES["gold"](records, texts)["overall"]}
+            "gold": lambda records, texts: gold(records, texts)["overall"]}
     return {"kind": [r["kind"] for r in records],
             "choices": [[a["choice"] for a in r["answers"]] for r in records],
             "confidence": [[a["confidence"] for a in r["answers"]] for r in records],

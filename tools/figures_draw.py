@@ -14,8 +14,7 @@ import json
 import math
 from pathlib import Path
 
-from evaluate import cell, save_picture, table
-from judges import AXES, wins
+from evaluate import AXES, wins
 from runtime import Problem, write_atomically
 from tools.figures_numbers import (
     CRITICS,
@@ -36,6 +35,7 @@ from tools.figures_numbers import (
     taught,
 )
 from tools.microscope import page
+from tools.report import cell, save_picture, table
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 GREY = "#777777"

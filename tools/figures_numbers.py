@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate import cell, length_controlled, table
-from judges import AXES, wins
+from evaluate import AXES, length_controlled, wins
 from runtime import Problem, generator
+from tools.report import cell, table
 
 RESAMPLES = 1000
 POLICIES = ("pretrained", "supervised", "human_feedback")

@@ -11,9 +11,9 @@ PPO starts from), snapshots that have their critic beside them (ppo.py --snapsho
 final policy, all with PPO's own lengths. Each stop draws with the same random numbers, so that what
 differs is the policy. The page is one file: it opens from the disk and asks no network.
 
-    python evaluate.py --run runs/demo            # calls this; report.html stands beside report.md
+    python -m tools.report --run runs/demo        # calls this
 
-Before:  ppo.py, whose functions these numbers come from.    After: evaluate.py.
+Read after: evaluate.py and ppo.py, whose functions these numbers come from.
 """
 import base64
 import json
@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 
 from data import decode_response, encode_query
-from evaluate import checkpoints
 from model import skeleton
 from ppo import (
     GAMMA,
@@ -38,6 +37,7 @@ from ppo import (
     whiten,
 )
 from runtime import load_weights
+from sample import checkpoints
 from tools.critics import first_critic
 
 TEMPLATE = Path(__file__).with_name("microscope.html")
@@ -94,14 +94,14 @@ def token_text(tokenizer, token):
     return tokenizer.decode_single_token_bytes(token).decode(errors="backslashreplace")
 
 
-def responses(rollout, numbers, posts, tokenizer, judge):
+def responses(rollout, numbers, posts, tokenizer, grade):
     """What the page shows of one stop, a dict for each post: its response's text, score, grade,
     tokens and, for each of the numbers, a list as long as the tokens."""
     first = (rollout.columns[:, 0] + 1).tolist()
     ids = [tokens[at:at + int(keep.sum())].tolist() for tokens, at, keep in
            zip(rollout.tokens, first, rollout.is_response, strict=True)]
     texts = [decode_response(tokenizer, row) for row in ids]
-    grades = judge(posts, texts).get("overall")                  # (B,); a Command gives none
+    grades = grade(posts, texts)["overall"] if grade else None   # (B,)
     return [{"text": text, "score": round(rollout.score[i].item(), 5),
              "grade": None if grades is None else round(float(grades[i]), 5),
              "tokens": [token_text(tokenizer, token) for token in row],
@@ -118,11 +118,11 @@ def settings(supervised, ppo, reward):
 
 
 @torch.no_grad()
-def look(supervised, ppo, reward, posts, judge):
+def look(supervised, ppo, reward, posts, grade):
     """The microscope's part of the page, ready for JSON.
 
     supervised, ppo, reward: the run's Checkpoints; ppo's folder holds critic.pt too. posts: what is
-    summarised. judge(posts, texts) -> {"overall": (n,) grades}, as in judges.py.
+    summarised. grade: of a Judge in evaluate.py; None for one that gives no grades.
     """
     cfg = settings(supervised, ppo, reward)
     queries = [encode_query(ppo.tokenizer, post, ppo.query_length, ppo.fill) for post in posts]
@@ -140,7 +140,7 @@ def look(supervised, ppo, reward, posts, judge):
             "posts": [{"title": post.get("title", ""), "summary": post.get("summary", "").strip(),
                        "text": post["article" if "article" in post else "post"]} for post in posts],
             "stops": [{"name": name, "rows": responses(rollout, numbers, posts, ppo.tokenizer,
-                                                       judge)} for name, rollout, numbers in seen]}
+                                                       grade)} for name, rollout, numbers in seen]}
 
 
 def page(markdown, folder, seen=None):

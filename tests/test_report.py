@@ -1,0 +1,116 @@
+"""A report's pages: what they show, and what is kept when one of them cannot be made."""
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from test_evaluate import report_of, small, world  # noqa: F401
+
+from runtime import Problem, save_tensors, write, write_atomically
+from tools import report as pages
+from tools.report import cell, table
+
+
+@pytest.fixture
+def evaluated(world, tmp_path):  # noqa: F811
+    """A run of its own, evaluated."""
+    shutil.copytree(world / "run", tmp_path / "run")
+    if not (world / "kept").exists():
+        report_of(world, "--out", world / "kept")
+    shutil.copytree(world / "kept", tmp_path / "run/report")
+    for path in (tmp_path / "run/report").glob("report.*"):
+        if path.suffix != ".json":
+            path.unlink()
+    return tmp_path / "run"
+
+
+def pages_of(run, *flags):
+    pages.main(["--run", str(run), "--device", "cpu", *map(str, flags)])
+    return json.loads((run / "report/report.json").read_text())
+
+
+def test_made_twice_a_report_says_the_same(evaluated):
+    first = pages_of(evaluated)
+    kept = {path.name: path.read_bytes() for path in (evaluated / "report").iterdir()}
+    assert pages_of(evaluated) == first
+    assert kept == {path.name: path.read_bytes() for path in (evaluated / "report").iterdir()}
+    assert set(kept) == {"report.json", "report.md", "report.html", "report.png", "report.svg",
+                         "summaries.jsonl"}
+
+
+def axis_record(policy, **axes):
+    return {"info": {}, "split": "valid2", "worker": "ann", "batch": "b",
+            "summary": {"text": " x", "policy": policy, "note": None, "axes": axes}}
+
+
+def test_peoples_grades_reach_the_report(evaluated, tmp_path):
+    write(tmp_path / "axes.jsonl", [axis_record("ref", overall=7, coverage=2),
+                                          axis_record("ref", overall=4), axis_record("sup")])
+    report = pages_of(evaluated, "--axes", tmp_path / "axes.jsonl")
+    assert report["human_axes"]["ref"]["overall"] == {"mean": 5.5, "95": [4, 7], "n": 2}
+    assert report["human_axes"]["ref"]["coverage"]["n"] == 1
+    assert "5.50 (2)" in (evaluated / "report/report.md").read_text()
+    write(tmp_path / "axes.jsonl", [axis_record("ref", overall=g) | {"info": {"id": name}}
+                                          for name, g in (("a", 7), ("a", 7), ("b", 4), ("b", 4))])
+    report = pages_of(evaluated, "--axes", tmp_path / "axes.jsonl")
+    assert report["human_axes"]["ref"]["overall"] == {"mean": 5.5, "95": [4, 7], "n": 4}
+    write(tmp_path / "axes.jsonl", [axis_record("ref"), {"summary": {"text": "no axes"}}])
+    with pytest.raises(Problem, match="axes.jsonl, line 2: is no axis record"):
+        pages_of(evaluated, "--axes", tmp_path / "axes.jsonl")
+
+
+def test_a_table_is_aligned_and_shows_what_is_missing_as_a_dash():
+    lines = table([["policy", "rate"]], [["a", cell(0.5, ".1%", [0.4, 0.61])], ["b", cell(None)]])
+    assert len({len(line) for line in lines.split("\n")}) == 1
+    assert "50.0% [40, 61]" in lines and lines.split("\n")[-1].endswith(" - |")
+
+
+def test_without_matplotlib_the_numbers_are_kept(evaluated, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(Problem, match="pip install matplotlib"):
+        pages_of(evaluated)
+    assert all((evaluated / f"report/report.{kind}").exists() for kind in ("json", "md", "html"))
+
+
+def test_a_full_disk_leaves_no_empty_picture(evaluated, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+
+    def full(self, f, **how):
+        f.write(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(figure, "savefig", full)
+    with pytest.raises(Problem, match="report.png cannot be written .No space left"):
+        pages_of(evaluated)
+    assert sorted(path.name for path in (evaluated / "report").iterdir()) == [
+        "report.html", "report.json", "report.md", "summaries.jsonl"]
+
+
+@pytest.mark.parametrize("name, words", [
+    ("ppo/critic.pt", "critic.pt is damaged"), ("not finite", "weight wpe.weight is not finite")])
+def test_without_the_microscope_the_other_pages_are_made(evaluated, name, words):
+    if name == "not finite":
+        weights = torch.load(evaluated / "ppo/critic.pt")
+        weights["wpe.weight"][-1, -1] = math.nan
+        save_tensors(evaluated / "ppo/critic.pt", weights)
+    else:
+        write_atomically(evaluated / name, (evaluated / name).read_bytes()[:-20])
+    with pytest.raises(Problem, match=words):
+        pages_of(evaluated)
+    assert all((evaluated / f"report/report.{kind}").exists() for kind in ("md", "png", "svg"))
+    assert "final, iteration" not in (evaluated / "report/report.html").read_text()
+
+
+@pytest.mark.parametrize("path, text, words", [
+    ("report/report.json", None, "report.json is missing: `python evaluate.py --run .*` writes it"),
+    ("report/report.json", "{", "report.json is damaged"),
+    ("report/report.json", "{}", "report.json is damaged"),
+    ("report/summaries.jsonl", "[", "summaries.jsonl, line 1"),
+    ("ppo/log.jsonl", '{"step": 1}\n{"st', "log.jsonl, line 2")])
+def test_everything_is_read_before_the_first_page(evaluated, path, text, words):
+    (evaluated / path).unlink()
+    if text:
+        (evaluated / path).write_text(text)
+    with pytest.raises(Problem, match=words):
+        pages_of(evaluated)
+    assert not (evaluated / "report/report.md").exists()
