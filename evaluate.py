@@ -71,7 +71,7 @@ UNFINISHED = "This evaluation has not ended: what is not here was not measured y
 # compare: (posts, ours, theirs) -> (n,), 1 where our text is better, 0 where theirs is, 1/2: a tie.
 # grade: (posts, texts) -> {axis: (n,)}, or None for a judge that can only compare.
 Judge = namedtuple("Judge", "compare grade")
-AXES = ("coverage", "accuracy", "coherence", "overall")         # most judges have "overall" only
+AXIS_NAMES = ("coverage", "accuracy", "coherence", "overall")    # most judges have "overall" only
 
 
 def wins(ours, theirs):
@@ -89,7 +89,7 @@ def graded(grade):
 def gold(posts, texts):
     """The toy world's truth, 1 to 7 on each of the paper's axes."""
     grades = [toy.gold(p, t) for p, t in zip(posts, texts, strict=True)]
-    return {axis: np.array([getattr(g, axis) for g in grades]) for axis in AXES}
+    return {axis: np.array([getattr(g, axis) for g in grades]) for axis in AXIS_NAMES}
 
 
 def rouge(posts, texts):
@@ -216,7 +216,7 @@ def compare(needed, texts):
             "kl": 0.0 if name == "supervised" else None,           # PPO's is added later
             **{key: float(np.mean([o[key] for o in overlap])) for key in overlap[0]},
             "copied": float(np.mean([copied(*pair) for pair in zip(some, sources, strict=True)])),
-            "axes": {a: float(grades[a].mean()) if a in grades else None for a in AXES}}
+            "axes": {a: float(grades[a].mean()) if a in grades else None for a in AXIS_NAMES}}
     against = {name: win_rate(judge.compare(posts, some, texts["supervised"]), seed)
                for name, some in texts.items() if name not in ("supervised", "reference")}
     against["reference"] = win_rate(1 - won["supervised"], seed)          # asked already
@@ -305,7 +305,7 @@ def prepare(cfg, world):
                 if name == "supervised" or (run / stage / "model.pt").exists()}
     supervised, ppo = policies["supervised"], policies.get("human_feedback")
     own = supervised.flags.get("data")
-    folder = cfg.data or own or "--data"
+    folder = cfg.data or own or "--data"                 # which is no folder, and named as missing
     posts = sample.held_out(folder)
     posts = [posts[i] for i in generator(cfg.seed, "evaluate").permutation(len(posts))[:cfg.posts]]
     examples = sample.worked_examples(folder if data.find(folder, "train") else own,
@@ -350,15 +350,15 @@ def measure(needed, world):
         write(needed.out / "summaries.jsonl", [
             {"id": post["id"], **{name: some[i] for name, some in texts.items()}}
             for i, post in enumerate(posts)])
-    report |= compare(needed, texts)
+    report |= compare(needed, texts)                     # 1. greedy summaries
     save()
-    if ppo:
+    if ppo:                                              # 2. samples, and the reward model
         samples = sample_with_kl(ppo, supervised, posts[:SAMPLES], temperature, seed, "KL")
         report["policies"]["human_feedback"]["kl"] = float(samples[1].mean())
     if needed.labels:
         report["reward_model"] = reward_accuracy(needed)
     save()
-    if needed.reward and needed.judge.grade:
+    if needed.reward and needed.judge.grade:             # 3. has optimising gone too far?
         report["overoptimisation"] = overoptimisation(needed, samples, temperature)
     report["notes"].remove(UNFINISHED)
     save()

@@ -51,7 +51,7 @@ def run_of(rng, beta, n, fall, steps=9):
 
 def greedy_of(rng, p, n, i):
     return {"win": coins(rng, p, n), **{axis: rng.normal(1 + 6 * p, 0.2, n).tolist()
-                                        for axis in evaluate.AXES},
+                                        for axis in evaluate.AXIS_NAMES},
             "characters": rng.integers(60, 140, n).tolist(), "authors_characters": [100] * n,
             "parameters": 1e5 * 3 ** i, "rm": [p] * n, "texts": [f"It is p = {p}."] * 2,
             "posts": ["My sister sold my bike.\nHelp | me."] * 2}

@@ -14,7 +14,7 @@ import json
 import math
 from pathlib import Path
 
-from evaluate import AXES, wins
+from evaluate import AXIS_NAMES, wins
 from runtime import Problem, write_atomically
 from tools.figures_numbers import (
     CRITICS,
@@ -206,7 +206,7 @@ def draw_5(page, curves, fits):
 def draw_6(page, curves, fits):
     """Four groups of bars."""
     ax = page.subplots()
-    bars(ax, curves, AXES)
+    bars(ax, curves, AXIS_NAMES)
     ax.set(ylim=(1, 8.4), yticks=range(1, 8), title="Grades, 1 (worst) to 7 (best)")
     ax.legend(ncols=2, loc="upper center", fontsize=12)
 

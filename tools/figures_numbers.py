@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate import AXES, length_controlled, wins
+from evaluate import AXIS_NAMES, length_controlled, wins
 from runtime import Problem, generator
 from tools.report import cell, table
 
@@ -260,7 +260,7 @@ def of_base(cfg):
 def figure_6(found, cfg):
     """Grades on the paper's axes."""
     return {who.replace("_", " "): [point(axis, i, *resampled(found.arrays(name, axis)))
-                                    for i, axis in enumerate(AXES)]
+                                    for i, axis in enumerate(AXIS_NAMES)]
             for who, name in of_base(cfg).items()}
 
 

@@ -42,7 +42,7 @@ import numpy as np
 
 import evaluate
 from data import check_queries, fields_of
-from evaluate import AXES, FOLDERS, JUDGES, Judge, win_rate
+from evaluate import AXIS_NAMES, FOLDERS, JUDGES, Judge, win_rate
 from runtime import Problem, World, config_of, entry, flag, generator, launch, write
 from sample import load_checkpoint, summarise
 from tools.label_stats import numbers
@@ -161,7 +161,7 @@ def people_say(path, run):
         return {"win_rate": row["share"], "win_rate_95": row["95"], "n": row["n"]}
 
     blank = dict.fromkeys(("length", "length_controlled_win_rate", "kl", "rouge_1", "rouge_2",
-                           "rouge_l", "copied")) | {"axes": dict.fromkeys(AXES)}
+                           "rouge_l", "copied")) | {"axes": dict.fromkeys(AXIS_NAMES)}
     rivals = {name: rate(name, "supervised") for name in known if name != "supervised"
               and "supervised" in known}                       # it is being trained, perhaps
     return {"labels": rows,

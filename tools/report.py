@@ -22,7 +22,7 @@ import numpy as np
 
 from data import fields_of, find, read_posts
 from evaluate import (
-    AXES,
+    AXIS_NAMES,
     FOLDERS,
     bootstrap,
     graded,
@@ -134,7 +134,7 @@ def human_axes(path, seed):
     grades = defaultdict(lambda: defaultdict(list))              # pairs (grade, post)
     for number, record in read_jsonl(path):
         try:
-            for axis in AXES:
+            for axis in AXIS_NAMES:
                 if (given := record["summary"]["axes"].get(axis)) is not None:
                     if type(given) not in (int, float) or not 1 <= given <= 7:
                         raise ValueError
@@ -244,12 +244,12 @@ def markdown(report, example):
         parts += [f"\n`{a['ours']}` is preferred to `{a['policy']}` on "
                   f"{cell(a['win_rate'], '.1%', a['win_rate_95'])} of {a['n']} posts."]
     if report["judge"] == "gold":
-        parts += ["\n## Grades, 1 (worst) to 7 (best)\n", table([["policy", *AXES]], [
-            [name.replace("_", " "), *(cell(p["axes"][a]) for a in AXES)]
+        parts += ["\n## Grades, 1 (worst) to 7 (best)\n", table([["policy", *AXIS_NAMES]], [
+            [name.replace("_", " "), *(cell(p["axes"][a]) for a in AXIS_NAMES)]
             for name, p in report["policies"].items()])]
     if h := report["human_axes"]:
-        parts += ["\n## Grades by people\n", table([["policy", *AXES]], [
-            [name, *(cell(p[a]["mean"]) + f" ({p[a]['n']})" if a in p else "-" for a in AXES)]
+        parts += ["\n## Grades by people\n", table([["policy", *AXIS_NAMES]], [
+            [name, *(cell(p[a]["mean"]) + f" ({p[a]['n']})" if a in p else "-" for a in AXIS_NAMES)]
             for name, p in h.items()])]
     if r := report["reward_model"]:
         parts += [f"\n## The reward model\n\nIt agrees with "
