@@ -10,7 +10,6 @@ was trained compares (sections 4.1 to 4.4). The columns that are printed:
     beats supervised  share of posts whose summary is preferred to the supervised policy's
     grade             the judge's mean grade; those of the toy world go from 1 to 7
     ROUGE-L           how many words it shares with the author's, in the same order  (data.rouge)
-    copied            share of its word pairs that stand in the post, in the same order
     tokens            mean length
     KL                nats a summary from the supervised policy, sampled as PPO samples
 
@@ -370,9 +369,9 @@ def evaluate(cfg, world):
     with world.mixed():
         needed = prepare(cfg, world)
         measure(needed, world)
-    line, report = "{:14}{:>16}{:>13}{:>18}{:>7}{:>9}{:>8}{:>8}{:>6}", needed.report
+    line, report = "{:14}{:>18}{:>13}{:>18}{:>7}{:>9}{:>8}{:>6}", needed.report
     print(line.format("policy", "beats author", "same length", "beats supervised", "grade",
-                      "ROUGE-L", "copied", "tokens", "KL"))
+                      "ROUGE-L", "tokens", "KL"))
 
     def rate(row):
         low, high = row["win_rate_95"]
@@ -381,8 +380,8 @@ def evaluate(cfg, world):
         rival, kl = report["against_supervised"].get(name), p["kl"]
         print(line.format(
             name, rate(p), f"{p['length_controlled_win_rate']:.1%}", rate(rival) if rival else "-",
-            f"{p['axes']['overall']:.2f}", f"{p['rouge_l']:.3f}", f"{p['copied']:.0%}",
-            f"{p['length']:.1f}", "-" if kl is None else f"{kl:.1f}"))
+            f"{p['axes']['overall']:.2f}", f"{p['rouge_l']:.3f}", f"{p['length']:.1f}",
+            "-" if kl is None else f"{kl:.1f}"))
     print(f"\n{needed.out}/report.json holds every number")
 
 

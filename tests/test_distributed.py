@@ -200,7 +200,8 @@ def same_words(monkeypatch):
         if not written.keys() >= set(places):
             written.update(zip(places, honest(policy, queries, length, temperature, u)[0], strict=True))
         tokens = torch.stack([written[place] for place in places])
-        rows = model.lay_out(queries, ppo.unpad(tokens, pad), pad, length)
+        said = [row[row != pad].tolist() for row in tokens]
+        rows = model.lay_out(queries, said, pad, length)
         return tokens, model.token_logp(policy(rows.tokens, at=rows.columns), rows.targets, temperature)
     monkeypatch.setattr(ppo, "generate", generate)
 

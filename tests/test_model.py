@@ -179,10 +179,11 @@ def test_padding_and_batch_mates_move_no_score(tiny):
 
 def test_padding_and_batch_mates_move_no_loss(tiny):
     net = tiny()
-    alone = sum(nll(net, lay_out([q], [r], PAD)) for q, r in zip(QUERIES, RESPONSES, strict=True))
-    together = nll(net, lay_out(QUERIES, RESPONSES, PAD))
-    longer = nll(net, lay_out(QUERIES, RESPONSES, PAD, length=9))
-    assert abs(together - alone) < 1e-4 and abs(longer - alone) < 1e-4
+    pairs = list(zip(QUERIES, RESPONSES, strict=True))
+    alone = sum(nll(net, [pair]) for pair in pairs)
+    rows = lay_out(QUERIES, RESPONSES, PAD, length=9)
+    longer = -token_logp(net(rows.tokens, at=rows.columns), rows.targets)[rows.is_response].sum()
+    assert abs(nll(net, pairs) - alone) < 1e-4 and abs(longer - alone) < 1e-4
 
 
 def test_a_score_is_read_at_the_last_real_token(tiny):
