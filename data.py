@@ -28,7 +28,7 @@ import tiktoken
 import torch
 from tqdm import tqdm
 
-from runtime import Problem, entry, flag, generator, moved, parse, read_records, write
+from runtime import Problem, flag, generator, launch, read_records, write
 
 # ----------------------------------------------------------------- files, one JSON object to a line
 # {"id": "t3_1", "subreddit": "pets", "title": "My cat left", "post": "He is gone.",
@@ -384,16 +384,17 @@ class Config:
     vocab: int = flag(1024, "tokens in all, 257 or more")
 
 
-def main(argv=None):
-    """Train a tokenizer on all that the models will read."""
-    argv = moved(argv, {"download": "tools.download", "describe": "tools.download describe"})
-    cfg = parse(Config, {}, argv[1:] if argv[:1] == ["tokenizer"] else argv, __doc__)
+def make_tokenizer(cfg):
     texts = full_texts(cfg.data)
-    if find(cfg.data, "pretrain"):
-        texts += pretraining_texts(cfg.data)
+    texts += pretraining_texts(cfg.data) if find(cfg.data, "pretrain") else []
     save_tokenizer(train_tokenizer(texts, cfg.vocab), cfg.data)
     print(f"{cfg.data}/tokenizer.tiktoken: {cfg.vocab} tokens")
 
 
+def main(argv=None):
+    launch(make_tokenizer, Config, argv, __doc__, command="tokenizer",
+           moved={"download": "tools.download", "describe": "tools.download describe"})
+
+
 if __name__ == "__main__":
-    entry(main)
+    main()

@@ -31,7 +31,6 @@ Before:  ppo.py.    After: the world; change a flag and compare again.
 import json
 import math
 import re
-import shlex
 import time
 from collections import namedtuple
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ import numpy as np
 import data
 import sample
 import toy
-from runtime import Machine, Problem, entry, flag, generator, launch, moved, write
+from runtime import Machine, Problem, flag, generator, launch, write
 
 
 @dataclass(frozen=True)
@@ -386,13 +385,11 @@ def evaluate(cfg, world):
 
 
 def main(argv=None):
-    """Evaluate a run. Raises: Problem with the new spelling of what has moved to tools."""
-    argv = moved(argv, {"doctor": "tools.doctor", "compare": "tools.figures compare"})
-    old = [word for word in argv if re.match(r"--against|(--judge=)?(command|labels):", word)]
-    if old:
-        raise Problem(f"{old[0]} has moved: python -m tools.judges {shlex.join(argv)}")
-    launch(evaluate, Config, argv, __doc__)
+    judges = ("--against", "command:", "labels:", "--judge=command:", "--judge=labels:")
+    launch(evaluate, Config, argv, __doc__,
+           moved={"doctor": "tools.doctor", "compare": "tools.figures compare",
+                  **dict.fromkeys(judges, "tools.judges")})
 
 
 if __name__ == "__main__":
-    entry(main)
+    main()

@@ -43,14 +43,14 @@ from typing import NamedTuple
 import numpy as np
 
 from data import fields_of, query_text, rouge
-from runtime import Problem, check_new, entry, flag, generator, launch, moved, read_records, write
+from runtime import Problem, flag, generator, launch, read_records, write
 from toy import blend, draw_facts, shares, write_post, write_summary
 
 
 @dataclass(frozen=True)
 class Config:
     pairs: str = flag(..., "file of pairs, from sample.py --pairs", what="FILE")
-    out: str = flag(..., "file of comparisons to write", what="FILE")
+    out: str = flag(..., "file of comparisons to write", what="NEW FILE")
     labeller: str = flag("toy", "who compares", choices=("toy", "rouge", "me"))
     labels: int = flag(1, "different people asked about each training pair", least=1)
     seed: int = flag(0, "who labels what, and the noise")
@@ -239,7 +239,6 @@ def answers(cfg, pairs):
 
 def simulate(cfg):
     """Have pairs compared, and measure how far two of the toy world's people agree."""
-    check_new(cfg.out)
     people = len(LABELLERS) if cfg.labeller == "toy" else 1
     if cfg.labels > people:
         raise Problem(f"--labels {cfg.labels}: give 1 to {people}, as many as --labeller "
@@ -273,9 +272,9 @@ def write_comparisons(cfg, comparisons, left_out, began, **more):
 def main(argv=None):
     """python label.py simulate ...; the commands of the site have moved."""
     site = ("serve", "stats", "export", "release", "hold")
-    words = moved(argv, {command: f"tools.labelling {command}" for command in site})
-    launch(simulate, Config, words[1:] if words[:1] == ["simulate"] else words, __doc__)
+    launch(simulate, Config, argv, __doc__, command="simulate",
+           moved={word: f"tools.labelling {word}" for word in site})
 
 
 if __name__ == "__main__":
-    entry(main)
+    main()

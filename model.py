@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data import stack
-from runtime import ALONE, Problem, generator, moved, read_network
+from runtime import ALONE, Problem, generator, launch, read_network
 
 Size = namedtuple("Size", "layers width heads context")
 SIZES = {
@@ -392,9 +392,8 @@ def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
 
 
 def main(argv=None):
-    """Say what stands here; the table of sizes is in `python -m tools.plan sizes`."""
-    moved(argv, {"plan": "tools.plan", "export": "tools.convert export"})
-    print(__doc__)
+    launch(None, None, argv, __doc__,
+           moved={"plan": "tools.plan", "export": "tools.convert export"})
 
 
 if __name__ == "__main__":

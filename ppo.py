@@ -60,9 +60,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import data
-import runtime
 from model import Rows, generate, lay_out, load_model, token_logp, uniforms
 from runtime import Common, Problem, Run, accumulate, adam, flag, generator, launch, optimizer_step
+from sft import filled
 
 GAMMA = 1.0       # discount a token; 1: a summary is worth the same however long it is
 LAMBDA = 0.95     # GAE's lambda; 1 trusts the rewards, 0 the critic
@@ -330,7 +330,7 @@ def prepare(cfg, world):
 
 def train(cfg, world):
     """Write, score, learn; again and again."""
-    cfg = runtime.filled(cfg, world, cfg.policy, cfg.reward)  # posts as both networks know them
+    cfg = filled(cfg, world, cfg.policy, cfg.reward)          # posts as both networks know them
     tokenizer, posts, policy, reference, critic, reward_model = prepare(cfg, world)
     optimizer = adam([policy, critic], eps=1e-5)          # weight decay 0, as 2019's plain Adam
     batches = data.Batches([data.characters(post) for post in posts], cfg.batch, cfg.seed, window=1)

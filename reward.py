@@ -36,8 +36,8 @@ import torch.nn.functional as F
 
 import data
 from model import lay_out, score
-from runtime import Common, Run, accumulate, adam, config_of, filled, flag, launch, optimizer_step
-from sft import cosine, start, summary_rows
+from runtime import Common, Run, accumulate, adam, config_of, flag, launch, optimizer_step
+from sft import cosine, filled, start, summary_rows
 
 
 @dataclass(frozen=True)

@@ -34,21 +34,20 @@ import tiktoken
 import torch
 
 import data
-import runtime
 from model import GPT, generate, lay_out, load_model, score, skeleton, token_logp
-from runtime import ALONE, Machine, Problem, config_of, entry, flag, generator, launch, write
+from runtime import ALONE, Machine, Problem, config_of, flag, generator, launch, write
 
 
 @dataclass(frozen=True)
 class Config(Machine):
     policy: str = flag(..., "checkpoint folder of the model that writes", what="DIR")
-    post: str = flag(None, "the post to summarise; no post at all: a random held-out one")
-    post_file: str = flag(None, "file that holds the post; - is standard input", what="FILE")
+    post: str = flag(None, "the post to summarise; none: a random held-out one", what="TEXT")
+    post_file: str = flag(None, "file that holds it; - is standard input", what="TEXT FILE")
     best_of: int = flag(1, "samples, of which the one with the highest reward is shown", least=1)
     reward: str = flag("", "reward model, whose scores are shown", what="DIR")
     data: str = flag("", "folder of posts; none: the one the policy learned from", what="DIR")
     pairs: int = flag(0, "write so many pairs of samples of training posts (tools.pairs: others)")
-    out: str = flag("", "file of --pairs", what="FILE")
+    out: str = flag("", "file of --pairs", what="NEW FILE")
     with_reference: float = flag(.1, "share of pairs that show the author's summary and one sample")
     # DIFFERS: the paper draws pairs at .7, where a tiny policy says the same thing twice.
     temperature: float = flag(None, "divides the logits, 0 is greedy; none: 0 for a summary, 0.7 "
@@ -70,7 +69,7 @@ class Checkpoint(NamedTuple):
     response_length: int         # tokens of a summary, at most, <|endoftext|> included
     fill: bool                   # shorter posts are filled up with spaces, as OpenAI's models want
     flags: dict                  # how it was trained
-    world: runtime.World         # the processes that share its work
+    world: object                # the World: the processes that share its work
 
 
 def load_checkpoint(folder, world=ALONE, head="lm"):
@@ -246,16 +245,25 @@ def typed_post(cfg):
     """The post of --post or --post-file as a record; None when neither was typed."""
     if cfg.post is None and cfg.post_file is None:
         return None
-    where = "--post" if cfg.post_file is None else f"--post-file {cfg.post_file}"
-    try:
-        text = (runtime.typed(where, cfg.post) if cfg.post_file is None else
-                runtime.read_text(cfg.post_file))
-    except (OSError, ValueError) as error:
-        raise Problem(f"{where} cannot be read as text: {error}") from None
+    text = cfg.post if cfg.post_file is None else cfg.post_file
     if not text.strip():
+        where = "--post" if cfg.post_file is None else "--post-file"
         raise Problem(f"{where} is blank: there is nothing to summarise")
     title, post = re.fullmatch(r"(?:TITLE: (.*)\n)?([\s\S]*)", text.strip()).groups()
     return {"id": "typed", "subreddit": "relationships", "title": title or "", "post": post.strip()}
+
+
+def warn_if_foreign(post, folder):
+    """Say on stderr when more than half of a post's words occur in no training post."""
+    if not folder or data.find(folder, "train") is None:
+        return
+    known = set()
+    for other in data.read_posts(folder, "train", need_summary=False):
+        known.update(data.words(data.query_text(other)))
+    unknown = [word for word in data.words(post["post"]) if word not in known]
+    if 2 * len(unknown) > len(data.words(post["post"])):
+        print(f"warning: {len(unknown)} of the post's words ({', '.join(unknown[:5])}, ...) occur "
+              "in no post the policy learned from: expect nonsense", file=sys.stderr)
 
 
 def show(cfg, policy, folder, record):
@@ -358,8 +366,6 @@ def act(cfg, world):
     if cfg.pairs and not (cfg.out and cfg.best_of == 1 and cfg.temperature > 0):
         raise Problem("--pairs needs --out, a file to write, and a --temperature above 0, or both "
                       "samples are the same; the best of n in pairs: python -m tools.pairs")
-    if cfg.pairs:
-        runtime.check_new(cfg.out)
     with world.mixed():
         policy = load_checkpoint(cfg.policy, world)
         folder = cfg.data or policy.flags.get("data")
@@ -369,16 +375,15 @@ def act(cfg, world):
         if cfg.pairs:
             write_pairs(cfg, policy, folder)
         else:
+            if record:
+                warn_if_foreign(record, policy.flags.get("data"))
             show(cfg, policy, folder, record or random_post(folder, cfg.seed))
 
 
 def main(argv=None):
-    """The command line; pairs of several policies have moved to a tool."""
-    words = sys.argv[1:] if argv is None else argv
-    for name in {"--others", "--by"}.intersection(words):
-        runtime.moved([name, *words], {name: "tools.pairs"})
-    launch(act, Config, words, __doc__)
+    launch(act, Config, argv, __doc__,
+           moved={"--others": "tools.pairs", "--by": "tools.pairs"})
 
 
 if __name__ == "__main__":
-    entry(main)
+    main()

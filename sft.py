@@ -20,13 +20,24 @@ The loop's five numbered steps come back in reward.py and ppo.py: compare the fi
 Before:  model.py.    After: sample.py (what it writes), reward.py (what people think of it).
 """
 import math
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 import data
 from model import build, lay_out, load_model, sized, token_logp
-from runtime import Common, Problem, Run, accumulate, adam, filled, flag, launch, optimizer_step
+from runtime import (
+    Common,
+    Problem,
+    Run,
+    accumulate,
+    adam,
+    config_of,
+    flag,
+    launch,
+    optimizer_step,
+)
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,25 @@ def validation_loss(network, rows, cfg, world):
             total += nll(network, part)
     nats, tokens = world.sum([total.item(), sum(len(response) for _, response in rows)])
     return nats / tokens
+
+
+def filled(cfg, world, *folders):
+    """cfg with --fill as the networks in these folders know posts.
+
+    Raises: Problem when two of them differ: no post can be written so that both know it.
+    """
+    lengths = []                             # to which they fill posts up with spaces; None: not
+    for folder in folders:
+        flags = config_of(folder)["flags"]
+        lengths.append(flags.get("query_length", cfg.query_length) if flags.get("fill") else None)
+    if len(set(lengths)) > 1:
+        raise Problem(f"{' and '.join(folders)} know posts filled up with spaces to "
+                      f"{' and '.join(str(n or 'no') for n in lengths)} tokens: train the reward "
+                      "model from this policy (reward.py --init)")
+    if lengths[0] not in (None, cfg.query_length) and world.rank == 0:
+        print(f"warning: {folders[0]} knows posts filled up with spaces to {lengths[0]} tokens, "
+              f"not {cfg.query_length}: better is --query-length {lengths[0]}", file=sys.stderr)
+    return replace(cfg, fill=cfg.fill or lengths[0] is not None)
 
 
 def cosine(step, steps, peak, warmup):

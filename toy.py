@@ -39,7 +39,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
-from runtime import Problem, check_new, entry, flag, generator, parse, write
+from runtime import Problem, flag, generator, launch, write
 
 # All that a post says, None where it says nothing. The owner is "me" or a person, not the actor.
 Facts = namedtuple("Facts", "actor verb owner object place time excuse feeling ask")
@@ -364,18 +364,14 @@ def pretraining_text(seed, row):
 
 @dataclass(frozen=True)
 class Config:
-    out: str = flag("data/toy", "folder to write; must not exist")
+    out: str = flag("data/toy", "folder to write", what="NEW DIR")
     seed: int = flag(0, "another seed, other posts")
-    posts: int = flag(12000, "training posts; the other files follow from it")
+    posts: int = flag(12000, "training posts; the other files follow from it", least=4)
 
 
-def main(argv=None):
-    """Write posts, news, and plain text to pretrain on. Raises: Problem when --out exists."""
-    cfg = parse(Config, {}, argv, __doc__)
+def make_data(cfg):
+    """Write posts, news, and plain text to pretrain on."""
     out, held_out = Path(cfg.out), max(1000, cfg.posts // 12)
-    if cfg.posts < 4:
-        raise Problem(f"--posts {cfg.posts}: give at least 4")
-    check_new(out)
     unfinished = out.with_name(out.name + ".unfinished")               # renamed when complete
     (unfinished / NEWS.folder).mkdir(parents=True, exist_ok=True)
     for split, posts, articles in (("train", cfg.posts, cfg.posts // 4), ("valid", held_out, 500),
@@ -390,5 +386,9 @@ def main(argv=None):
     print(f"pretrain  {len(texts):6} texts\nwrote {out}")
 
 
+def main(argv=None):
+    launch(make_data, Config, argv, __doc__)
+
+
 if __name__ == "__main__":
-    entry(main)
+    main()

@@ -1,69 +1,31 @@
 """The plumbing: what every chapter stands on, and nothing from the paper.
 
-The chapters can be read without it. Five promises are kept:
+These fifteen names are all that the chapters use of it:
 
-    flags         one frozen dataclass a script; defaults < --preset < what was typed
-    World         the same script alone, or as one of many processes under torchrun
-    randomness    every draw is a function of (seed, purpose, step, row): nothing to be remembered
-    Run           a run's folder: config.json, log.jsonl, state/ while training, model.pt at the end
-    Problem       what the user can repair is said in one line, and the exit code is not 0
+    Problem          a mistake the user can repair, told in one line
+    flag             a field of a script's Config: a command-line flag
+    Machine          the flags that say on what to compute
+    Common           the flags of every training script
+    launch           do a script's work: flags, processes, errors in one line
+    ALONE            the World of one process; under torchrun there are several
+    generator        random numbers, a function of (seed, purpose, step, row)
+    accumulate       cut a batch into micro-batches, whose gradients add up
+    adam             AdamW for some networks
+    optimizer_step   clip, step, clear the gradients
+    Run              a training run's folder, its log, states to come back to
+    config_of        the config.json of a stage
+    read_network     a network's shape and weights, from a stage's folder
+    read_records     JSON lines, each checked against an example of its shape
+    write            a file, whole or not at all
+
+A World is what a script's work gets from `launch`: rank, size, device; share and gather (rows), sum
+and max (numbers) over all processes; mixed (arithmetic), gathered (weights), bar (progress).
+
+    flags.py   flags and mistakes      world.py   processes, DDP, FSDP2       run.py     a run
+    files.py   what anybody may send   steps.py   gradients, random numbers   health.py  its limits
 """
-from runtime.files import (
-    BLANKS,
-    LINE,
-    check_new,
-    config_of,
-    filled,
-    json_lines,
-    json_of,
-    lines_of,
-    log_line,
-    published,
-    read_jsonl,
-    read_network,
-    read_records,
-    read_text,
-    replacing,
-    save_tensors,
-    text_of,
-    typed,
-    write,
-    write_atomically,
-    write_config,
-)
-from runtime.flags import (
-    Common,
-    Diverged,
-    Machine,
-    Problem,
-    entry,
-    flag,
-    moved,
-    parse,
-)
-from runtime.run import (
-    Run,
-)
-from runtime.steps import (
-    accumulate,
-    adam,
-    finest,
-    generator,
-    linear,
-    optimizer_step,
-)
-from runtime.world import (
-    ALONE,
-    World,
-    allocate,
-    bar,
-    bare,
-    fill,
-    gathered,
-    join_world,
-    launch,
-    load_weights,
-    mixed,
-    parallelize,
-    whole,
-)
+from runtime.files import config_of, read_network, read_records, write
+from runtime.flags import Common, Machine, Problem, flag
+from runtime.run import Run
+from runtime.steps import accumulate, adam, generator, optimizer_step
+from runtime.world import ALONE, launch

@@ -45,12 +45,6 @@ def replacing(path):
         raise
 
 
-def check_new(path):
-    """Raise a Problem where a file or folder is, before anything is made to be put in its place."""
-    if pathlib.Path(path).exists():
-        raise Problem(f"{path} exists already: name another --out, or delete it")
-
-
 def sync(folder):
     """Wait until the names in a folder are on the disk."""
     if os.name == "posix":                           # elsewhere a folder cannot be opened
@@ -117,6 +111,21 @@ def read_text(path, most=1 << 26):
     return text_of(raw)
 
 
+def texts_from_outside(cfg):
+    """Flags, those that are TEXT read by the rule above, those that are a TEXT FILE as its text."""
+    found = {}
+    for field in dataclasses.fields(cfg):
+        value, name = getattr(cfg, field.name), f"--{field.name.replace('_', '-')}"
+        if field.metadata["what"] == "TEXT" and value is not None:
+            found[field.name] = typed(name, value)
+        elif field.metadata["what"] == "TEXT FILE" and value is not None:
+            try:
+                found[field.name] = read_text(value)
+            except (OSError, ValueError) as error:
+                raise Problem(f"{name} {value} cannot be read as text: {error}") from None
+    return dataclasses.replace(cfg, **found)
+
+
 def write_config(path, cfg, **more):
     """How a file or folder came to be: all flags, the code's commit, torch's version, `more`."""
     try:
@@ -180,24 +189,6 @@ def config_of(folder):
         raise Problem(f"{folder} is no checkpoint folder: {path} is missing") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Problem(f"{path} is damaged ({error}): run that stage again") from None
-
-
-def filled(cfg, world, *folders):
-    """cfg with --fill as the networks in these folders know posts; warns of another length.
-
-    Raises: Problem when two of them differ: no post can be written so that both know it.
-    """
-    known = [config_of(folder)["flags"] for folder in folders]
-    lengths = [flags.get("query_length", cfg.query_length) if flags.get("fill") else None
-               for flags in known]
-    if len(set(lengths)) > 1:
-        raise Problem(f"{' and '.join(folders)} know posts filled up with spaces to "
-                      f"{' and '.join(str(n or 'no') for n in lengths)} tokens: train the reward "
-                      "model from this policy (reward.py --init)")
-    if lengths[0] not in (None, cfg.query_length) and world.rank == 0:
-        print(f"warning: {folders[0]} knows posts filled up with spaces to {lengths[0]} tokens, "
-              f"not {cfg.query_length}: better is --query-length {lengths[0]}", file=sys.stderr)
-    return dataclasses.replace(cfg, fill=cfg.fill or lengths[0] is not None)
 
 
 # --------------------------------------------------------------------------------------- records
@@ -332,22 +323,6 @@ def write(path, content, cfg=None, **more):
 
 
 # ----------------------------------------------------------------------------------- checkpoints
-
-PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-
-
-def published(name):
-    """The folder that a published model's name stands for: gpt2 -> data/gpt2; others stay.
-
-    Raises: Problem, with the command that fetches it, when the model is not there yet.
-    """
-    if name not in PUBLISHED or pathlib.Path(name).exists():
-        return name
-    if not pathlib.Path("data", name, "config.json").exists():
-        raise Problem(f"data/{name} is missing: fetch it with `python -m tools.download {name}`, "
-                      "or give a folder that holds it")
-    return f"data/{name}"
-
 
 def read_network(folder, Config, activations):
     """The network in a folder: an instance of the dataclass Config, {name: tensor}, and the path

@@ -4,7 +4,9 @@ import dataclasses
 import difflib
 import math
 import os
+import pathlib
 import re
+import shlex
 import sys
 import traceback
 
@@ -83,7 +85,9 @@ def flag(default, help, choices=None, least=None, what=None):
     """A dataclass field that is also a command-line flag; its type is the field's.
 
     default: ... when it has to be typed. choices: the values that it may have. least: the
-    smallest that means something (None: 0 for a number). what: FILE, DIR, ... in --help.
+    smallest that means something (None: 0 for a number). what: in --help; TEXT is read by the rule
+    for every text from outside, of a TEXT FILE the flag's value is the text; a NEW FILE or NEW DIR
+    must not be there yet.
     """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices,
                                                         "least": least, "what": what})
@@ -177,11 +181,29 @@ def parse(config_class, presets, argv, doc, by=None):
     return cfg
 
 
+def check_new(path, file=False):
+    """Raise a Problem where a file or folder is, before anything is made to be put in its place;
+    and where a `file` cannot be written."""
+    path = pathlib.Path(path)
+    if path != pathlib.Path() and path.exists():
+        raise Problem(f"{path} exists already: name another --out, or delete it")
+    if file:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(f"{path}.part", "wb"):
+                os.unlink(f"{path}.part")
+        except OSError as error:
+            raise Problem(f"{path} cannot be written ({error.strerror}): choose another "
+                          "place") from None
+
+
 def check_value(field, value):
     """Raise a Problem for a flag that is missing, or a number that means nothing."""
     name, least = f"--{field.name.replace('_', '-')}", field.metadata["least"]
     if value is ...:
         raise Problem(f"{name} is missing: {field.metadata['help']}")
+    if isinstance(value, str) and (field.metadata["what"] or "").startswith("NEW"):
+        check_new(value, value and field.metadata["what"] == "NEW FILE")
     if isinstance(value, str) or value is None:
         return
     least = (0 if least is None and field.name not in SIGNED else least)
@@ -191,17 +213,13 @@ def check_value(field, value):
             "it counts from 1" if least == 1 else f"a number of {least:g} or more is expected"))
 
 
-def moved(argv, commands):
-    """The words of a command line. Raises: Problem when the first is a command that now lives
-    elsewhere; commands: {its name: the module that answers now}."""
-    words = sys.argv[1:] if argv is None else argv
-
-    def check():
-        if words[:1] and words[0] in commands:
-            raise Problem(f"{words[0]} has moved: python -m "
-                          f"{' '.join([commands[words[0]], *words[1:]])}")
-    if argv is None:
-        entry(check)
-    else:
-        check()
-    return words
+def check_moved(words, moved):
+    """Raise a Problem with the new spelling when a command line asks for what lives elsewhere now;
+    moved: see `launch`."""
+    if words[:1] and words[0] in moved:
+        raise Problem(f"{words[0]} has moved: python -m {' '.join([moved[words[0]], *words[1:]])}")
+    for word in words:
+        tool = next((tool for name, tool in moved.items() if word.startswith(name)
+                     and (name.startswith("--") or name.endswith(":"))), None)
+        if tool:
+            raise Problem(f"{word} has moved: python -m {tool} {shlex.join(words)}")

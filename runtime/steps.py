@@ -17,11 +17,6 @@ def generator(seed, purpose, step=0, row=0):
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, step, row]))
 
 
-def finest(device):
-    """The dtype for sums that may not depend on their order: float64, which MPS lacks."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def accumulate(rows, micro_batch, *networks):
     """Cut a rank's rows into micro-batches, whose gradients add up in the networks that are
     trained. Under DDP ranks average them after the last one only.
@@ -68,8 +63,3 @@ def optimizer_step(networks, optimizer, lr, step, clip=1.0):
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norms
-
-
-def linear(step, steps, peak):
-    """Learning rate: linear from peak at step 0 to 0 at the end."""
-    return peak * (1 - step / steps)

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from runtime.files import check_shapes, read_weights
-from runtime.flags import Diverged, Machine, Problem, entry, first_line, parse
+from runtime.files import check_shapes, read_weights, texts_from_outside
+from runtime.flags import Diverged, Machine, Problem, check_moved, entry, first_line, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,15 +240,24 @@ def join_world(cfg):
                       f"({first_line(error)})") from None
 
 
-def launch(act, config_class, argv, doc, presets=None, by=None):
+def launch(act, config_class, argv, doc, presets=None, by=None, command=None, moved=None):
     """Do a script's work, act(cfg, world), with the flags in argv.
 
     argv: a list of words, by whoever calls a script from Python: what goes wrong is raised. None:
     the command line's; what the user can repair then becomes one line and exit code 2 (`entry`).
-    A config_class that is no Machine needs no processes: act(cfg) is called, once.
+    A config_class that is no Machine needs no processes: act(cfg) is called; without any, the
+    script has nothing to do but to show its doc. command: a first word that may be left out. moved:
+    {first word, or beginning of any other: the tool that answers now}.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
+
     def work():
-        cfg = parse(config_class, presets or {}, argv, doc, by)
+        check_moved(words, moved or {})
+        rest = words[1:] if command and words[:1] == [command] else words
+        if config_class is None:
+            print(doc)
+            return
+        cfg = texts_from_outside(parse(config_class, presets or {}, rest, doc, by))
         if issubclass(config_class, Machine):
             with join_world(cfg) as world:
                 act(cfg, world)
@@ -258,36 +267,6 @@ def launch(act, config_class, argv, doc, presets=None, by=None):
         entry(work)
     else:
         work()
-
-
-# Until every caller has moved to the methods.
-
-def allocate(network, world, frozen=False):
-    return world.allocate(network, frozen)
-
-
-def fill(weight, values):
-    ALONE.set(weight, values)
-
-
-def load_weights(network, path, fresh=(), weights=None):
-    ALONE.load(network, path, fresh, weights)
-
-
-def parallelize(network, world, cfg):
-    return world.parallelize(network, cfg)
-
-
-def gathered(network):
-    return ALONE.gathered(network)
-
-
-def mixed(world):
-    return world.mixed()
-
-
-def bar(total, name, world, unit="summary"):
-    return world.bar(total, name, unit)
 
 
 def bare(module):

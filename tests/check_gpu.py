@@ -20,16 +20,12 @@ from runtime import (  # noqa: E402
     Machine,
     accumulate,
     adam,
-    entry,
     flag,
-    gathered,
     generator,
-    join_world,
-    mixed,
     optimizer_step,
-    parallelize,
-    parse,
 )
+from runtime.flags import entry, parse  # noqa: E402
+from runtime.world import join_world  # noqa: E402
 from sft import nll  # noqa: E402
 from tools import plan  # noqa: E402
 
@@ -59,10 +55,10 @@ def random_rows(cfg, n, seed=0):
 def first_step(size, rows, world, cfg):
     """Loss and gradient norm of one step on a global batch of rows."""
     network = build(sized(size, VOCABULARY), 0, world)
-    model, loss = parallelize(network, world, Common(checkpointing=cfg.checkpointing)), 0.0
+    model, loss = world.parallelize(network, Common(checkpointing=cfg.checkpointing)), 0.0
     count = sum(len(r) for _, r in rows)
     for part in accumulate(world.share(rows), 2, model):
-        with mixed(world):
+        with world.mixed():
             share = nll(model, lay_out(*zip(*part, strict=True), VOCABULARY).to(world.device))
         (share / count * world.size).backward()
         loss += share.detach() / count
@@ -80,7 +76,7 @@ def decoding(cfg, world):
     network = build(sized(cfg.size, VOCABULARY), 0, world)
     queries = [q for q, _ in random_rows(cfg, 4)]
     u = uniforms(0, "check", 0, range(4), 24)
-    with torch.no_grad(), mixed(world), gathered(network):
+    with torch.no_grad(), world.mixed(), world.gathered(network):
         said, logp = generate(network, queries, 24, uniforms=u)
         kept = [[t for t in row if t < VOCABULARY] for row in said.tolist()]
         rows = lay_out(queries, kept, VOCABULARY, 24).to(world.device)
@@ -101,12 +97,12 @@ def clock(world):
 def training(cfg, world):
     """Seconds a step of cfg.rows rows a process, and the most memory it took, bytes (CUDA only)."""
     network = build(sized(cfg.size, VOCABULARY), 0, world)
-    model = parallelize(network, world, Common(checkpointing=cfg.checkpointing))
+    model = world.parallelize(network, Common(checkpointing=cfg.checkpointing))
     optimizer, rows, times = adam([network]), random_rows(cfg, cfg.rows, 1 + world.rank), []
     batch = lay_out(*zip(*rows, strict=True), VOCABULARY).to(world.device)
     for step in range(5):
         began = clock(world)
-        with mixed(world):
+        with world.mixed():
             loss = nll(model, batch) / batch.is_response.sum()
         loss.backward()
         optimizer_step({"norm": network}, optimizer, 1e-5, step)

@@ -15,7 +15,7 @@ import data  # noqa: E402
 import model  # noqa: E402
 import reward  # noqa: E402
 import sft  # noqa: E402
-from runtime import World  # noqa: E402
+from runtime.world import World  # noqa: E402
 
 SIZE = model.Size(layers=2, width=16, heads=2, context=160)
 WHO, DID = ("my mother", "my boss", "my cat"), ("sold", "broke", "hid")

@@ -22,8 +22,10 @@ import torch
 import data
 import sample
 from data import Batches, encode_query, encode_response, read_comparisons, read_posts, rouge
-from runtime import Problem, entry, read_jsonl
+from runtime import Problem
 from runtime import write as write_records
+from runtime.files import read_jsonl, texts_from_outside
+from runtime.flags import entry
 from tools import download
 
 ROOT = Path(data.__file__).parent
@@ -261,7 +263,7 @@ def read_through(way, post, frame, folder, monkeypatch):
         "post_file": "-" if kind == "stdin" else str(folder / "post.txt")}
     (folder / "post.txt").write_bytes(frame(post))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(frame(post)), "ascii"))
-    return sample.typed_post(sample.Config(policy="", **given))["post"]
+    return sample.typed_post(texts_from_outside(sample.Config(policy="", **given)))["post"]
 
 
 @pytest.mark.parametrize("way", ["lines", "lines.gz", "array", "array.gz", "text file", "stdin", "flag"])

@@ -22,7 +22,8 @@ import ppo
 import reward
 import runtime
 import sft
-from runtime import Machine, World, join_world
+from runtime import Machine
+from runtime.world import World, join_world
 
 SCRIPTS = {"sft": sft, "reward": reward, "ppo": ppo}
 PATIENCE = runtime.world.PATIENCE.total_seconds() / 4        # a slow machine is not a hanging one
@@ -44,7 +45,7 @@ def ranks(n, act, *args):
                            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             code = 1
             try:
-                runtime.entry(lambda: act(*args))
+                runtime.flags.entry(lambda: act(*args))
                 code = 0
             except SystemExit as left:
                 code = left.code
@@ -246,7 +247,7 @@ def test_a_sharded_network_starts_out_like_a_whole_one(tmp_path):
             net = model.build(config, 3, world)
             local = sum(p.to_local().numel() for p in net.parameters())
             assert local < 0.6 * sum(p.numel() for p in net.parameters())
-            whole = runtime.whole(net, world)
+            whole = runtime.world.whole(net, world)
             assert bool(whole) == (world.rank == 0)
             twin = model.build(config, 3).state_dict()
             assert all(torch.equal(w, twin[name]) for name, w in whole.items())
@@ -258,13 +259,13 @@ def test_gathered_networks_need_nobody_and_are_sharded_again_after(tmp_path):
         with join_world(Machine("cpu", parallel="fsdp")) as world:
             net = model.build(model.ModelConfig(40, 2, 16, 2, 48), 3, world)
             tokens = torch.arange(12)[None]
-            with torch.no_grad(), runtime.gathered(net):
+            with torch.no_grad(), world.gathered(net):
                 for _ in range(1 + 3 * world.rank):           # one rank does more than the other
                     net(tokens)
             before = net(tokens).detach()
             sft.nll(net, [([1, 2], [3, 4])]).backward()
             runtime.optimizer_step({"norm": net}, runtime.adam([net]), 0.1, 0)
-            with torch.no_grad(), runtime.gathered(net):      # not what it was before the step
+            with torch.no_grad(), world.gathered(net):      # not what it was before the step
                 assert (net(tokens) - before).abs().max() > 1e-3
             assert all(p.to_local().numel() < p.numel() for p in net.parameters() if p.numel() > 1)
     assert ranks(2, act) == [0, 0]
@@ -353,7 +354,7 @@ def test_pairs_of_several_policies_are_the_same_in_two_processes(how, supervised
                                           ("ppo", "--batch 10")])
 def test_a_batch_that_cannot_be_shared_is_a_problem(script, more, line, tmp_path, monkeypatch):
     with pytest.raises(runtime.Problem, match="divide over 2 processes"):
-        SCRIPTS[script].train(runtime.parse(SCRIPTS[script].Config, SCRIPTS[script].PRESETS,
+        SCRIPTS[script].train(runtime.flags.parse(SCRIPTS[script].Config, SCRIPTS[script].PRESETS,
                                             line(script, tmp_path / "run", more), ""),
                               World(0, 2, torch.device("cpu")))
 
@@ -366,7 +367,7 @@ def torchrun(tmp_path, argv, sabotage=""):
         f"import sys; sys.path[:0] = [{str(ROOT)!r}]\n"
         "import os, time, signal, torch, model, sft, runtime\ntorch.set_num_threads(1)\n"
         "model.SIZES['tiny'] = model.Size(2, 16, 2, 160)\n"
-        f"rank = int(os.environ['RANK'])\n{sabotage}\nruntime.entry(sft.main)\n")
+        f"rank = int(os.environ['RANK'])\n{sabotage}\nruntime.flags.entry(sft.main)\n")
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
          f"--master_port={free_port()}", str(tmp_path / "start.py"), *argv], text=True,
@@ -418,7 +419,7 @@ def test_where_the_processes_cannot_meet_the_port_is_named_and_the_whole_reason(
             else:
                 monkeypatch.delenv(name, raising=False)
         with pytest.raises(SystemExit):
-            runtime.entry(main)
+            runtime.flags.entry(main)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"error: port {known['MASTER_PORT']}: the processes" in said
     assert reason in said and "name a free one (torchrun --master_port" in said
@@ -465,7 +466,7 @@ sft.main = note
 def test_presets_carry_the_papers_hyper_parameters():
     """Appendix B.1 and Table 3 of the paper, by hand."""
     def of(script, preset, *flags, **by):
-        cfg = runtime.parse(SCRIPTS[script].Config, SCRIPTS[script].PRESETS,
+        cfg = runtime.flags.parse(SCRIPTS[script].Config, SCRIPTS[script].PRESETS,
                             ["--preset", preset, *(f"--{field.name}=x" for field in
                                                    dataclasses.fields(SCRIPTS[script].Config)
                                                    if field.default is ...)], "", **by)
@@ -487,9 +488,9 @@ def test_ddp_wraps_only_what_is_trained(tiny):
     def act():
         with join_world(Machine("cpu")) as world:
             cfg = runtime.Common()
-            assert isinstance(runtime.parallelize(tiny(), world, cfg),
+            assert isinstance(world.parallelize(tiny(), cfg),
                               nn.parallel.DistributedDataParallel)
             frozen = tiny().requires_grad_(False)
-            assert runtime.parallelize(frozen, world, cfg) is frozen
+            assert world.parallelize(frozen, cfg) is frozen
             assert dist.get_world_size() == 2
     assert ranks(2, act) == [0, 0]

@@ -1,7 +1,7 @@
 """Feed it anything: each input either works, or ends in one line that says what and where.
 
 Sound files and command lines are damaged - bytes flipped, cut, doubled; JSON values replaced,
-fields renamed - and given to the scripts' own `main` through `runtime.entry`, as the command line
+fields renamed - and given to the scripts' own `main` through `runtime.flags.entry`, as the command line
 does. FUZZ=10000 is the long form: so many inputs, and 60 of them in processes of their own.
 """
 import ast
@@ -71,7 +71,7 @@ def run(module, argv, capsys=None):
     out, err, sys.stdout, sys.stderr = sys.stdout, sys.stderr, io.StringIO(), caught
     code = 0
     try:
-        runtime.entry(module.main)
+        runtime.flags.entry(module.main)
     except SystemExit as left:
         code = left.code or 0
     finally:

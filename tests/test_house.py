@@ -73,6 +73,20 @@ def test_no_files_import_each_other_in_a_circle():
         walk(name, [])
 
 
+def test_the_chapters_use_fifteen_names_of_runtime_and_its_first_page_lists_them():
+    used = {module.removeprefix("runtime.") for name in BOOK for module in modules_of(name)
+            if module.startswith("runtime.")}
+    assert used == set(re.findall(r"^    (\w+)  +\w", runtime.__doc__.split("A World")[0], re.MULTILINE))
+    assert len(used) == 15
+
+
+def test_a_chapter_fits_400_lines_and_runtime_1400():
+    lines = {name: len((ROOT / f"{name}.py").read_text().splitlines()) for name in FILES}
+    assert all(lines[name] <= 400 for name in BOOK), lines
+    assert sum(lines[name] for name in BOOK) <= 3000              # on the way to 2,600
+    assert sum(lines[name] for name in RUNTIME) <= 1550 and len(RUNTIME) <= 7
+
+
 def test_nothing_else_stands_at_the_root():
     assert sorted(path.stem for path in ROOT.glob("*.py")) == sorted(BOOK)
     assert [path.name for path in [*ROOT.glob("*.md"), *ROOT.glob("*.html")]] == ["README.md"]
@@ -156,7 +170,7 @@ def flags_of(script, preset, loss_on=None):
     typed = ["--preset", preset] + (["--loss-on", loss_on] if loss_on else [])
     for field in dataclasses.fields(script.Config):
         typed += [f"--{field.name}", "x"] if field.default is ... else []
-    return runtime.parse(script.Config, script.PRESETS, typed, "", "loss_on" if loss_on else None)
+    return runtime.flags.parse(script.Config, script.PRESETS, typed, "", "loss_on" if loss_on else None)
 
 
 @pytest.mark.parametrize("script, preset, loss_on, values", PAPER)
@@ -218,9 +232,9 @@ def check(script, arguments, monkeypatch):
             raise Parsed
         return parsed
     with monkeypatch.context() as patch:
-        patch.setattr(runtime.world, "parse", stopping(runtime.parse))             # in `launch`
+        patch.setattr(runtime.world, "parse", stopping(runtime.flags.parse))             # in `launch`
         if hasattr(module, "parse"):
-            patch.setattr(module, "parse", stopping(runtime.parse))
+            patch.setattr(module, "parse", stopping(runtime.flags.parse))
         elif not hasattr(module, "launch"):
             patch.setattr(argparse.ArgumentParser, "parse_args",
                           stopping(argparse.ArgumentParser.parse_args))

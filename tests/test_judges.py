@@ -14,7 +14,8 @@ import label
 import sample
 from data import read_comparisons
 from model import load_model
-from runtime import ALONE, Problem, save_tensors, write_atomically
+from runtime import ALONE, Problem
+from runtime.files import save_tensors, write_atomically
 from sample import load_checkpoint, score_texts
 from tools import judges, pairs
 from tools import report as pages

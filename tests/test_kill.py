@@ -175,7 +175,7 @@ def test_a_disk_that_refuses_any_one_operation_costs_one_line_and_no_state(tmp_p
             if n == at:
                 raise OSError(number, os.strerror(number), "somewhere")
         with counting(refuse), contextlib.suppress(SystemExit):
-            runtime.entry(lambda: little_run(out, world, SIX))
+            runtime.flags.entry(lambda: little_run(out, world, SIX))
         told = capsys.readouterr().err.splitlines()[-1]
         assert not list(out.rglob("*.part"))
         if not (out / "model.pt").exists():                       # (tidying up may fail in silence)
@@ -273,7 +273,7 @@ class Life:
                              + "".join(f"stage.{name} = {getattr(STAGES[stage], name)}\n"
                                        for name in ("LOG_EVERY", "EVAL_EVERY", "EVAL_ROWS",
                                                     "ZERO_ROWS") if hasattr(STAGES[stage], name))
-                             + "runtime.entry(stage.main)\n")
+                             + "runtime.flags.entry(stage.main)\n")
             torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2",
                         f"--master_port={free_port()}"] if processes == 2 else []
             self.process = subprocess.Popen(               # (kept, or Python would wait for it)
@@ -333,7 +333,7 @@ def fork(processes, main, argv):
             try:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
                 tqdm.set_lock(threading.RLock())       # a sibling died holding the one they share
-                runtime.entry(lambda: main(argv))
+                runtime.flags.entry(lambda: main(argv))
                 code = 0
             except SystemExit as left:
                 code = left.code

@@ -12,7 +12,9 @@ from test_sample import make_checkpoint, make_data
 import ppo
 from data import encode_query, load_tokenizer, read_posts
 from model import load_model, token_logp
-from runtime import ALONE, World, save_tensors
+from runtime import ALONE
+from runtime.files import save_tensors
+from runtime.world import World
 from sample import load_checkpoint
 from tools import microscope
 

@@ -24,7 +24,8 @@ from model import (
     uniforms,
     up_to,
 )
-from runtime import Problem, generator, save_tensors, write_config
+from runtime import Problem, generator
+from runtime.files import save_tensors, write_config
 from sft import nll
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "gpt2_tiny"

@@ -14,8 +14,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import model
 import runtime
-from runtime import Problem, World
-from runtime.world import compute_again
+from runtime import Problem
+from runtime.world import World, compute_again
 from tools import plan
 
 
@@ -32,7 +32,7 @@ def steps(net, optimizer, rows, tracker, world):
     """
     with tracker:
         for micro in range(3):
-            with runtime.mixed(world):
+            with world.mixed():
                 logits = net(rows.tokens, at=rows.columns)      # every row is as long as the others
                 loss = -model.token_logp(logits, rows.targets).sum()
             held = of(tracker, "current")
@@ -115,7 +115,7 @@ def test_the_command_of_a_plan_parses():
     import ppo
     cfg = plan.Config(size="6.7b", gpus=8, parallel="fsdp", checkpointing=True)
     line = plan.command(cfg, 4, 32).split("ppo.py ")[1]
-    assert runtime.parse(ppo.Config, ppo.PRESETS, line.split(), "").micro_batch == 4
+    assert runtime.flags.parse(ppo.Config, ppo.PRESETS, line.split(), "").micro_batch == 4
 
 
 @pytest.mark.parametrize("flags, match", [("--size 5b", "unknown"), ("--gpus 7", "divide"),
@@ -154,7 +154,7 @@ def test_the_papers_presets_fit_eight_gpus_of_80_gb(size, how, stage):
     script = importlib.import_module(stage)
     by = {"by": "loss_on"} if stage == "sft" else {}
     needed = [f"--{field.name}=x" for field in fields(script.Config) if field.default is ...]
-    flags = runtime.parse(script.Config, script.PRESETS, ["--preset", size, *needed], "", **by)
+    flags = runtime.flags.parse(script.Config, script.PRESETS, ["--preset", size, *needed], "", **by)
     learning, writing = plan.needs(plan.Config(size, stage, 8, **how), flags.micro_batch,
                                    getattr(flags, "rollout_batch", 1))
     assert max(sum(learning.values()), sum(writing.values())) < 72e9

@@ -18,7 +18,8 @@ import model
 import ppo
 from model import load_model
 from ppo import gae, policy_loss, roll_out, token_rewards, update, value_loss, whiten
-from runtime import Common, Problem, adam, config_of, save_tensors
+from runtime import Common, Problem, adam, config_of
+from runtime.files import save_tensors
 from sample import load_checkpoint
 
 PAD, EOT = 40, 39                                  # of the tiny networks, which speak 40 tokens

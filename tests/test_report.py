@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_evaluate import report_of, small, world  # noqa: F401
 
-from runtime import Problem, save_tensors, write, write_atomically
+from runtime import Problem, write
+from runtime.files import save_tensors, write_atomically
 from tools import report as pages
 from tools.report import cell, table
 

@@ -17,7 +17,8 @@ import reward
 import sft
 from model import lay_out, load_model, score
 from reward import encode, pairwise_loss, score_pairs, zero_at_references
-from runtime import Problem, config_of, parse
+from runtime import Problem, config_of
+from runtime.flags import parse
 
 
 def line(supervised, comparisons, out, more=""):

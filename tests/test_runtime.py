@@ -27,12 +27,11 @@ from runtime import (
     adam,
     flag,
     generator,
-    join_world,
-    linear,
     optimizer_step,
-    parse,
-    write_atomically,
 )
+from runtime.files import write_atomically
+from runtime.flags import parse
+from runtime.world import join_world
 from sft import cosine
 
 
@@ -96,7 +95,7 @@ def test_problems_leave_one_line_and_exit_code_2(capsys):
         raise Problem("what, where, what to do")
 
     with pytest.raises(SystemExit) as caught:
-        runtime.entry(main)
+        runtime.flags.entry(main)
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: what, where, what to do\n"
 
@@ -197,10 +196,6 @@ def test_a_weight_of_two_networks_is_clipped_once_with_the_first():
 def test_micro_batches_are_the_rows_in_order():
     assert list(accumulate(list(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(accumulate([], 3)) == []
-
-
-def test_a_linear_schedule_ends_at_0():
-    assert [linear(s, 4, 1.0) for s in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -370,7 +365,7 @@ def test_a_state_half_written_is_not_taken_up(tmp_path, world, monkeypatch):
 
 @pytest.mark.parametrize("file", ["half", "done.json"])
 def test_a_full_disk_keeps_no_half_written_state(tmp_path, world, monkeypatch, file):
-    out, save, write = tmp_path / "run", runtime.run.dcp.save, runtime.write_atomically
+    out, save, write = tmp_path / "run", runtime.run.dcp.save, runtime.files.write_atomically
 
     def full(path, act):
         if path.parent.name == "writing-00000004" and path.name == file:

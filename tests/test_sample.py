@@ -17,7 +17,8 @@ from data import (
     train_tokenizer,
 )
 from model import ModelConfig, build
-from runtime import Problem, save_tensors, write, write_config
+from runtime import Problem, write
+from runtime.files import save_tensors, write_config
 from sample import Config, load_checkpoint, respond, split_of, summarise
 
 
@@ -211,7 +212,7 @@ def test_a_typed_post_may_begin_with_its_title():
 @pytest.mark.parametrize("flags, words", [
     (["--post-file", "{tmp}/none.txt"], "none.txt cannot be read"),
     (["--post-file", "{tmp}/binary"], "binary cannot be read"),
-    (["--post-file", "{tmp}/blank"], "blank is blank"),
+    (["--post-file", "{tmp}/blank"], "--post-file is blank"),
     (["--post", "  "], "--post is blank"),
     (["--post", ""], "--post is blank"),
     (["--post", "a", "--best-of", "4"], "--reward"),

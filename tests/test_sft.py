@@ -10,7 +10,8 @@ from conftest import write_posts
 import data
 import model
 import sft
-from runtime import Problem, config_of, parse
+from runtime import Problem, config_of
+from runtime.flags import parse
 
 SHORT = "--query-length 80 --response-length 16 --batch 8 --device cpu"
 ALL = "--loss-on all --query-length 24"               # rows of 24 + 16 tokens

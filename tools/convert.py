@@ -32,19 +32,16 @@ import torch
 
 from data import ENDOFTEXT, build_tokenizer, load_tokenizer, save_tokenizer
 from model import ACTIVATIONS, GPT, ModelConfig, load_model
-from runtime import (
-    Problem,
-    config_of,
-    entry,
-    load_weights,
+from runtime import ALONE, Problem, config_of, write
+from runtime.files import (
+    check_config,
     read_text,
     replacing,
     save_tensors,
-    write,
     write_atomically,
     write_config,
 )
-from runtime.files import check_config
+from runtime.flags import entry
 
 # --------------------------------------------------------------------------------- files of tensors
 
@@ -223,7 +220,7 @@ def read_hugging_face(folder):
 def compare(config, weights, path):
     """Raise a Problem unless these weights, which came from `path`, are all of the network's."""
     with torch.device("meta"):                              # takes no memory
-        load_weights(GPT(config), path, weights=weights)
+        ALONE.load(GPT(config), path, weights=weights)
 
 
 @contextmanager

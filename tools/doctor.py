@@ -19,7 +19,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime import Problem, config_of, entry, flag, log_line, parse
+from runtime import Problem, config_of, flag
+from runtime.files import log_line
+from runtime.flags import entry, parse
 from runtime.health import CHECKS as LOGS
 from runtime.health import Check, examine, stage_of
 

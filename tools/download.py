@@ -41,11 +41,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data import COMPARISON, POST, fields_of, find, load_tokenizer, query_text, read_posts
-from runtime import (
+from runtime import Problem, generator
+from runtime.files import (
     LINE,
-    Problem,
-    entry,
-    generator,
+    check_shape,
     json_lines,
     json_of,
     read_jsonl,
@@ -53,7 +52,7 @@ from runtime import (
     replacing,
     write_atomically,
 )
-from runtime.files import check_shape
+from runtime.flags import entry
 from tools.convert import import_hugging_face
 
 OPENAI = "https://openaipublic.blob.core.windows.net/summarize-from-feedback"

@@ -52,19 +52,10 @@ from evaluate import (
     sample_with_kl,
 )
 from ppo import PRESETS
-from runtime import (
-    Machine,
-    Problem,
-    entry,
-    flag,
-    generator,
-    join_world,
-    mixed,
-    parse,
-    read_jsonl,
-    write,
-    write_atomically,
-)
+from runtime import Machine, Problem, flag, generator, write
+from runtime.files import read_jsonl, write_atomically
+from runtime.flags import entry, parse
+from runtime.world import join_world
 from sample import (
     checkpoints,
     held_out,
@@ -609,7 +600,7 @@ def measure(cfg, how):
     """Ask one question, write the answers to --out."""
     if not (cfg.out and cfg.data):
         raise Problem("--data (a folder of posts) and --out (a file to write) are both needed")
-    with join_world(cfg) as world, mixed(world):
+    with join_world(cfg) as world, world.mixed():
         found = how(cfg, world)
     if world.rank == 0 and how is pairs:
         write(cfg.out, found)

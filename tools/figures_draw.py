@@ -15,7 +15,8 @@ import math
 from pathlib import Path
 
 from evaluate import AXIS_NAMES, wins
-from runtime import Problem, write_atomically
+from runtime import Problem
+from runtime.files import write_atomically
 from tools.figures_numbers import (
     CRITICS,
     FIGURES,

@@ -43,7 +43,9 @@ import numpy as np
 import evaluate
 from data import check_queries, fields_of
 from evaluate import AXIS_NAMES, FOLDERS, JUDGES, Judge, win_rate
-from runtime import Problem, World, config_of, entry, flag, generator, launch, write
+from runtime import Problem, config_of, flag, generator, launch, write
+from runtime.flags import entry
+from runtime.world import World
 from sample import load_checkpoint, summarise
 from tools.label_stats import numbers
 from tools.label_store import DAMAGE, Store

@@ -31,9 +31,9 @@ from label import (
     texts_of,
     write_comparisons,
 )
-from runtime import Machine, Problem, check_new, flag, launch, write
+from runtime import Machine, Problem, flag, launch, write
 from runtime.files import typed
-from runtime.flags import entry
+from runtime.flags import check_new, entry
 from sample import load_checkpoint, score_texts
 from tools.label_site import LOOPBACK, Site
 from tools.label_stats import numbers, report

@@ -36,7 +36,7 @@ from ppo import (
     token_rewards,
     whiten,
 )
-from runtime import load_weights
+from runtime import ALONE
 from sample import checkpoints
 from tools.critics import first_critic
 
@@ -59,9 +59,9 @@ def stops(supervised, ppo, reward, cfg):
     chosen = [steps[i] for i in chosen]
     for step, policy in checkpoints(ppo):
         if step in chosen:
-            load_weights(critic, folder / f"snapshots/critic-{step:06d}.pt")
+            ALONE.load(critic, folder / f"snapshots/critic-{step:06d}.pt")
             yield f"iteration {step} of {final}", policy, critic
-    load_weights(critic, folder / "critic.pt")
+    ALONE.load(critic, folder / "critic.pt")
     yield f"final, iteration {final}", ppo.model, critic
 
 

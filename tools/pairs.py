@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data import check_queries, read_posts, same_tokenizer
-from runtime import Machine, Problem, check_new, flag, generator, launch
+from runtime import Machine, Problem, flag, generator, launch
 from runtime.files import json_lines, replacing, write_config
+from runtime.flags import check_new
 from sample import (
     Checkpoint,
     draw_pairs,

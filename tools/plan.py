@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 
 from model import GPT, SIZES, sized
-from runtime import Problem, entry, flag, parse
+from runtime import Problem, flag
+from runtime.flags import entry, parse
 
 VOCABULARY = 50257                             # GPT-2's
 NEAREST = {"toy-tiny": "toy", "toy-small": "toy", "toy-large": "toy", "3b": "1.3b",

@@ -30,18 +30,9 @@ from evaluate import (
     load_judge,
     rouge,
 )
-from runtime import (
-    Machine,
-    Problem,
-    config_of,
-    entry,
-    flag,
-    launch,
-    read_jsonl,
-    read_text,
-    replacing,
-    write,
-)
+from runtime import Machine, Problem, config_of, flag, launch, write
+from runtime.files import read_jsonl, read_text, replacing
+from runtime.flags import entry
 from sample import held_out, load_checkpoint, load_reward
 from tools.microscope import look, page
 
