@@ -188,13 +188,10 @@ def check_new(path, file=False):
     if path != pathlib.Path() and path.exists():
         raise Problem(f"{path} exists already: name another --out, or delete it")
     if file:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(f"{path}.part", "wb"):
-                os.unlink(f"{path}.part")
-        except OSError as error:
-            raise Problem(f"{path} cannot be written ({error.strerror}): choose another "
-                          "place") from None
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise Problem(f"{path} cannot be written, as {folder} is no folder that may be written "
+                          "in: choose another place")
 
 
 def check_value(field, value):
