@@ -1,7 +1,7 @@
 r"""Judges that need programs or people, for evaluate.py's report; and another policy to beat.
 
     --judge command:CMD    any program, so any language model: asked about one pair at a time
-    --judge labels:DB      people's answers to `label.py serve`, about the texts that they saw
+    --judge labels:DB      people's answers to `python -m tools.labelling serve`, about the texts that they saw
     --against DIR          another checkpoint folder, compared with this run's best policy
 
 All of evaluate.py's flags and judges work here, too. A command only compares: each time it is
