@@ -1,7 +1,7 @@
 r"""Judges that need programs or people, for evaluate.py's report; and another policy to beat.
 
     --judge command:CMD    any program, so any language model: asked about one pair at a time
-    --judge labels:DB      people's answers to `python -m tools.labelling serve`, about the texts that they saw
+    --judge labels:DB      people's answers (tools.labelling), about the texts that they saw
     --against DIR          another checkpoint folder, compared with this run's best policy
 
 All of evaluate.py's flags and judges work here, too. A command only compares: each time it is
@@ -133,7 +133,7 @@ def command(what, cfg, world):
 # ------------------------------------------------------------------------------------- 2. people
 
 def people_say(path, run):
-    """What `label.py stats` says of policies, as parts of the report; nobody who is held counts.
+    """What `tools.labelling stats` says of policies, as parts of the report; nobody who is held counts.
 
     People saw sampled texts, not greedy ones, and are asked about no others. `labels` holds every
     two policies that they compared. A policy of the run is found there by the name that
@@ -144,7 +144,7 @@ def people_say(path, run):
     "95", "n"}], "policies", "against_supervised"}. Raises: Problem when there is nothing.
     """
     if not Path(path).is_file():
-        raise Problem(f"--judge labels:{path}: there is no such file: `python label.py serve` "
+        raise Problem(f"--judge labels:{path}: there is no such file: `python -m tools.labelling serve` "
                       "makes it")
     try:
         with closing(Store(path)) as store:
@@ -153,7 +153,7 @@ def people_say(path, run):
         raise Problem(f"--judge labels:{path}: {error}: is the file damaged?") from None
     if not rows:
         raise Problem(f"--judge labels:{path}: nobody has compared two policies there yet, held "
-                      "labellers aside: `python label.py serve` asks people")
+                      "labellers aside: `python -m tools.labelling serve` asks people")
     known = {name: rf"{folder}_t[\d.]+" for name, folder in run.items()} | {"reference": "ref"}
 
     def rate(name, rival):

@@ -41,7 +41,7 @@ from tools.microscope import look, page
 class Config(Machine):
     run: str = flag(..., "a run that evaluate.py has evaluated, such as runs/demo", what="DIR")
     out: str = flag("", "folder of its report.json; none: report/ in --run", what="DIR")
-    axes: str = flag("", "people's grades, by label.py export: shown beside the judge's",
+    axes: str = flag("", "people's grades, by tools.labelling export: shown beside the judge's",
                      what="FILE")
 
 
@@ -118,7 +118,7 @@ def add_note(report, note):
 
 
 def human_axes(path, seed):
-    """People's mean grades, 1 to 7, from a file of OpenAI's axis records (label.py export).
+    """People's mean grades, 1 to 7, from a file of OpenAI's axis records (tools.labelling).
 
     Returns: {policy: {axis: {"mean", "95", "n"}}}. Raises: Problem naming file and line.
     """
