@@ -15,7 +15,7 @@ from codecs import BOM_UTF8
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from runtime.flags import Problem
+from runtime.flags import Problem, check_new
 
 
 @contextlib.contextmanager
@@ -112,11 +112,15 @@ def read_text(path, most=1 << 26):
 
 
 def texts_from_outside(cfg):
-    """Flags, those that are TEXT read by the rule above, those that are a TEXT FILE as its text."""
+    """Flags, those that are TEXT read by the rule above, those that are a TEXT FILE as its text.
+
+    Raises: Problem when one cannot be read, or a NEW FILE or NEW DIR is there already."""
     found = {}
     for field in dataclasses.fields(cfg):
         value, name = getattr(cfg, field.name), f"--{field.name.replace('_', '-')}"
-        if field.metadata["what"] == "TEXT" and value is not None:
+        if (field.metadata["what"] or "").startswith("NEW") and value:
+            check_new(value, field.metadata["what"] == "NEW FILE")
+        elif field.metadata["what"] == "TEXT" and value is not None:
             found[field.name] = typed(name, value)
         elif field.metadata["what"] == "TEXT FILE" and value is not None:
             try:

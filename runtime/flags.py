@@ -199,8 +199,6 @@ def check_value(field, value):
     name, least = f"--{field.name.replace('_', '-')}", field.metadata["least"]
     if value is ...:
         raise Problem(f"{name} is missing: {field.metadata['help']}")
-    if isinstance(value, str) and (field.metadata["what"] or "").startswith("NEW"):
-        check_new(value, value and field.metadata["what"] == "NEW FILE")
     if isinstance(value, str) or value is None:
         return
     least = (0 if least is None and field.name not in SIGNED else least)

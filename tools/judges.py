@@ -133,10 +133,10 @@ def command(what, cfg, world):
 # ------------------------------------------------------------------------------------- 2. people
 
 def people_say(path, run):
-    """What `tools.labelling stats` says of policies, as parts of the report; nobody who is held counts.
+    """What `tools.labelling stats` says of policies, as parts of the report.
 
-    People saw sampled texts, not greedy ones, and are asked about no others. `labels` holds every
-    two policies that they compared. A policy of the run is found there by the name that
+    Nobody who is held counts. People saw sampled texts, not greedy ones, and are asked about no
+    others. `labels` holds every two policies that they compared. A policy of the run is found there by the name that
     sample.py --pairs gives it (supervised_t0.7), at the temperature of most answers. What people
     were not asked is None.
 
@@ -144,8 +144,8 @@ def people_say(path, run):
     "95", "n"}], "policies", "against_supervised"}. Raises: Problem when there is nothing.
     """
     if not Path(path).is_file():
-        raise Problem(f"--judge labels:{path}: there is no such file: `python -m tools.labelling serve` "
-                      "makes it")
+        raise Problem(f"--judge labels:{path}: there is no such file: `python -m "
+                      "tools.labelling serve` makes it")
     try:
         with closing(Store(path)) as store:
             rows = [row for row in numbers(store)["policies"] if row["against"]]
