@@ -136,9 +136,9 @@ def people_say(path, run):
     """What `tools.labelling stats` says of policies, as parts of the report.
 
     Nobody who is held counts. People saw sampled texts, not greedy ones, and are asked about no
-    others. `labels` holds every two policies that they compared. A policy of the run is found there by the name that
-    sample.py --pairs gives it (supervised_t0.7), at the temperature of most answers. What people
-    were not asked is None.
+    others. `labels` holds every two policies that they compared. A policy of the run is found
+    there by the name that sample.py --pairs gives it (supervised_t0.7), at the temperature of
+    most answers. What people were not asked is None.
 
     run: {name in the report: folder's name}. Returns: {"labels": [{"policy", "against", "share",
     "95", "n"}], "policies", "against_supervised"}. Raises: Problem when there is nothing.
