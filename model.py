@@ -75,7 +75,7 @@ def sized(size, n_vocab, head="lm"):
 
 
 def attention(q, k, v, seen=None):
-    """softmax(q k' / sqrt(D)) v, written out; Block runs the same as one fused kernel.
+    """softmax(q k' / sqrt(D)) v, to read: nothing calls it, for Block runs it as one fused kernel.
     q: (B, H, R, D). k, v: (B, H, S, D). seen: (B, 1, R, S) bool, who looks at which column; None:
     each looks at those up to its own."""
     if seen is None:

@@ -2,16 +2,18 @@ r"""Chapter 8. Reinforcement learning: write what people prefer, without forgett
 
     total = r(post, summary) - beta * log[ pi(summary | post) / pi_sft(summary | post) ]
 
-PPO (Schulman et al. 2017) raises the mean of this total over the policy's own summaries (sections
-3.4, B.1). It follows from one formula in four steps:
+The mean of that log over the policy's own summaries is the KL divergence: how far the policy has
+moved from the supervised one. PPO (Schulman et al. 2017) raises the mean total (sections 3.4, B.1).
+It follows from one formula in four steps:
 
-    gradient   grad pi = pi * grad log pi, so the gradient of the mean total is the mean of
-               total * grad log pi(summary): make each summary more probable in proportion to its
-               total. log pi(summary) is a sum over tokens. What was earned or expected before a
-               token does not depend on it: subtracting that changes no mean (see `whiten`), but
-               removes noise. What is left of the total is A, the advantage: how much better it
-               turned out than was expected before this token. The gradient is the mean of
-               A * grad log pi(token).
+    gradient   The mean total is the sum over summaries of pi * total, and grad pi = pi * grad log
+               pi: its gradient is the mean of total * grad log pi(summary). (The total holds log pi
+               as well; what that adds has mean 0.) So each summary becomes more probable in
+               proportion to its total. log pi(summary) is a sum over tokens. What came before a
+               token, and what was expected then, is the same whichever token is chosen: it may be
+               subtracted, which changes no mean (see `whiten`) but removes noise. What is left of
+               the total is A, the advantage: how much better it turned out than was expected
+               before this token. The gradient is the mean of A * grad log pi(token).
     ratio      Writing is slow, so a batch serves several optimizer steps. After the first the
                policy is no longer pi_old, which wrote the batch; a token now counts for
                ratio = pi(token) / pi_old(token). At ratio 1 the gradient of  A * ratio  is again
@@ -34,6 +36,7 @@ lambda = .95:
     column                                                    n-1     n      n+1    n+2    n+3
     token                                                     ":"    "He"   "quit"  eot    pad
     t          of the response token that is chosen here       0      1      2       -      -
+    chosen                                                    "He"  "quit"  eot
     l[t]       its log ratio, log pi - log pi_sft             .40   -.20    .10
     reward[t]  -beta * l[t]; the last token: + score         -.02    .01   1.995
     value[t]   rewards from t on, as the critic expects      1.00   1.20   1.50
@@ -66,7 +69,7 @@ from sft import filled
 
 GAMMA = 1.0       # discount a token; 1: a summary is worth the same however long it is
 LAMBDA = 0.95     # GAE's lambda; 1 trusts the rewards, 0 the critic
-VF_COEF = 0.1     # weight of the critic's loss; matters little, as Adam divides by gradients' size
+VF_COEF = 0.1     # weight of the critic's loss; of a network of its own it scales the gradient only
 MAX_NORM = 1.0    # largest norm of each network's gradient; a larger one is scaled down to it
 
 
@@ -135,8 +138,8 @@ def roll_out(policy, reference, critic, reward_model, queries, ids, step, cfg, w
             said, old_logp = generate(policy, queries[some], R, cfg.temperature, u[some])
             responses = [row[row != pad].tolist() for row in said.cpu()]
             rows = lay_out(queries[some], responses, pad, R).to(world.device)
-            if world.bf16:    # There generation with its cache differs by .01 from a full forward,
-                old_logp = log_probs(policy, rows, cfg.temperature)      # which `update` compares.
+            if world.bf16:    # generation differs there by .01 from the full forward of `update`
+                old_logp = log_probs(policy, rows, cfg.temperature)              # (b, R)
             ref_logp = log_probs(reference, rows, cfg.temperature)               # (b, R)
             value = critic(rows.tokens, at=rows.columns)                         # (b, R)
             score = reward_model(rows.tokens, at=rows.last)[:, 0]                # (b,)
@@ -188,7 +191,7 @@ def whiten(advantage, is_response):
 
     Variance 1: the size of a step no longer depends on the unit of the scores. Mean 0 is allowed:
     probabilities always sum to 1, so the mean of grad log pi is 0, and one number that is taken
-    from every advantage leaves the mean of A * grad log pi as it was.
+    from every advantage leaves the mean of A * grad log pi as it was (exactly so at ratio 1).
     """
     real = advantage[is_response]                                                       # (N,)
     scaled = (real - real.mean()) * (real.var(unbiased=False) + 1e-8).rsqrt()

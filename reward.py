@@ -6,12 +6,12 @@ Bradley and Terry (1952) suppose that every summary has a score r, and that peop
 
     P(A is preferred to B) = sigmoid(r_A - r_B)        sigmoid(d) = 1 / (1 + exp(-d))
 
-The toy's labellers do so (see `decide`): they prefer A when r_A - r_B + noise > 0, and their noise
-is logistic, which means that P(noise > -d) = sigmoid(d). The best r is the one that makes the given
-labels most probable (maximum likelihood). Their probability is a product of sigmoids, and its -log
-is the sum of the losses above: logistic regression, with a network instead of a weighted sum.
+The toy's labellers do so (label.py, `decide`): they prefer A when noise > -(r_A - r_B), and their
+noise is logistic, which means that P(noise > -d) = sigmoid(d). The best r is the one that makes the
+given labels most probable (maximum likelihood). Their probability is a product of sigmoids, and its
+-log is the sum of the losses above: logistic regression, with a network instead of a weighted sum.
 
-    r(chosen)  r(rejected)    d    sigmoid(d)   loss    d loss / d r(chosen), d r(rejected)
+    r(chosen)  r(rejected)    d    sigmoid(d)   loss    gradient for r(chosen), r(rejected)
        1.2         0.3       0.9      .71        .34           -.29           +.29
        0.7         0.7       0.0      .50        .69           -.50           +.50
        0.3         1.2      -0.9      .29       1.24           -.71           +.71
@@ -21,8 +21,8 @@ where the model is wrong, nearly 0 where it is right and sure.
 
 The network is the supervised policy with a new head: one number, read at the summary's last token.
 Training sees differences only, so a constant may be added to all scores. It is chosen at the end:
-the authors' own summaries score 0 on average. ppo.py relies on that when it gives a summary without
-an end the score -1: a punishment, if ordinary summaries score more than that.
+the summaries by the posts' own authors score 0 on average. ppo.py relies on that when it gives a
+summary without an end the score -1: a punishment, if ordinary summaries score more than that.
 
     python reward.py --preset toy --init runs/demo/supervised \
                      --comparisons runs/demo/comparisons.jsonl --out runs/demo/reward   # a minute
@@ -60,8 +60,8 @@ PRESETS = {     # the paper's in the last two rows (appendix B.1)
     "gpt2": dict(lr=1.5e-5),
     "1.3b": dict(lr=1.5e-5, micro_batch=4),
     "6.7b": dict(lr=5e-6, micro_batch=1)}
-# DIFFERS: the paper trains 3 to 10, each with another --seed, and keeps the best on valid1: a loop
-# in the shell, and the last valid_accuracy of each log.jsonl.
+# DIFFERS: the paper trains 3 to 10 reward models, each with another --seed, and keeps the best on
+# valid1: a loop in the shell, and the last valid_accuracy of each log.jsonl.
 EPOCHS = 1                          # passes over the comparisons, as in the paper; more over-fit
 WARMUP = 10                         # steps over which the learning rate rises from 0
 LOG_EVERY = 10                      # steps between lines in log.jsonl,
