@@ -201,14 +201,14 @@ def policy_table(report):
 
 MEANING = """
 * **beats author**: share of posts on which the judge prefers this summary to the one by the post's
-  author; a tie is half. In brackets the 95 % interval, by drawing posts anew (bootstrap). Each
+  author; a tie is half. In brackets the 95 % interval, by drawing posts (bootstrap). Each
   policy reads and writes at most as many tokens as in its own training.
 * **same length**: that share if all summaries were as long as the author's (by regression).
 * **beats supervised**: share preferred to the supervised policy's summary.
 * **grade**: the judge's mean grade. **ROUGE-L**: words shared with the author's, in order.
 * **copied**: share of word pairs that stand in the post, in the same order.
 * **KL**: nats a summary from the supervised policy, when sampled as PPO does: PPO's own lengths
-  and temperature, on the first of the posts (`--samples`)."""
+  and temperature, on the first 256 of the posts."""
 PICTURE = "\n![Preference, and score and KL while PPO trains](report.png)"
 
 
