@@ -317,8 +317,8 @@ class Batches:
 
     def __init__(self, lengths, batch, seed, window=50):
         if not 0 < batch <= len(lengths):
-            raise Problem(f"a batch of {batch} cannot be filled from {len(lengths)} rows: lower "
-                          f"--batch to {len(lengths)} or less, or give more data")
+            advice = f"lower --batch to {len(lengths)} or less, or " if lengths else ""
+            raise Problem(f"{len(lengths)} rows are no batch of {batch}: {advice}give more data")
         self.lengths, self.batch, self.seed = np.asarray(lengths), batch, seed
         self.window = window * batch           # rows
         self.steps_per_epoch = len(lengths) // batch

@@ -253,6 +253,11 @@ def minibatch_loss(policy, critic, batch, advantage, returns, cfg):
                   flat.to(loss), 0.5 * (change ** 2).sum(), change.abs().sum())
 
 
+def linear(step, steps, peak):
+    """Learning rate: falls linearly from peak at step 0 to 0."""
+    return peak * (1 - step / steps)
+
+
 def update(policy, critic, optimizer, rollout, advantage, returns, lr, step, cfg, world):
     """`epochs` passes over the batch, in `minibatches` optimizer steps each.
 
@@ -360,7 +365,7 @@ def train(cfg, world):
         advantage = whiten(advantage, rollout.is_response)                              # (B, R)
 
         # 3-4. gradients, descent           epochs of minibatches
-        lr = cfg.lr * (1 - step / iterations)                                   # linearly to 0
+        lr = linear(step, iterations, cfg.lr)
         found = update(policy, critic, optimizer, rollout, advantage, returns, lr, step, cfg, world)
         done = time.perf_counter()
 

@@ -29,6 +29,7 @@ summary without an end the score -1: a punishment, if ordinary summaries score m
 
 Before:  label.py (where comparisons come from).    After: ppo.py (what the score is good for).
 """
+import sys
 from dataclasses import asdict, dataclass
 
 import torch
@@ -145,6 +146,17 @@ def read(tokenizer, cfg):
     return comparisons, held_out, posts
 
 
+def warn_of_pairs(tokenizer, comparisons, limit):
+    """Say on stderr how many summaries are cut, and how many pairs are then equal."""
+    texts = [summary["text"] for c in comparisons for summary in c["summaries"]]
+    if data.warn_of_cuts(tokenizer, texts, limit):
+        responses = [data.encode_response(tokenizer, text, limit) for text in texts]
+        equal = sum(a == b for a, b in zip(responses[::2], responses[1::2], strict=True))
+        if equal:
+            print(f"warning: {equal:,} of {len(comparisons):,} pairs are then equal and teach "
+                  "nothing", file=sys.stderr)
+
+
 def train(cfg, world):
     """The loop of sft.py with another loss, then the zero."""
     cfg = filled(cfg, world, cfg.init)
@@ -160,8 +172,7 @@ def train(cfg, world):
         return
     if world.rank == 0:
         data.save_tokenizer(tokenizer, cfg.out)
-        texts = [summary["text"] for c in comparisons for summary in c["summaries"]]
-        data.warn_of_cuts(tokenizer, texts, cfg.response_length)
+        warn_of_pairs(tokenizer, comparisons, cfg.response_length)
 
     for step in run.steps(steps):
         # 1. batch: this rank's share of cfg.batch comparisons

@@ -355,7 +355,7 @@ def write_pairs(cfg, policy, folder):
     print(f"{cfg.out}: {len(found)} pairs by {name}")
 
 
-def act(cfg, world):
+def work(cfg, world):
     """Show one post's summaries, or write pairs of them."""
     record, usual = typed_post(cfg), 0.0
     if cfg.best_of > 1 or cfg.pairs:
@@ -381,7 +381,7 @@ def act(cfg, world):
 
 
 def main(argv=None):
-    launch(act, Config, argv, __doc__,
+    launch(work, Config, argv, __doc__,
            moved={"--others": "tools.pairs", "--by": "tools.pairs"})
 
 

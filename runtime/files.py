@@ -320,7 +320,11 @@ def write(path, content, cfg=None, **more):
     cfg: flags, which are then kept beside it, in path's name with .config.json, with `more`.
     """
     if isinstance(content, dict):
-        content = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        try:
+            content = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        except ValueError:
+            raise Problem(f"{path} is not written: a number for it is not finite; look for a "
+                          "network that diverged (python -m tools.doctor RUN)") from None
     write_atomically(path, json_lines(content) if isinstance(content, list) else content)
     if cfg is not None:
         write_config(pathlib.Path(path).with_suffix(".config.json"), cfg, **more)

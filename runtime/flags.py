@@ -66,7 +66,7 @@ def in_one_line(error):
     told = str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(
             "can't allocate memory|out of memory", told)):
-        told = ("the memory is full: lower --micro-batch (or --rollout-batch, --rows-at-once), or "
+        told = ("the memory is full: lower --micro-batch or --rollout-batch where there are, or "
                 f"take a smaller network ({told})")
     elif isinstance(error, OSError):
         told = (f"{error.filename or 'a file or connection'}: {error.strerror or told}: check that "
@@ -117,11 +117,6 @@ class Common(Machine):
                              "the paper's code does; a network that learned so goes on so anyway")
     save_every: int = flag(200, "steps between saved training states; the last two are kept",
                            least=1)
-
-
-COUNTS = {"batch", "micro_batch", "eval_every", "eval_rows", "log_every",
-          "zero_rows"}                   # flags for which 0 means nothing
-SIGNED = {"seed", "temperature"}         # and those that may be below 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -201,8 +196,8 @@ def check_value(field, value):
         raise Problem(f"{name} is missing: {field.metadata['help']}")
     if isinstance(value, str) or value is None:
         return
-    least = (0 if least is None and field.name not in SIGNED else least)
-    least = 1 if field.name in COUNTS else -math.inf if least is None else least
+    if least is None:
+        least = -math.inf if field.name == "seed" else 0
     if not math.isfinite(value) or value < least:
         raise Problem(f"{name} is {value}: " + (
             "it counts from 1" if least == 1 else f"a number of {least:g} or more is expected"))

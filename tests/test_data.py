@@ -617,7 +617,8 @@ def test_rows_of_a_batch_are_of_like_length_and_batches_come_in_no_order():
 
 def test_fewer_rows_than_a_batch_is_a_problem():
     assert Batches([1, 2, 3], 3, 0).at(7).tolist()
-    assert "4 cannot be filled from 3 rows" in problem_of(Batches, [1, 2, 3], 4, 0)
+    assert "3 rows are no batch of 4: lower --batch to 3" in problem_of(Batches, [1, 2, 3], 4, 0)
+    assert problem_of(Batches, [], 4, 0) == "0 rows are no batch of 4: give more data"
     problem_of(Batches, [1, 2, 3], 0, 0)
 
 

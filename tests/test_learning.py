@@ -105,6 +105,7 @@ DAMAGES = {        # name: (stage, damage, figures that must leave their bands)
         {("score", "end"), ("kl", "end"), ("length", "end"), ("eot_rate", "end")}),
     "advantages not whitened": (
         "ppo", put(ppo, "whiten", lambda honest: lambda a, keep: a), {("clip_fraction", 0)}),
+    "ppo at one learning rate": ("ppo", put(ppo, "linear", lambda honest: flat), {("lr", 6)}),
     "no price on KL": (
         "ppo", put(ppo, "token_rewards", lambda honest: lambda r, beta: honest(r, 0.0)),
         {("kl", "end")}),

@@ -142,6 +142,20 @@ def test_summaries_that_are_cut_are_counted_at_the_start(supervised, comparisons
     assert "summaries" not in capsys.readouterr().err
 
 
+def test_pairs_that_are_equal_once_cut_are_counted_at_the_start(supervised, comparisons, tmp_path,
+                                                                capsys):
+    records = [json.loads(text) for text in comparisons.read_text().splitlines()]
+    for record in records[:15]:
+        for summary in record["summaries"]:
+            summary["text"] = " a friend and the others and" + summary["text"]
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    reward.main(line(supervised, path, tmp_path / "run", "--response-length 8 --limit 15"))
+    assert "warning: 15 of 15 pairs are then equal and teach nothing" in capsys.readouterr().err
+    reward.main(line(supervised, comparisons, tmp_path / "whole"))
+    assert "equal" not in capsys.readouterr().err
+
+
 def test_a_tie_is_half_right_in_the_log_as_in_validation(supervised, comparisons, tmp_path,
                                                          monkeypatch, often):
     monkeypatch.setattr(reward, "score_pairs", lambda *args: (score_pairs(*args)[0],) * 2)
@@ -271,7 +285,7 @@ def test_input_that_cannot_work_is_a_problem(supervised, comparisons, tmp_path, 
     fails("some.jsonl, line 5.*choice", changed(4, choice=2))
     fails("some.jsonl, line 6", changed(5, summaries=same))
     fails("some.jsonl, line 1.*title", changed(0, info={"id": "t", "subreddit": "s", "post": "p"}))
-    fails("batch of 100 .*: lower --batch to 48 or less, or give", lines, "--batch 100")
+    fails("48 rows are no batch of 100: lower --batch to 48 or less, or give", lines, "--batch 100")
     fails("166 tokens do not fit", lines, "--query-length 150")
     fails("nowhere", lines, "--data nowhere")
     fails("is no checkpoint folder", lines, init=tmp_path / "nowhere")

@@ -28,6 +28,7 @@ from runtime import (
     flag,
     generator,
     optimizer_step,
+    write,
 )
 from runtime.files import write_atomically
 from runtime.flags import parse
@@ -41,7 +42,7 @@ class Config(Common):
     steps: int = flag(8, "how long")
     lr: float = flag(0.1, "how fast; 100 % of it")
     mode: str = flag("slow", "how", choices=("slow", "fast"))
-    micro_batch: int = flag(4, "what fits")
+    micro_batch: int = flag(4, "what fits", least=1)
 
 
 PRESETS = {"big": dict(steps=100, lr=0.5), "small": dict(steps=1)}
@@ -199,6 +200,14 @@ def test_micro_batches_are_the_rows_in_order():
 
 
 # ------------------------------------------------------------------------------------------- files
+
+def test_a_report_with_a_number_that_is_not_finite_is_refused_in_one_line(tmp_path):
+    (tmp_path / "report.json").write_text("old")
+    for odd in (math.nan, math.inf):
+        with pytest.raises(Problem, match="report.json is not written: .* not finite"):
+            write(tmp_path / "report.json", {"policies": [{"kl": odd}]})
+    assert (tmp_path / "report.json").read_text() == "old"
+
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "new" / "file.txt"

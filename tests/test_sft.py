@@ -214,9 +214,9 @@ def test_the_validation_loss_is_a_mean_over_tokens(data_dir, tmp_path, tokenizer
     ("--query-length 150", "166 tokens do not fit the context of 160"),
     ("--loss-on all --query-length 145", "161 tokens do not fit"),
     ("--query-length 12", "12 .*tokens"),
-    ("--batch 1000", "batch of 1000 .* 44 rows: lower --batch to 44 or less, or give more"),
+    ("--batch 1000", "44 rows are no batch of 1000: lower --batch to 44 or less, or give more"),
     ("--loss-on all --query-length 144 --batch 64",
-     "43 rows: lower --batch to 43 or less, or give more"),
+     "43 rows are no batch of 64: lower --batch to 43 or less, or give more"),
     ("--init nowhere", "nowhere"),
     ("--size huge", "huge"),
     ("--data nowhere", "nowhere"),
@@ -244,7 +244,7 @@ def test_data_that_cannot_work_is_a_problem(data_dir, tmp_path, posts, tokenizer
     write_posts(tmp_path / "data", "valid", [posts[0], {**posts[1], "summary": " "}])
     fails("valid.jsonl, line 2: .*summary")
     write_posts(tmp_path / "data", "pretrain", [{"id": "1", "text": "my cat " * 99}])
-    with pytest.raises(Problem, match="from 0 rows: .* give more data"):    # the one is held out
+    with pytest.raises(Problem, match="^0 rows are no batch of 8: give more data"):    # the one is held out
         sft.main(line(tmp_path / "data", tmp_path / "run", ALL))
     assert not (tmp_path / "run").exists()
 

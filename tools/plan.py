@@ -38,8 +38,9 @@ class Config:
     parallel: str = flag("ddp", "as in the scripts", choices=("ddp", "fsdp"))
     checkpointing: bool = flag(False, "as in the scripts")
     precision: str = flag("bf16", "as in the scripts", choices=("bf16", "fp32"))
-    micro_batch: int = flag(None, "rows a training forward pass; none: the most that fit")
-    rollout_batch: int = flag(None, "summaries written at once; none: the most that fit")
+    micro_batch: int = flag(None, "rows a training forward pass; none: the most that fit",
+                            least=1)
+    rollout_batch: int = flag(None, "summaries written at once; none: the most that fit", least=1)
     vocabulary: int = flag(VOCABULARY, "tokens the tokenizer has")
     peak: float = flag(989.0, "TFLOP/s of one GPU at its best (H100, bf16)")
     utilisation: float = flag(0.35, "share of the peak that training reaches")
