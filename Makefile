@@ -97,7 +97,7 @@ $(RUN)/report/report.json: $(RUN)/ppo/model.pt
 %/report/report.html: %/report/report.json
 	$(PY) -m tools.report --run $* --out $(@D)
 
-# A list of runs of its own, each done once: `figures.py sweep --list` shows them.
+# A list of runs of its own, each done once: `python -m tools.figures sweep --list` shows them.
 SEEDS ?= 1
 JOBS ?= 2
 

@@ -252,8 +252,8 @@ def markdown(report, example):
         keys = {"method": "", "n": "", "step": "", "kl": ".2f", "rm": "+.2f", "gold": ".2f",
                 "win_rate": ".1%", "predicted_win_rate": ".1%"}
         parts += ["\n## Pleasing the reward model\n\nSampled summaries: the reward model's score "
-                  "(rm) and predicted win rate, beside\nthe judge's grade (gold) and the true win "
-                  "rate. Where they part, optimising has\ngone too far.\n",
+                  "(rm) and predicted win rate, next to\nthe judge's grade (gold) and the true win "
+                  "rate. Where they differ, optimising has\ngone too far.\n",
                   table([list(keys)], [[cell(row[k], form) for k, form in keys.items()]
                                      for row in rows])]
     if example:
