@@ -58,22 +58,18 @@ def find(folder, split):
 
 def read_posts(folder, split, need_summary=True):
     """The posts or articles of a split. need_summary=False: they serve as prompts only."""
-    path = find(folder or "", split)
-    if path is None:
-        raise Problem(f"{folder or '--data'}: holds neither {split}.jsonl nor {split}.jsonl.gz: "
-                      "use a folder that does; `python toy.py --out data/toy` makes one")
-
     def shape(record):
         known = need_summary or record.get("summary") is not None
         return fields_of(record) | ({"summary": str} if known else {})
 
-    posts = []
-    for where, record in read_records(path, shape):
+    path, posts = find(folder or "", split), []
+    for where, record in read_records(path, shape) if path else []:
         if need_summary and not record["summary"].strip():
             raise Problem(f"{where}: field 'summary' is blank: write one, or delete the line")
         posts.append({name: value for name, value in record.items() if value is not None})
     if not posts:
-        raise Problem(f"{path}: is empty: `python toy.py --out data/toy` makes a folder of posts")
+        raise Problem(f"{folder or '--data'}: {split}.jsonl (or {split}.jsonl.gz) is missing or "
+                      "empty: use another folder; `python toy.py --out data/toy` makes one")
     return posts
 
 
@@ -87,9 +83,8 @@ def read_comparisons(paths, split=None):
             found.append(record)
     chosen = [record for record in found if split in (None, record["split"])]
     if not chosen:
-        splits = ", ".join(sorted({record["split"] for record in found})) or "blanks"
-        raise Problem(f'{paths}: no line says "split": "{split or "train"}", only {splits}: label '
-                      "more pairs with `python label.py`")
+        raise Problem(f"{paths}: no comparison of split {split or 'train'!r}, only of "
+                      f"{sorted({c['split'] for c in found})}: label more with `python label.py`")
     return chosen
 
 
@@ -110,6 +105,7 @@ def pretraining_texts(folder):
 # 've | word | number | punctuation (each with a space before it) | white space
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 LONGEST = 128              # bytes of a token; a row of 10,000 dashes is counted as many pieces
+BYTES = [bytes([byte]) for byte in range(256)]         # the first tokens: every text has some
 ENDOFTEXT = "<|endoftext|>"
 
 
@@ -142,13 +138,11 @@ def train_tokenizer(texts, vocab):
                             then the text is low | lower | lowes t
     A pair is known by its bytes alone: "a" "bc" is "ab" "c". Equal pieces are merged only once.
     """
-    if vocab < 257:
-        raise Problem(f"--vocab {vocab} is too small: 256 bytes and {ENDOFTEXT} already make 257")
     times = Counter()                                  # piece -> how often it occurs
     for piece, n in Counter(p for text in texts for p in regex.findall(PATTERN, text)).items():
         for start in range(0, len(piece.encode()), LONGEST):
             times[piece.encode()[start:start + LONGEST]] += n
-    parts = {piece: [bytes([byte]) for byte in piece] for piece in times}
+    parts = {piece: [BYTES[byte] for byte in piece] for piece in times}
     counts, where = Counter(), defaultdict(set)        # pair -> how often, and in which pieces
 
     def count(piece, sign):
@@ -158,7 +152,7 @@ def train_tokenizer(texts, vocab):
 
     for piece in times:
         count(piece, +1)
-    ranks = {bytes([byte]): byte for byte in range(256)}
+    ranks = {byte: rank for rank, byte in enumerate(BYTES)}
     for rank in tqdm(range(256, vocab - 1), desc="merges", disable=None):
         most = max(counts.values(), default=0)
         if most == 0:
@@ -174,38 +168,27 @@ def train_tokenizer(texts, vocab):
 
 def save_tokenizer(tokenizer, folder):
     """Write folder/tokenizer.tiktoken in tiktoken's own format: token in base64, a space, rank."""
-    ranked = sorted(tokenizer._mergeable_ranks.items(), key=lambda item: item[1])
-    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranked]
+    ranks = tokenizer._mergeable_ranks
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()]
     write(Path(folder) / "tokenizer.tiktoken", "".join(lines))
 
 
 def load_tokenizer(where):
     """where: "gpt2", a folder that holds tokenizer.tiktoken, or that file itself."""
-    if str(where) == "gpt2":
-        try:
-            return tiktoken.get_encoding("gpt2")
-        except Exception as error:             # no cached copy, and whatever the network said
-            raise Problem(f"tokenizer gpt2 is not here ({type(error).__name__}): connect once, or "
-                          "set TIKTOKEN_CACHE_DIR to a folder that has it") from None
     path = Path(where) / "tokenizer.tiktoken" if Path(where).is_dir() else Path(where)
-    if not path.is_file():
-        raise Problem(f"{path}: no such tokenizer: `python data.py tokenizer --data DIR` trains "
-                      "one, `python -m tools.convert import` reads Hugging Face's; or say gpt2")
-    ranks = {}
     try:
-        with open(path, "rb") as file:
-            while line := file.readline(1000):
-                token, rank = line.split()
-                token = base64.b64decode(token, validate=True)
-                if token in ranks or int(rank) != len(ranks):
-                    raise ValueError
-                ranks[token] = len(ranks)
-    except ValueError:
-        raise Problem(f"{path}, line {len(ranks) + 1}: not a new token in base64 and its rank, "
-                      f"{len(ranks)}: train the tokenizer again") from None
-    if not {bytes([byte]) for byte in range(256)} <= ranks.keys():
-        raise Problem(f"{path}: some byte has no token: train the tokenizer again")
-    return build_tokenizer(ranks)
+        if str(where) == "gpt2":
+            return tiktoken.get_encoding("gpt2")
+        with open(path, "rb") as file:             # not beyond 16 MB; GPT-2's has 0.8
+            lines = [line.split() for line in file.read(16 << 20).splitlines()]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+        if list(ranks.values()) != list(range(len(lines))) or not ranks.keys() >= set(BYTES):
+            raise ValueError
+        return build_tokenizer(ranks)
+    except (OSError, ValueError):
+        raise Problem(f"{path}: no such tokenizer, or a damaged one: `python data.py tokenizer "
+                      "--data DIR` trains one, `python -m tools.convert import` reads Hugging "
+                      "Face's; for gpt2 connect once, or set TIKTOKEN_CACHE_DIR") from None
 
 
 def same_tokenizer(a, b):
@@ -224,11 +207,11 @@ QUERIES = {
     "example post": "Subreddit: r/{subreddit}\n\nTitle: {title}\n\n{post}\n\nTL;DR:"}
 
 
-def query_text(record, **changes):
-    """The query of a post or article, before it is cut; changes: other values of its fields."""
+def query_text(record, text=None):
+    """The query of a post or article, before it is cut. text: stands in place of its own."""
     kind = "article" if fields_of(record) is ARTICLE else "post"
     template = QUERIES.get(f"{record.get('format')} {kind}", QUERIES[kind])
-    return template.format_map(record | changes)
+    return template.format_map(record if text is None else record | {kind: text})
 
 
 def characters(post):
@@ -242,32 +225,25 @@ def encode_query(tokenizer, record, limit, fill=False):
         while there are more than `limit` tokens:
             cut the post at its last newline, or drop its last character when no newline is left
 
-    Before that, text goes that cannot fit. (Where a word or row of dashes has more than 100
-    characters, a little too much may go.) fill: put spaces before the query, `limit` tokens in all.
+    fill: put spaces before the query, `limit` tokens in all.
     """
-    name = "article" if fields_of(record) is ARTICLE else "post"
-
-    def encode(text):                          # "<|endoftext|>" typed into a post stays text
-        return tokenizer.encode_ordinary(query_text(record, **{name: text}))
-
-    text = record[name][:limit * LONGEST]
-    tokens = encode(text)
-    if len(tokens) > limit:                    # keep what `limit` tokens spell, and a word more
-        room = len(tokenizer.decode(tokens[:limit])) - len(query_text(record, **{name: ""}))
-        text = text[:max(0, room + LONGEST)]
-    while len(tokens) > limit:
+    text = record["article" if fields_of(record) is ARTICLE else "post"][:limit * LONGEST]
+    while len(tokens := tokenizer.encode_ordinary(query_text(record, text))) > limit:
         if not text:
             raise Problem(f"post {record.get('id')!r}: takes more than {limit} tokens without its "
-                          f"{name}: allow longer queries, or shorten its title")
+                          "text: allow longer queries, or shorten its title")
+        # For speed, first drop what surely does not fit: all but the characters that `limit` tokens
+        # spell, and LONGEST more. (A word of more than 100 characters may lose a little too much.)
+        room = len(tokenizer.decode(tokens[:limit])) - len(query_text(record, "")) + LONGEST
+        text = text[:max(0, room)]
         text = text[:text.rfind("\n")] if "\n" in text else text[:-1]
-        tokens = encode(text)
     return tokenizer.encode_ordinary(" ") * (limit - len(tokens) if fill else 0) + tokens
 
 
 def check_queries(tokenizer, records, limit):
     """Raise encode_query's Problem now, not after an hour, for a title that takes too much room."""
     for record in records:
-        if len(query_text(record, post="", article="").encode()) > limit:      # bytes >= tokens
+        if len(query_text(record, "").encode()) > limit:      # bytes >= tokens
             encode_query(tokenizer, record, limit)
 
 
@@ -276,8 +252,6 @@ def encode_response(tokenizer, text, limit):
 
     (As in the paper's code: the reward model is read at the end, and a policy has to learn to end.)
     """
-    if limit < 2:
-        raise Problem(f"a response of {limit} tokens has no room for text and end: allow 2 or more")
     return tokenizer.encode_ordinary(" " + text.strip())[:limit - 1] + [tokenizer.eot_token]
 
 
@@ -317,8 +291,8 @@ class Batches:
 
     def __init__(self, lengths, batch, seed, window=50):
         if not 0 < batch <= len(lengths):
-            advice = f"lower --batch to {len(lengths)} or less, or " if lengths else ""
-            raise Problem(f"{len(lengths)} rows are no batch of {batch}: {advice}give more data")
+            raise Problem(f"{len(lengths)} rows are no batch of {batch}: give more data, or lower "
+                          "--batch")
         self.lengths, self.batch, self.seed = np.asarray(lengths), batch, seed
         self.window = window * batch           # rows
         self.steps_per_epoch = len(lengths) // batch
@@ -327,20 +301,15 @@ class Batches:
     def at(self, step):
         """The rows of the global batch of this step: (batch,) int64."""
         epoch, i = divmod(step, self.steps_per_epoch)
-        if epoch != self.epoch:
-            self.epoch, self.plan = epoch, self.plan_of(epoch)
+        if epoch != self.epoch:                # plan the batches of an epoch when it begins
+            rng = generator(self.seed, "batches", epoch)
+            rows = rng.permutation(len(self.lengths))[:self.steps_per_epoch * self.batch]
+            self.epoch, self.plan = epoch, []
+            for first in range(0, len(rows), self.window):
+                some = rows[first:first + self.window]
+                by_length = some[np.argsort(self.lengths[some], kind="stable")]
+                self.plan.extend(rng.permutation(by_length.reshape(-1, self.batch)))
         return self.plan[i]
-
-    def plan_of(self, epoch):
-        """All batches of an epoch: (steps_per_epoch, batch) int64."""
-        rng = generator(self.seed, "batches", epoch)
-        rows = rng.permutation(len(self.lengths))[:self.steps_per_epoch * self.batch]
-        plan = []
-        for first in range(0, len(rows), self.window):
-            some = rows[first:first + self.window]
-            by_length = some[np.argsort(self.lengths[some], kind="stable")]
-            plan.append(rng.permutation(by_length.reshape(-1, self.batch)))    # moves whole batches
-        return np.concatenate(plan)
 
 
 # -------------------------------------------------------------------------------------------- ROUGE
@@ -381,7 +350,7 @@ def rouge(candidate, reference):
 @dataclass(frozen=True)
 class Config:
     data: str = flag(..., "folder with train.jsonl and perhaps pretrain.jsonl", what="DIR")
-    vocab: int = flag(1024, "tokens in all, 257 or more")
+    vocab: int = flag(1024, "tokens in all: 256 bytes, merges and an end", least=257)
 
 
 def make_tokenizer(cfg):

@@ -507,7 +507,7 @@ def test_describe_knows_articles_and_says_when_there_is_nothing(tmp_path, capsys
     download.main(["describe", str(tmp_path)])
     assert "valid is from: cnn 100.0%" in capsys.readouterr().out
     os.mkdir(tmp_path / "empty")
-    with pytest.raises(Problem, match="--data: holds neither"):
+    with pytest.raises(Problem, match="--data: train.jsonl .* is missing"):
         read_posts(None, "train")
     with pytest.raises(Problem, match="holds no .jsonl"):
         download.main(["describe", str(tmp_path / "empty")])

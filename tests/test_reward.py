@@ -277,7 +277,7 @@ def test_input_that_cannot_work_is_a_problem(supervised, comparisons, tmp_path, 
         return lines[:k] + [json.dumps({**json.loads(lines[k]), **fields})] + lines[k + 1:]
 
     same = [{"text": " a", "policy": "sup", "note": None}] * 2
-    fails('no line says "split": "valid1", only train: label more',
+    fails(r"no comparison of split 'valid1', only of \['train'\]: label more",
           [text for text in lines if '"valid1"' not in text])
     fails("train", [text for text in lines if '"valid1"' in text])
     fails("some.jsonl", [])
@@ -285,7 +285,7 @@ def test_input_that_cannot_work_is_a_problem(supervised, comparisons, tmp_path, 
     fails("some.jsonl, line 5.*choice", changed(4, choice=2))
     fails("some.jsonl, line 6", changed(5, summaries=same))
     fails("some.jsonl, line 1.*title", changed(0, info={"id": "t", "subreddit": "s", "post": "p"}))
-    fails("48 rows are no batch of 100: lower --batch to 48 or less, or give", lines, "--batch 100")
+    fails("48 rows are no batch of 100: give more data, or lower --batch", lines, "--batch 100")
     fails("166 tokens do not fit", lines, "--query-length 150")
     fails("nowhere", lines, "--data nowhere")
     fails("is no checkpoint folder", lines, init=tmp_path / "nowhere")
