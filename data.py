@@ -102,10 +102,11 @@ def pretraining_texts(folder):
 
 # ------------------------------------------------------------------------------------ the tokenizer
 # Texts are first cut into pieces, GPT-2's way, and no token crosses from one piece to the next:
-# 've | word | number | punctuation (each with a space before it) | white space
+# 've | word | number | punctuation (each with a space before it) | white space. "++" is "+" that
+# never tries a shorter match: nothing shorter could help here, and trying takes time.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 LONGEST = 128              # bytes of a token; a row of 10,000 dashes is counted as many pieces
-BYTES = [bytes([byte]) for byte in range(256)]         # the first tokens: every text has some
+BYTES = [bytes([byte]) for byte in range(256)]         # the first 256 tokens
 ENDOFTEXT = "<|endoftext|>"
 
 
@@ -301,14 +302,15 @@ class Batches:
     def at(self, step):
         """The rows of the global batch of this step: (batch,) int64."""
         epoch, i = divmod(step, self.steps_per_epoch)
-        if epoch != self.epoch:                # plan the batches of an epoch when it begins
+        if epoch != self.epoch:                # a new epoch: a new plan
             rng = generator(self.seed, "batches", epoch)
             rows = rng.permutation(len(self.lengths))[:self.steps_per_epoch * self.batch]
             self.epoch, self.plan = epoch, []
             for first in range(0, len(rows), self.window):
                 some = rows[first:first + self.window]
                 by_length = some[np.argsort(self.lengths[some], kind="stable")]
-                self.plan.extend(rng.permutation(by_length.reshape(-1, self.batch)))
+                batches = by_length.reshape(-1, self.batch)
+                self.plan.extend(rng.permutation(batches))         # moves whole batches
         return self.plan[i]
 
 
