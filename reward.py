@@ -31,6 +31,7 @@ Before:  label.py (where comparisons come from).    After: ppo.py (what the scor
 """
 import sys
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ import torch.nn.functional as F
 import data
 from model import lay_out, score
 from runtime import Common, Run, accumulate, adam, config_of, flag, launch, optimizer_step
-from sft import cosine, filled, start, summary_rows
+from sft import cosine, start, summary_rows
 
 
 @dataclass(frozen=True)
@@ -86,22 +87,25 @@ def right(chosen, rejected):
     return (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()
 
 
-def encode(tokenizer, comparisons, cfg):
-    """(query, chosen, rejected) token lists of comparisons."""
-    pairs = []
-    for comparison in comparisons:
-        query = data.encode_query(tokenizer, comparison["info"], cfg.query_length, cfg.fill)
-        responses = [data.encode_response(tokenizer, summary["text"], cfg.response_length)
-                     for summary in comparison["summaries"]]
-        choice = comparison["choice"]                                # 0 or 1
-        pairs.append((query, responses[choice], responses[1 - choice]))
-    return pairs
+class Pair(NamedTuple):     # a comparison, as lists of token ids
+    query: list
+    chosen: list
+    rejected: list
+
+
+def encode(tokenizer, comparison, cfg):
+    """A comparison as a Pair."""
+    query = data.encode_query(tokenizer, comparison["info"], cfg.query_length, cfg.fill)
+    responses = [data.encode_response(tokenizer, summary["text"], cfg.response_length)
+                 for summary in comparison["summaries"]]
+    choice = comparison["choice"]                                    # 0 or 1
+    return Pair(query, chosen=responses[choice], rejected=responses[1 - choice])
 
 
 def score_pairs(network, pairs):
-    """Scores of b (query, chosen, rejected), as 2 b rows of one forward pass: (b,), (b,)."""
-    queries = [query for query, _, _ in pairs]
-    responses = [chosen for _, chosen, _ in pairs] + [rejected for _, _, rejected in pairs]
+    """Scores of b Pairs, as 2 b rows of one forward pass: chosen (b,), rejected (b,)."""
+    queries = [pair.query for pair in pairs]
+    responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     rows = lay_out(queries + queries, responses, network.config.n_vocab)
     rows = rows.to(network.wte.weight.device)
     return network(rows.tokens, at=rows.last)[:, 0].chunk(2)         # (2 b,) -> (b,), (b,)
@@ -112,7 +116,7 @@ def validate(network, pairs, cfg, world):
     """Loss and accuracy on held-out comparisons; pairs: this rank's share of them."""
     total = torch.zeros(2, device=world.device)                      # nats, right
     with world.gathered(network), world.mixed():
-        for part in accumulate(pairs, cfg.micro_batch):
+        for part in accumulate(pairs, cfg.micro_batch):              # no network: it only cuts
             chosen, rejected = score_pairs(network, part)
             nats = pairwise_loss(chosen, rejected) * len(part)
             total += torch.stack([nats, right(chosen, rejected)])
@@ -127,56 +131,47 @@ def zero_at_references(network, tokenizer, posts, cfg, world):
     total, posts = 0.0, world.share(posts)
     with world.gathered(network), world.mixed():
         for part in accumulate(posts, 2 * cfg.micro_batch):
-            rows = summary_rows(tokenizer, part, cfg)
-            scores = score(network, [row[0] for row in rows], [row[1] for row in rows])     # (b,)
-            total += scores.cpu().double().sum().item()
+            queries, responses = zip(*summary_rows(tokenizer, part, cfg), strict=True)
+            total += score(network, queries, responses).cpu().double().sum().item()
     total, n = world.sum([total, len(posts)])
     network.head.bias -= total / n
     return total / n
 
 
-def read(tokenizer, cfg):
-    """Comparisons to learn from, held-out ones, and posts whose summaries will score 0."""
+def read(tokenizer, cfg, world):
+    """Comparisons to learn from, this rank's held-out Pairs, posts whose summaries will score 0."""
     comparisons = data.read_comparisons(cfg.comparisons, "train")[:cfg.limit or None]
     held_out = data.read_comparisons(cfg.comparisons, "valid1")[:EVAL_ROWS]
     folder = cfg.data or config_of(cfg.init)["flags"].get("data")
     posts = data.read_posts(folder, "train")[:ZERO_ROWS]
     queries = [comparison["info"] for comparison in comparisons + held_out]
     data.check_queries(tokenizer, queries + posts, cfg.query_length)
-    return comparisons, held_out, posts
-
-
-def warn_of_pairs(tokenizer, comparisons, limit):
-    """Say on stderr how many summaries are cut, and how many pairs are then equal."""
     texts = [summary["text"] for c in comparisons for summary in c["summaries"]]
-    if data.warn_of_cuts(tokenizer, texts, limit):
-        responses = [data.encode_response(tokenizer, text, limit) for text in texts]
-        equal = sum(a == b for a, b in zip(responses[::2], responses[1::2], strict=True))
+    if world.rank == 0 and data.warn_of_cuts(tokenizer, texts, cfg.response_length):
+        pairs = [encode(tokenizer, comparison, cfg) for comparison in comparisons]
+        equal = sum(pair.chosen == pair.rejected for pair in pairs)
         if equal:
-            print(f"warning: {equal:,} of {len(comparisons):,} pairs are then equal and teach "
-                  "nothing", file=sys.stderr)
+            print(f"warning: {equal:,} of {len(pairs):,} pairs are then equal and teach nothing",
+                  file=sys.stderr)
+    return comparisons, [encode(tokenizer, c, cfg) for c in world.share(held_out)], posts
 
 
 def train(cfg, world):
     """The loop of sft.py with another loss, then the zero."""
-    cfg = filled(cfg, world, cfg.init)
-    tokenizer, network = start(cfg, world, "scalar")
-    comparisons, held_out, posts = read(tokenizer, cfg)
-    held_out = encode(tokenizer, world.share(held_out), cfg)
+    cfg, tokenizer, network = start(cfg, world, "scalar")
+    comparisons, held_out, posts = read(tokenizer, cfg, world)
     batches = data.Batches([data.characters(c["info"]) for c in comparisons], cfg.batch, cfg.seed)
     steps = EPOCHS * batches.steps_per_epoch
-    network = world.parallelize(network, cfg)
     optimizer = adam([network])
     run = Run(cfg, world, {"model": network}, optimizer, model=asdict(network.config))
     if run.finished:
         return
     if world.rank == 0:
         data.save_tokenizer(tokenizer, cfg.out)
-        warn_of_pairs(tokenizer, comparisons, cfg.response_length)
 
     for step in run.steps(steps):
         # 1. batch: this rank's share of cfg.batch comparisons
-        mine = encode(tokenizer, [comparisons[i] for i in world.share(batches.at(step))], cfg)
+        mine = [encode(tokenizer, comparisons[i], cfg) for i in world.share(batches.at(step))]
 
         # 2. weigh: each comparison the same
         count = cfg.batch
@@ -202,7 +197,8 @@ def train(cfg, world):
             loss, accuracy = world.sum(total).tolist()
             run.log(step, loss=loss, accuracy=accuracy, **measured, lr=lr, **norms)
         run.save_if_due(step)
-    zero_at_references(network, tokenizer, posts, cfg, world)
+    # config.json keeps it: the mean score of the posts' own summaries before it became 0
+    run.described["mean_taken_away"] = zero_at_references(network, tokenizer, posts, cfg, world)
     run.finish(model=network)
 
 

@@ -27,17 +27,7 @@ import torch
 
 import data
 from model import build, lay_out, load_model, sized, token_logp
-from runtime import (
-    Common,
-    Problem,
-    Run,
-    accumulate,
-    adam,
-    config_of,
-    flag,
-    launch,
-    optimizer_step,
-)
+from runtime import Common, Problem, Run, accumulate, adam, config_of, flag, launch, optimizer_step
 
 
 @dataclass(frozen=True)
@@ -98,17 +88,22 @@ def summary_rows(tokenizer, posts, cfg):
             for post in posts]
 
 
-def read_examples(tokenizer, cfg):
-    """Examples (posts, or rows of running text), their sizes, which group them, held-out rows."""
-    if cfg.loss_on == "summary":
-        posts, held_out = data.read_posts(cfg.data, "train"), data.read_posts(cfg.data, "valid")
-        data.check_queries(tokenizer, posts + held_out, cfg.query_length)
+def read(tokenizer, cfg, world):
+    """Posts or rows of running text to learn from, their lengths, this rank's held-out rows."""
+    if cfg.loss_on == "all":
+        texts, length = data.pretraining_texts(cfg.data), cfg.query_length + cfg.response_length
+        last = max(1, len(texts) // 50)                              # these are held out
+        examples = running_rows(tokenizer, texts[:-last], length)
+        lengths = [len(response) for _, response in examples]
+        held_out = running_rows(tokenizer, texts[-last:], length)
+    else:
+        examples, held_out = data.read_posts(cfg.data, "train"), data.read_posts(cfg.data, "valid")
+        data.check_queries(tokenizer, examples + held_out, cfg.query_length)
+        if world.rank == 0:
+            data.warn_of_cuts(tokenizer, [p["summary"] for p in examples], cfg.response_length)
+        lengths = [data.characters(post) for post in examples]
         held_out = summary_rows(tokenizer, held_out[:EVAL_ROWS], cfg)
-        return posts, [data.characters(post) for post in posts], held_out
-    texts, length = data.pretraining_texts(cfg.data), cfg.query_length + cfg.response_length
-    last = max(1, len(texts) // 50)
-    rows = running_rows(tokenizer, texts[:-last], length)
-    return rows, [len(row[1]) for row in rows], running_rows(tokenizer, texts[-last:], length)
+    return examples, lengths, world.share(held_out[:EVAL_ROWS])
 
 
 def nll(network, rows):
@@ -130,25 +125,6 @@ def validation_loss(network, rows, cfg, world):
     return nats / tokens
 
 
-def filled(cfg, world, *folders):
-    """cfg with --fill as the networks in these folders know posts.
-
-    Raises: Problem when two of them differ: no post can be written so that both know it.
-    """
-    lengths = []                             # to which they fill posts up with spaces; None: not
-    for folder in folders:
-        flags = config_of(folder)["flags"]
-        lengths.append(flags.get("query_length", cfg.query_length) if flags.get("fill") else None)
-    if len(set(lengths)) > 1:
-        raise Problem(f"{' and '.join(folders)} know posts filled up with spaces to "
-                      f"{' and '.join(str(n or 'no') for n in lengths)} tokens: train the reward "
-                      "model from this policy (reward.py --init)")
-    if lengths[0] not in (None, cfg.query_length) and world.rank == 0:
-        print(f"warning: {folders[0]} knows posts filled up with spaces to {lengths[0]} tokens, "
-              f"not {cfg.query_length}: better is --query-length {lengths[0]}", file=sys.stderr)
-    return replace(cfg, fill=cfg.fill or lengths[0] is not None)
-
-
 def cosine(step, steps, peak, warmup):
     """Learning rate: linear from 0 over `warmup` steps, then half a cosine down to 0."""
     if step < warmup:
@@ -157,38 +133,51 @@ def cosine(step, steps, peak, warmup):
     return peak * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def filled(cfg, world, *folders):
+    """cfg, with --fill if the networks in these folders learned from posts filled with spaces.
+    Raises: Problem when two of them differ: no post can be written so that both know it."""
+    flags = [config_of(folder)["flags"] for folder in folders]
+    lengths = [f.get("query_length", cfg.query_length) if f.get("fill") else "no" for f in flags]
+    told = " and ".join(folders) + " know posts filled up with spaces to "
+    told += " and ".join(map(str, lengths)) + " tokens"
+    if len(set(lengths)) > 1:
+        raise Problem(f"{told}: train the reward model from this policy (reward.py --init)")
+    if lengths[0] not in ("no", cfg.query_length) and world.rank == 0:
+        print(f"warning: {told}, not {cfg.query_length}: better is --query-length {lengths[0]}",
+              file=sys.stderr)
+    return replace(cfg, fill=cfg.fill or lengths[0] != "no")
+
+
 def start(cfg, world, head="lm"):
-    """The tokenizer and the network to start from. Raises: Problem when rows do not fit it."""
+    """cfg as `filled` returns it, the tokenizer, and the network to train. Raises: Problem when
+    rows do not fit the network's context, or a batch does not divide over the processes."""
+    if cfg.init:
+        cfg = filled(cfg, world, cfg.init)
+        network = load_model(cfg.init, world, head, cfg.seed)
     tokenizer = data.load_tokenizer(cfg.init or cfg.data)
-    network = (load_model(cfg.init, world, head, cfg.seed) if cfg.init else
-               build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world))
-    longest, room = cfg.query_length + cfg.response_length, network.config.context
-    if longest > room:
-        raise Problem(f"rows of up to {longest} tokens do not fit the context of {room} of "
-                      f"{cfg.init or cfg.size}: lower --query-length")
+    if not cfg.init:
+        network = build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world)
+    longest, context = cfg.query_length + cfg.response_length, network.config.context
+    if longest > context:
+        raise Problem(f"rows of up to {longest} tokens do not fit the context of {context}: lower "
+                      "--query-length")
     if cfg.batch % world.size:
         raise Problem(f"--batch {cfg.batch} does not divide over {world.size} processes")
-    return tokenizer, network
+    return cfg, tokenizer, world.parallelize(network, cfg)
 
 
 def train(cfg, world):
     """The loop of every training script in this book, in its simplest form."""
-    if cfg.init:
-        cfg = filled(cfg, world, cfg.init)
-    tokenizer, network = start(cfg, world)
-    examples, sizes, held_out = read_examples(tokenizer, cfg)
-    held_out = world.share(held_out[:EVAL_ROWS])
-    batches = data.Batches(sizes, cfg.batch, cfg.seed)
+    cfg, tokenizer, network = start(cfg, world)
+    examples, lengths, held_out = read(tokenizer, cfg, world)
+    batches = data.Batches(lengths, cfg.batch, cfg.seed)
     steps = cfg.steps or batches.steps_per_epoch
-    network = world.parallelize(network, cfg)
     optimizer = adam([network], beta2=0.95, weight_decay=cfg.weight_decay)
     run = Run(cfg, world, {"model": network}, optimizer, model=asdict(network.config))
     if run.finished:
         return
     if world.rank == 0:
         data.save_tokenizer(tokenizer, cfg.out)
-        if cfg.loss_on == "summary":
-            data.warn_of_cuts(tokenizer, [p["summary"] for p in examples], cfg.response_length)
 
     for step in run.steps(steps):
         # 1. batch: this rank's share of cfg.batch rows
