@@ -30,8 +30,8 @@ summary without an end the score -1: a punishment, if ordinary summaries score m
 Before:  label.py (where comparisons come from).    After: ppo.py (what the score is good for).
 """
 import sys
+from collections import namedtuple
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -82,15 +82,7 @@ def pairwise_loss(chosen, rejected):
     return -F.logsigmoid(chosen - rejected).mean()
 
 
-def right(chosen, rejected):
-    """How many of the chosen summaries score higher; a tie counts half. Returns: ()."""
-    return (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()
-
-
-class Pair(NamedTuple):     # a comparison, as lists of token ids
-    query: list
-    chosen: list
-    rejected: list
+Pair = namedtuple("Pair", "query chosen rejected")       # a comparison as lists of token ids
 
 
 def encode(tokenizer, comparison, cfg):
@@ -111,17 +103,22 @@ def score_pairs(network, pairs):
     return network(rows.tokens, at=rows.last)[:, 0].chunk(2)         # (2 b,) -> (b,), (b,)
 
 
+def loss_and_right(network, pairs):
+    """The loss of b Pairs in nats, and how many are scored right, both summed: (), ()."""
+    chosen, rejected = score_pairs(network, pairs)                   # (b,), (b,)
+    right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()     # a tie counts half
+    return pairwise_loss(chosen, rejected) * len(pairs), right
+
+
 @torch.no_grad()
 def validate(network, pairs, cfg, world):
     """Loss and accuracy on held-out comparisons; pairs: this rank's share of them."""
     total = torch.zeros(2, device=world.device)                      # nats, right
     with world.gathered(network), world.mixed():
         for part in accumulate(pairs, cfg.micro_batch):              # no network: it only cuts
-            chosen, rejected = score_pairs(network, part)
-            nats = pairwise_loss(chosen, rejected) * len(part)
-            total += torch.stack([nats, right(chosen, rejected)])
-    nats, agreed, n = world.sum([*total.tolist(), len(pairs)])
-    return {"valid_accuracy": agreed / n, "valid_loss": nats / n}
+            total += torch.stack(loss_and_right(network, part))
+    nats, right, n = world.sum([*total.tolist(), len(pairs)])
+    return {"valid_accuracy": right / n, "valid_loss": nats / n}
 
 
 @torch.no_grad()
@@ -180,10 +177,9 @@ def train(cfg, world):
         total = torch.zeros(2, device=world.device)                  # loss, accuracy
         for part in accumulate(mine, cfg.micro_batch, network):
             with world.mixed():
-                chosen, rejected = score_pairs(network, part)
-            loss = pairwise_loss(chosen, rejected) * len(part) / count
-            (loss * world.size).backward()
-            total += torch.stack([loss.detach(), right(chosen, rejected) / count])
+                nats, right = loss_and_right(network, part)
+            (nats / count * world.size).backward()
+            total += torch.stack([nats.detach(), right]) / count
 
         # 4. descent
         lr = cosine(step, steps, cfg.lr, WARMUP)

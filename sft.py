@@ -48,9 +48,8 @@ class Config(Common):
 
 GPT3 = dict(query_length=2000, batch=512, warmup=500, weight_decay=0.1)
 PRESETS = {     # of the last two: the paper's for `summary` (Table 3, B.1), GPT-3's for `all`
-    "toy": dict(
-        all=dict(size="toy", query_length=208, batch=16, lr=1e-3, warmup=50, steps=200),
-        summary=dict(size="toy", query_length=256, batch=16, lr=3e-3, warmup=50, steps=1300)),
+    "toy": dict(all=dict(query_length=208, batch=16, lr=1e-3, warmup=50, steps=200),
+                summary=dict(query_length=256, batch=16, lr=3e-3, warmup=50, steps=1300)),
     "laptop": dict(
         all=dict(size="laptop", query_length=304, batch=16, lr=2e-3, warmup=100, steps=1300),
         summary=dict(size="laptop", query_length=320, response_length=32, batch=32, micro_batch=32,
