@@ -115,7 +115,7 @@ def validate(network, pairs, cfg, world):
     """Loss and accuracy on held-out comparisons; pairs: this rank's share of them."""
     total = torch.zeros(2, device=world.device)                      # nats, right
     with world.gathered(network), world.mixed():
-        for part in accumulate(pairs, cfg.micro_batch):              # no network: it only cuts
+        for part in accumulate(pairs, cfg.micro_batch):
             total += torch.stack(loss_and_right(network, part))
     nats, right, n = world.sum([*total.tolist(), len(pairs)])
     return {"valid_accuracy": right / n, "valid_loss": nats / n}

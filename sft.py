@@ -118,7 +118,7 @@ def validation_loss(network, rows, cfg, world):
     """The loss on held-out rows; rows: this rank's share of them."""
     total = torch.zeros((), device=world.device)
     with world.gathered(network), world.mixed():
-        for part in accumulate(rows, cfg.micro_batch):
+        for part in accumulate(rows, cfg.micro_batch):               # no network: it only cuts
             total += nll(network, part)
     nats, tokens = world.sum([total.item(), sum(len(response) for _, response in rows)])
     return nats / tokens
@@ -137,8 +137,8 @@ def filled(cfg, world, *folders):
     Raises: Problem when two of them differ: no post can be written so that both know it."""
     flags = [config_of(folder)["flags"] for folder in folders]
     lengths = [f.get("query_length", cfg.query_length) if f.get("fill") else "no" for f in flags]
-    told = " and ".join(folders) + " know posts filled up with spaces to "
-    told += " and ".join(map(str, lengths)) + " tokens"
+    names, numbers = " and ".join(folders), " and ".join(map(str, lengths))
+    told = f"{names} know posts filled up with spaces to {numbers} tokens"
     if len(set(lengths)) > 1:
         raise Problem(f"{told}: train the reward model from this policy (reward.py --init)")
     if lengths[0] not in ("no", cfg.query_length) and world.rank == 0:
@@ -152,14 +152,13 @@ def start(cfg, world, head="lm"):
     rows do not fit the network's context, or a batch does not divide over the processes."""
     if cfg.init:
         cfg = filled(cfg, world, cfg.init)
-        network = load_model(cfg.init, world, head, cfg.seed)
     tokenizer = data.load_tokenizer(cfg.init or cfg.data)
-    if not cfg.init:
-        network = build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world)
+    network = (load_model(cfg.init, world, head, cfg.seed) if cfg.init else
+               build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world))
     longest, context = cfg.query_length + cfg.response_length, network.config.context
     if longest > context:
-        raise Problem(f"rows of up to {longest} tokens do not fit the context of {context}: lower "
-                      "--query-length")
+        raise Problem(f"rows of up to {longest} tokens do not fit the context of {context} of "
+                      f"{cfg.init or cfg.size}: lower --query-length")
     if cfg.batch % world.size:
         raise Problem(f"--batch {cfg.batch} does not divide over {world.size} processes")
     return cfg, tokenizer, world.parallelize(network, cfg)
