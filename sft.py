@@ -94,7 +94,7 @@ def read(tokenizer, cfg, world):
         last = max(1, len(texts) // 50)                              # these are held out
         examples = running_rows(tokenizer, texts[:-last], length)
         lengths = [len(response) for _, response in examples]
-        held_out = running_rows(tokenizer, texts[-last:], length)
+        held_out = running_rows(tokenizer, texts[-last:], length)[:EVAL_ROWS]
     else:
         examples, held_out = data.read_posts(cfg.data, "train"), data.read_posts(cfg.data, "valid")
         data.check_queries(tokenizer, examples + held_out, cfg.query_length)
@@ -102,7 +102,7 @@ def read(tokenizer, cfg, world):
             data.warn_of_cuts(tokenizer, [p["summary"] for p in examples], cfg.response_length)
         lengths = [data.characters(post) for post in examples]
         held_out = summary_rows(tokenizer, held_out[:EVAL_ROWS], cfg)
-    return examples, lengths, world.share(held_out[:EVAL_ROWS])
+    return examples, lengths, world.share(held_out)
 
 
 def nll(network, rows):
