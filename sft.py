@@ -114,14 +114,14 @@ def nll(network, rows):
 
 
 @torch.no_grad()
-def validation_loss(network, rows, cfg, world):
+def validate(network, rows, cfg, world):
     """The loss on held-out rows; rows: this rank's share of them."""
     total = torch.zeros((), device=world.device)
     with world.gathered(network), world.mixed():
         for part in accumulate(rows, cfg.micro_batch):               # no network: it only cuts
             total += nll(network, part)
     nats, tokens = world.sum([total.item(), sum(len(response) for _, response in rows)])
-    return nats / tokens
+    return {"valid_loss": nats / tokens}
 
 
 def cosine(step, steps, peak, warmup):
@@ -191,9 +191,9 @@ def train(cfg, world):
         total = torch.zeros((), device=world.device)
         for part in accumulate(mine, cfg.micro_batch, network):
             with world.mixed():
-                loss = nll(network, part) / count
-            (loss * world.size).backward()
-            total += loss.detach()
+                nats = nll(network, part)
+            (nats / count * world.size).backward()
+            total += nats.detach() / count
 
         # 4. descent                        DIFFERS: pretraining, too, ends at 0, not at a tenth
         lr = cosine(step, steps, cfg.lr, cfg.warmup)
@@ -202,7 +202,7 @@ def train(cfg, world):
         # 5. log, measure on held-out rows, save
         measured = {}
         if (step + 1) % EVAL_EVERY == 0 or step + 1 == steps:
-            measured = {"valid_loss": validation_loss(network, held_out, cfg, world)}
+            measured = validate(network, held_out, cfg, world)
         if step % LOG_EVERY == 0 or measured:
             run.log(step, loss=world.sum(total).item(), **measured, lr=lr, **norms, tokens=count)
         run.save_if_due(step)
