@@ -30,6 +30,7 @@ summary without an end the score -1: a punishment, if ordinary summaries score m
 Before:  label.py (where comparisons come from).    After: ppo.py (what the score is good for).
 """
 import sys
+from collections import namedtuple
 from dataclasses import asdict, dataclass
 
 import torch
@@ -38,7 +39,7 @@ import torch.nn.functional as F
 import data
 from model import lay_out, score
 from runtime import Common, Run, accumulate, adam, config_of, flag, launch, optimizer_step
-from sft import cosine, filled, start, summary_rows
+from sft import cosine, start, summary_rows
 
 
 @dataclass(frozen=True)
@@ -81,30 +82,32 @@ def pairwise_loss(chosen, rejected):
     return -F.logsigmoid(chosen - rejected).mean()
 
 
-def right(chosen, rejected):
-    """How many of the chosen summaries score higher; a tie counts half. Returns: ()."""
-    return (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()
+Pair = namedtuple("Pair", "query chosen rejected")       # a comparison as lists of token ids
 
 
-def encode(tokenizer, comparisons, cfg):
-    """(query, chosen, rejected) token lists of comparisons."""
-    pairs = []
-    for comparison in comparisons:
-        query = data.encode_query(tokenizer, comparison["info"], cfg.query_length, cfg.fill)
-        responses = [data.encode_response(tokenizer, summary["text"], cfg.response_length)
-                     for summary in comparison["summaries"]]
-        choice = comparison["choice"]                                # 0 or 1
-        pairs.append((query, responses[choice], responses[1 - choice]))
-    return pairs
+def encode(tokenizer, comparison, cfg):
+    """A comparison as a Pair."""
+    query = data.encode_query(tokenizer, comparison["info"], cfg.query_length, cfg.fill)
+    responses = [data.encode_response(tokenizer, summary["text"], cfg.response_length)
+                 for summary in comparison["summaries"]]
+    choice = comparison["choice"]                                    # 0 or 1
+    return Pair(query, chosen=responses[choice], rejected=responses[1 - choice])
 
 
 def score_pairs(network, pairs):
-    """Scores of b (query, chosen, rejected), as 2 b rows of one forward pass: (b,), (b,)."""
-    queries = [query for query, _, _ in pairs]
-    responses = [chosen for _, chosen, _ in pairs] + [rejected for _, _, rejected in pairs]
+    """Scores of b Pairs, as 2 b rows of one forward pass: chosen (b,), rejected (b,)."""
+    queries = [pair.query for pair in pairs]
+    responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     rows = lay_out(queries + queries, responses, network.config.n_vocab)
     rows = rows.to(network.wte.weight.device)
     return network(rows.tokens, at=rows.last)[:, 0].chunk(2)         # (2 b,) -> (b,), (b,)
+
+
+def loss_and_right(network, pairs):
+    """The loss of b Pairs in nats, and how many are scored right, both summed: (), ()."""
+    chosen, rejected = score_pairs(network, pairs)                   # (b,), (b,)
+    right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()     # a tie counts half
+    return pairwise_loss(chosen, rejected) * len(pairs), right
 
 
 @torch.no_grad()
@@ -113,11 +116,9 @@ def validate(network, pairs, cfg, world):
     total = torch.zeros(2, device=world.device)                      # nats, right
     with world.gathered(network), world.mixed():
         for part in accumulate(pairs, cfg.micro_batch):
-            chosen, rejected = score_pairs(network, part)
-            nats = pairwise_loss(chosen, rejected) * len(part)
-            total += torch.stack([nats, right(chosen, rejected)])
-    nats, agreed, n = world.sum([*total.tolist(), len(pairs)])
-    return {"valid_accuracy": agreed / n, "valid_loss": nats / n}
+            total += torch.stack(loss_and_right(network, part))
+    nats, right, n = world.sum([*total.tolist(), len(pairs)])
+    return {"valid_accuracy": right / n, "valid_loss": nats / n}
 
 
 @torch.no_grad()
@@ -127,56 +128,47 @@ def zero_at_references(network, tokenizer, posts, cfg, world):
     total, posts = 0.0, world.share(posts)
     with world.gathered(network), world.mixed():
         for part in accumulate(posts, 2 * cfg.micro_batch):
-            rows = summary_rows(tokenizer, part, cfg)
-            scores = score(network, [row[0] for row in rows], [row[1] for row in rows])     # (b,)
-            total += scores.cpu().double().sum().item()
+            queries, responses = zip(*summary_rows(tokenizer, part, cfg), strict=True)
+            total += score(network, queries, responses).cpu().double().sum().item()
     total, n = world.sum([total, len(posts)])
     network.head.bias -= total / n
     return total / n
 
 
-def read(tokenizer, cfg):
-    """Comparisons to learn from, held-out ones, and posts whose summaries will score 0."""
+def read(tokenizer, cfg, world):
+    """Comparisons to learn from, this rank's held-out Pairs, posts whose summaries will score 0."""
     comparisons = data.read_comparisons(cfg.comparisons, "train")[:cfg.limit or None]
     held_out = data.read_comparisons(cfg.comparisons, "valid1")[:EVAL_ROWS]
     folder = cfg.data or config_of(cfg.init)["flags"].get("data")
     posts = data.read_posts(folder, "train")[:ZERO_ROWS]
     queries = [comparison["info"] for comparison in comparisons + held_out]
     data.check_queries(tokenizer, queries + posts, cfg.query_length)
-    return comparisons, held_out, posts
-
-
-def warn_of_pairs(tokenizer, comparisons, limit):
-    """Say on stderr how many summaries are cut, and how many pairs are then equal."""
     texts = [summary["text"] for c in comparisons for summary in c["summaries"]]
-    if data.warn_of_cuts(tokenizer, texts, limit):
-        responses = [data.encode_response(tokenizer, text, limit) for text in texts]
-        equal = sum(a == b for a, b in zip(responses[::2], responses[1::2], strict=True))
+    if world.rank == 0 and data.warn_of_cuts(tokenizer, texts, cfg.response_length):
+        pairs = [encode(tokenizer, comparison, cfg) for comparison in comparisons]
+        equal = sum(pair.chosen == pair.rejected for pair in pairs)
         if equal:
-            print(f"warning: {equal:,} of {len(comparisons):,} pairs are then equal and teach "
-                  "nothing", file=sys.stderr)
+            print(f"warning: {equal:,} of {len(pairs):,} pairs are then equal and teach nothing",
+                  file=sys.stderr)
+    return comparisons, [encode(tokenizer, c, cfg) for c in world.share(held_out)], posts
 
 
 def train(cfg, world):
     """The loop of sft.py with another loss, then the zero."""
-    cfg = filled(cfg, world, cfg.init)
-    tokenizer, network = start(cfg, world, "scalar")
-    comparisons, held_out, posts = read(tokenizer, cfg)
-    held_out = encode(tokenizer, world.share(held_out), cfg)
+    cfg, tokenizer, network = start(cfg, world, "scalar")
+    comparisons, held_out, posts = read(tokenizer, cfg, world)
     batches = data.Batches([data.characters(c["info"]) for c in comparisons], cfg.batch, cfg.seed)
     steps = EPOCHS * batches.steps_per_epoch
-    network = world.parallelize(network, cfg)
     optimizer = adam([network])
     run = Run(cfg, world, {"model": network}, optimizer, model=asdict(network.config))
     if run.finished:
         return
     if world.rank == 0:
         data.save_tokenizer(tokenizer, cfg.out)
-        warn_of_pairs(tokenizer, comparisons, cfg.response_length)
 
     for step in run.steps(steps):
         # 1. batch: this rank's share of cfg.batch comparisons
-        mine = encode(tokenizer, [comparisons[i] for i in world.share(batches.at(step))], cfg)
+        mine = [encode(tokenizer, comparisons[i], cfg) for i in world.share(batches.at(step))]
 
         # 2. weigh: each comparison the same
         count = cfg.batch
@@ -185,10 +177,9 @@ def train(cfg, world):
         total = torch.zeros(2, device=world.device)                  # loss, accuracy
         for part in accumulate(mine, cfg.micro_batch, network):
             with world.mixed():
-                chosen, rejected = score_pairs(network, part)
-            loss = pairwise_loss(chosen, rejected) * len(part) / count
-            (loss * world.size).backward()
-            total += torch.stack([loss.detach(), right(chosen, rejected) / count])
+                nats, right = loss_and_right(network, part)
+            (nats / count * world.size).backward()
+            total += torch.stack([nats.detach(), right]) / count
 
         # 4. descent
         lr = cosine(step, steps, cfg.lr, WARMUP)
@@ -202,7 +193,8 @@ def train(cfg, world):
             loss, accuracy = world.sum(total).tolist()
             run.log(step, loss=loss, accuracy=accuracy, **measured, lr=lr, **norms)
         run.save_if_due(step)
-    zero_at_references(network, tokenizer, posts, cfg, world)
+    # config.json keeps it: the mean score of the posts' own summaries before it became 0
+    run.described["mean_taken_away"] = zero_at_references(network, tokenizer, posts, cfg, world)
     run.finish(model=network)
 
 

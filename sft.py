@@ -27,17 +27,7 @@ import torch
 
 import data
 from model import build, lay_out, load_model, sized, token_logp
-from runtime import (
-    Common,
-    Problem,
-    Run,
-    accumulate,
-    adam,
-    config_of,
-    flag,
-    launch,
-    optimizer_step,
-)
+from runtime import Common, Problem, Run, accumulate, adam, config_of, flag, launch, optimizer_step
 
 
 @dataclass(frozen=True)
@@ -58,9 +48,8 @@ class Config(Common):
 
 GPT3 = dict(query_length=2000, batch=512, warmup=500, weight_decay=0.1)
 PRESETS = {     # of the last two: the paper's for `summary` (Table 3, B.1), GPT-3's for `all`
-    "toy": dict(
-        all=dict(size="toy", query_length=208, batch=16, lr=1e-3, warmup=50, steps=200),
-        summary=dict(size="toy", query_length=256, batch=16, lr=3e-3, warmup=50, steps=1300)),
+    "toy": dict(all=dict(query_length=208, batch=16, lr=1e-3, warmup=50, steps=200),
+                summary=dict(query_length=256, batch=16, lr=3e-3, warmup=50, steps=1300)),
     "laptop": dict(
         all=dict(size="laptop", query_length=304, batch=16, lr=2e-3, warmup=100, steps=1300),
         summary=dict(size="laptop", query_length=320, response_length=32, batch=32, micro_batch=32,
@@ -98,17 +87,22 @@ def summary_rows(tokenizer, posts, cfg):
             for post in posts]
 
 
-def read_examples(tokenizer, cfg):
-    """Examples (posts, or rows of running text), their sizes, which group them, held-out rows."""
-    if cfg.loss_on == "summary":
-        posts, held_out = data.read_posts(cfg.data, "train"), data.read_posts(cfg.data, "valid")
-        data.check_queries(tokenizer, posts + held_out, cfg.query_length)
+def read(tokenizer, cfg, world):
+    """Posts or rows of running text to learn from, their lengths, this rank's held-out rows."""
+    if cfg.loss_on == "all":
+        texts, length = data.pretraining_texts(cfg.data), cfg.query_length + cfg.response_length
+        last = max(1, len(texts) // 50)                              # these are held out
+        examples = running_rows(tokenizer, texts[:-last], length)
+        lengths = [len(response) for _, response in examples]
+        held_out = running_rows(tokenizer, texts[-last:], length)[:EVAL_ROWS]
+    else:
+        examples, held_out = data.read_posts(cfg.data, "train"), data.read_posts(cfg.data, "valid")
+        data.check_queries(tokenizer, examples + held_out, cfg.query_length)
+        if world.rank == 0:
+            data.warn_of_cuts(tokenizer, [p["summary"] for p in examples], cfg.response_length)
+        lengths = [data.characters(post) for post in examples]
         held_out = summary_rows(tokenizer, held_out[:EVAL_ROWS], cfg)
-        return posts, [data.characters(post) for post in posts], held_out
-    texts, length = data.pretraining_texts(cfg.data), cfg.query_length + cfg.response_length
-    last = max(1, len(texts) // 50)
-    rows = running_rows(tokenizer, texts[:-last], length)
-    return rows, [len(row[1]) for row in rows], running_rows(tokenizer, texts[-last:], length)
+    return examples, lengths, world.share(held_out)
 
 
 def nll(network, rows):
@@ -120,33 +114,14 @@ def nll(network, rows):
 
 
 @torch.no_grad()
-def validation_loss(network, rows, cfg, world):
+def validate(network, rows, cfg, world):
     """The loss on held-out rows; rows: this rank's share of them."""
     total = torch.zeros((), device=world.device)
     with world.gathered(network), world.mixed():
-        for part in accumulate(rows, cfg.micro_batch):
+        for part in accumulate(rows, cfg.micro_batch):               # no network: it only cuts
             total += nll(network, part)
     nats, tokens = world.sum([total.item(), sum(len(response) for _, response in rows)])
-    return nats / tokens
-
-
-def filled(cfg, world, *folders):
-    """cfg with --fill as the networks in these folders know posts.
-
-    Raises: Problem when two of them differ: no post can be written so that both know it.
-    """
-    lengths = []                             # to which they fill posts up with spaces; None: not
-    for folder in folders:
-        flags = config_of(folder)["flags"]
-        lengths.append(flags.get("query_length", cfg.query_length) if flags.get("fill") else None)
-    if len(set(lengths)) > 1:
-        raise Problem(f"{' and '.join(folders)} know posts filled up with spaces to "
-                      f"{' and '.join(str(n or 'no') for n in lengths)} tokens: train the reward "
-                      "model from this policy (reward.py --init)")
-    if lengths[0] not in (None, cfg.query_length) and world.rank == 0:
-        print(f"warning: {folders[0]} knows posts filled up with spaces to {lengths[0]} tokens, "
-              f"not {cfg.query_length}: better is --query-length {lengths[0]}", file=sys.stderr)
-    return replace(cfg, fill=cfg.fill or lengths[0] is not None)
+    return {"valid_loss": nats / tokens}
 
 
 def cosine(step, steps, peak, warmup):
@@ -157,38 +132,50 @@ def cosine(step, steps, peak, warmup):
     return peak * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def filled(cfg, world, *folders):
+    """cfg, with --fill if the networks in these folders learned from posts filled with spaces.
+    Raises: Problem when two of them differ: no post can be written so that both know it."""
+    flags = [config_of(folder)["flags"] for folder in folders]
+    lengths = [f.get("query_length", cfg.query_length) if f.get("fill") else "no" for f in flags]
+    names, numbers = " and ".join(folders), " and ".join(map(str, lengths))
+    told = f"{names} know posts filled up with spaces to {numbers} tokens"
+    if len(set(lengths)) > 1:
+        raise Problem(f"{told}: train the reward model from this policy (reward.py --init)")
+    if lengths[0] not in ("no", cfg.query_length) and world.rank == 0:
+        print(f"warning: {told}, not {cfg.query_length}: better is --query-length {lengths[0]}",
+              file=sys.stderr)
+    return replace(cfg, fill=cfg.fill or lengths[0] != "no")
+
+
 def start(cfg, world, head="lm"):
-    """The tokenizer and the network to start from. Raises: Problem when rows do not fit it."""
+    """cfg as `filled` returns it, the tokenizer, and the network to train. Raises: Problem when
+    rows do not fit the network's context, or a batch does not divide over the processes."""
+    if cfg.init:
+        cfg = filled(cfg, world, cfg.init)
     tokenizer = data.load_tokenizer(cfg.init or cfg.data)
     network = (load_model(cfg.init, world, head, cfg.seed) if cfg.init else
                build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world))
-    longest, room = cfg.query_length + cfg.response_length, network.config.context
-    if longest > room:
-        raise Problem(f"rows of up to {longest} tokens do not fit the context of {room} of "
+    longest, context = cfg.query_length + cfg.response_length, network.config.context
+    if longest > context:
+        raise Problem(f"rows of up to {longest} tokens do not fit the context of {context} of "
                       f"{cfg.init or cfg.size}: lower --query-length")
     if cfg.batch % world.size:
         raise Problem(f"--batch {cfg.batch} does not divide over {world.size} processes")
-    return tokenizer, network
+    return cfg, tokenizer, world.parallelize(network, cfg)
 
 
 def train(cfg, world):
     """The loop of every training script in this book, in its simplest form."""
-    if cfg.init:
-        cfg = filled(cfg, world, cfg.init)
-    tokenizer, network = start(cfg, world)
-    examples, sizes, held_out = read_examples(tokenizer, cfg)
-    held_out = world.share(held_out[:EVAL_ROWS])
-    batches = data.Batches(sizes, cfg.batch, cfg.seed)
+    cfg, tokenizer, network = start(cfg, world)
+    examples, lengths, held_out = read(tokenizer, cfg, world)
+    batches = data.Batches(lengths, cfg.batch, cfg.seed)
     steps = cfg.steps or batches.steps_per_epoch
-    network = world.parallelize(network, cfg)
     optimizer = adam([network], beta2=0.95, weight_decay=cfg.weight_decay)
     run = Run(cfg, world, {"model": network}, optimizer, model=asdict(network.config))
     if run.finished:
         return
     if world.rank == 0:
         data.save_tokenizer(tokenizer, cfg.out)
-        if cfg.loss_on == "summary":
-            data.warn_of_cuts(tokenizer, [p["summary"] for p in examples], cfg.response_length)
 
     for step in run.steps(steps):
         # 1. batch: this rank's share of cfg.batch rows
@@ -204,9 +191,9 @@ def train(cfg, world):
         total = torch.zeros((), device=world.device)
         for part in accumulate(mine, cfg.micro_batch, network):
             with world.mixed():
-                loss = nll(network, part) / count
-            (loss * world.size).backward()
-            total += loss.detach()
+                nats = nll(network, part)
+            (nats / count * world.size).backward()
+            total += nats.detach() / count
 
         # 4. descent                        DIFFERS: pretraining, too, ends at 0, not at a tenth
         lr = cosine(step, steps, cfg.lr, cfg.warmup)
@@ -215,7 +202,7 @@ def train(cfg, world):
         # 5. log, measure on held-out rows, save
         measured = {}
         if (step + 1) % EVAL_EVERY == 0 or step + 1 == steps:
-            measured = {"valid_loss": validation_loss(network, held_out, cfg, world)}
+            measured = validate(network, held_out, cfg, world)
         if step % LOG_EVERY == 0 or measured:
             run.log(step, loss=world.sum(total).item(), **measured, lr=lr, **norms, tokens=count)
         run.save_if_due(step)

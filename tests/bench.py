@@ -96,8 +96,8 @@ def rm(a):
 
     def step(i):
         rows = [text(a, n, j) for j, n in enumerate(batches[i])]
-        part = [(one[:-9], one[-9:], other[-9:]) for one, other in zip(rows[::2], rows[1::2],
-                                                                       strict=True)]
+        part = [reward.Pair(one[:-9], one[-9:], other[-9:])
+                for one, other in zip(rows[::2], rows[1::2], strict=True)]
         chosen, rejected = reward.score_pairs(model, part)
         reward.pairwise_loss(chosen, rejected).backward()
         optimizer_step({"norm": net}, optimizer, 1e-4, i)

@@ -31,6 +31,10 @@ def config(more=""):
                                      f"--response-length 16 {more}").split(), "")
 
 
+def encoded(tokenizer, comparisons):
+    return [encode(tokenizer, comparison, config()) for comparison in comparisons]
+
+
 @pytest.fixture
 def often(monkeypatch):
     """A line in the log at every step, and held-out accuracy at every fourth."""
@@ -95,8 +99,8 @@ def test_scores_of_different_shapes_are_refused():
 
 def test_a_pairs_scores_are_those_of_each_row_alone(reward_model, comparisons, tokenizer):
     net = load_model(reward_model)
-    rows = encode(tokenizer, data.read_comparisons(comparisons, "valid1"), config())
-    rows = [(q, a + a, b) for q, a, b in rows[:3]] + rows[3:7]                # of unequal lengths
+    rows = encoded(tokenizer, data.read_comparisons(comparisons, "valid1"))
+    rows = [pair._replace(chosen=2 * pair.chosen) for pair in rows[:3]] + rows[3:7]     # unequal
     chosen, rejected = score_pairs(net, rows)
     for i, (query, a, b) in enumerate(rows):
         for ours, response in ((chosen[i], a), (rejected[i], b)):
@@ -109,7 +113,7 @@ def test_a_pairs_scores_are_those_of_each_row_alone(reward_model, comparisons, t
 def test_a_comparison_becomes_query_chosen_rejected(comparisons, tokenizer):
     records = data.read_comparisons(comparisons, "train")
     for record, (query, chosen, rejected) in zip(
-            records, encode(tokenizer, records, config()), strict=True):
+            records, encoded(tokenizer, records), strict=True):
         assert query == data.encode_query(tokenizer, record["info"], 80)
         better, worse = record["summaries"][::-1] if record["choice"] else record["summaries"]
         assert data.decode_response(tokenizer, chosen) == better["text"].strip()
@@ -119,12 +123,13 @@ def test_a_comparison_becomes_query_chosen_rejected(comparisons, tokenizer):
 
 def test_accuracy_counts_right_pairs_and_half_of_ties(reward_model, comparisons, tokenizer, world):
     net = load_model(reward_model)
-    rows = encode(tokenizer, data.read_comparisons(comparisons, "valid1"), config())
+    rows = encoded(tokenizer, data.read_comparisons(comparisons, "valid1"))
     chosen, rejected = score_pairs(net, rows)
     assert reward.validate(net, rows, config("--micro-batch 5"), world) == {
         "valid_accuracy": pytest.approx((chosen > rejected).float().mean().item()),
         "valid_loss": pytest.approx(-F.logsigmoid(chosen - rejected).mean().item(), rel=1e-5)}
-    assert reward.validate(net, [(q, a, a) for q, a, _ in rows], config(), world) == {
+    ties = [pair._replace(rejected=pair.chosen) for pair in rows]
+    assert reward.validate(net, ties, config(), world) == {
         "valid_accuracy": 0.5, "valid_loss": pytest.approx(math.log(2))}
 
 
@@ -178,6 +183,15 @@ def test_references_score_0_on_average_and_no_difference_changes(reward_model, d
     after = score(net, queries, responses)
     assert moved == pytest.approx(3, abs=1e-5) and abs(after.mean()) < 1e-5
     assert (after.diff() - before.diff()).abs().max() < 1e-5
+
+
+def test_config_says_which_mean_was_taken_away(supervised, comparisons, data_dir, tokenizer, tmp_path):
+    reward.main(line(supervised, comparisons, tmp_path / "run", "--lr 0"))
+    posts = data.read_posts(data_dir, "train")
+    rows = sft.summary_rows(tokenizer, posts, config())
+    new = load_model(supervised, head="scalar")                       # as training began, and ended
+    mean = score(new, [query for query, _ in rows], [response for _, response in rows]).mean()
+    assert config_of(tmp_path / "run")["mean_taken_away"] == pytest.approx(mean.item(), abs=1e-5)
 
 
 # ------------------------------------------------------------------------------------------- loop

@@ -207,7 +207,8 @@ def test_the_validation_loss_is_a_mean_over_tokens(data_dir, tmp_path, tokenizer
     net = model.build(model.sized("tiny", tokenizer.n_vocab))
     nats = [sft.nll(net, [row]).item() for row in rows[:7]]
     expected = sum(nats) / sum(len(r) for _, r in rows[:7])
-    assert sft.validation_loss(net, rows[:7], cfg, world) == pytest.approx(expected, rel=1e-5)
+    assert sft.validate(net, rows[:7], cfg, world) == {
+        "valid_loss": pytest.approx(expected, rel=1e-5)}
 
 
 @pytest.mark.parametrize("more, match", [
