@@ -230,7 +230,7 @@ def examine(stage, lines, flags, checks=CHECKS):
     for check in checks:
         points = check.measure(lines, flags) if stage in check.stages.split() else []
         sign = 1 if check.fails == "above" else -1
-        for step, figure in sorted(points, key=lambda point: -sign * point[1])[:1]:     # the worst
-            if sign * figure > sign * check.limit:
-                found.append(Finding(check, step, figure))
+        worst = max(points, key=lambda point: sign * point[1], default=None)
+        if worst and sign * worst[1] > sign * check.limit:
+            found.append(Finding(check, *worst))
     return found

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from runtime.files import check_shapes, read_weights, texts_from_outside
-from runtime.flags import Diverged, Machine, Problem, check_moved, entry, first_line, parse
+from runtime.files import check_shapes, in_brief, read_weights, texts_from_outside
+from runtime.flags import Diverged, Machine, Problem, check_moved, entry, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,23 +182,11 @@ PATIENCE = datetime.timedelta(minutes=20)    # with a silent rank; writing 100 G
 
 
 @contextlib.contextmanager
-def last_words(cfg, rank):
-    """A run that diverges says so in its log, where the doctor finds it later."""
-    try:
-        yield
-    except Diverged as end:
-        if rank == 0:
-            with open(pathlib.Path(cfg.out) / "log.jsonl", "a") as f:
-                f.write(json.dumps({"step": end.step, "event": "stopped", "why": str(end)}) + "\n")
-        raise
-
-
-@contextlib.contextmanager
 def join_world(cfg):
     """The World of this process: alone, or one of torchrun's (gloo on CPU, nccl on CUDA).
 
-    cfg: a Machine. Raises: Problem for a device that is not here, when the ranks cannot meet, and
-    when another is gone.
+    cfg: a Machine. Raises: Problem for a device that is not here, when the processes cannot meet,
+    and when another is gone.
     """
     device, size = cfg.device, int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
@@ -206,30 +194,26 @@ def join_world(cfg):
                   "mps" if torch.backends.mps.is_available() else "cpu")
     if device == "mps" and size > 1:
         raise Problem("several processes cannot share MPS: add --device cpu")
-    if device not in ("cpu", "cuda", "mps"):
-        raise Problem(f"--device {device} is unknown: auto, cpu, cuda or mps")
     if device != "cpu" and not getattr(torch, device).is_available():
         raise Problem(f"--device {device} is not available here: use --device auto")
     bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and device == "cuda")
     torch.set_float32_matmul_precision("high")          # TF32, where fp32 is left on CUDA
     if size == 1:
-        with last_words(cfg, 0):
-            yield World(0, 1, torch.device(device), bf16)
+        yield World(0, 1, torch.device(device), bf16)
         return
-    backend, own = "gloo", None
+    own = None
     if device == "cuda":
-        backend, own = "nccl", torch.device(f"cuda:{os.environ['LOCAL_RANK']}")
+        own = torch.device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(own)
     try:
-        dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
+        dist.init_process_group("nccl" if own else "gloo", timeout=PATIENCE, device_id=own)
     except (RuntimeError, ValueError) as error:
         raise Problem(f"port {os.environ.get('MASTER_PORT')}: the processes cannot meet there "
-                      f"({first_line(error)}): name a free one (torchrun --master_port, or "
+                      f"({in_brief(error)}): name a free one (torchrun --master_port, or "
                       "MASTER_PORT), unless another process says why") from None
     try:
         rank = dist.get_rank()
-        with (contextlib.redirect_stdout(sys.stdout if rank == 0 else None),     # one voice
-              last_words(cfg, rank)):
+        with contextlib.redirect_stdout(sys.stdout if rank == 0 else None):     # one voice
             yield World(rank, size, own or torch.device(device), bf16, cfg.parallel)
         dist.destroy_process_group()
     except RuntimeError as error:
@@ -237,7 +221,7 @@ def join_world(cfg):
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise Problem("another process is gone; its message, above or in its log, says why "
-                      f"({first_line(error)})") from None
+                      f"({in_brief(error)})") from None
 
 
 def launch(act, config_class, argv, doc, presets=None, by=None, command=None, moved=None):
@@ -253,16 +237,23 @@ def launch(act, config_class, argv, doc, presets=None, by=None, command=None, mo
 
     def work():
         check_moved(words, moved or {})
-        rest = words[1:] if command and words[:1] == [command] else words
         if config_class is None:
             print(doc)
             return
+        rest = words[1:] if command and words[:1] == [command] else words
         cfg = texts_from_outside(parse(config_class, presets or {}, rest, doc, by))
-        if issubclass(config_class, Machine):
-            with join_world(cfg) as world:
-                act(cfg, world)
-        else:
+        if not issubclass(config_class, Machine):
             act(cfg)
+            return
+        with join_world(cfg) as world:
+            try:
+                act(cfg, world)
+            except Diverged as end:                # its log says so, where the doctor finds it
+                if world.rank == 0:
+                    line = {"step": end.step, "event": "stopped", "why": str(end)}
+                    with open(pathlib.Path(cfg.out) / "log.jsonl", "a") as f:
+                        f.write(json.dumps(line) + "\n")
+                raise
     if argv is None:
         entry(work)
     else:

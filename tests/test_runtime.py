@@ -105,7 +105,8 @@ def test_problems_leave_one_line_and_exit_code_2(capsys):
 def test_a_device_that_is_not_here_is_a_problem(device):
     if device == "mps" and torch.backends.mps.is_available():
         pytest.skip("it is here")
-    with pytest.raises(Problem, match="--device"), join_world(Machine(device)):
+    with (pytest.raises(Problem, match="--device"),
+          join_world(parse(Machine, {}, ["--device", device], ""))):
         pass
 
 
@@ -374,7 +375,7 @@ def test_a_state_half_written_is_not_taken_up(tmp_path, world, monkeypatch):
 
 @pytest.mark.parametrize("file", ["half", "done.json"])
 def test_a_full_disk_keeps_no_half_written_state(tmp_path, world, monkeypatch, file):
-    out, save, write = tmp_path / "run", runtime.run.dcp.save, runtime.files.write_atomically
+    out, save, write = tmp_path / "run", runtime.run.dcp.save, runtime.run.write
 
     def full(path, act):
         if path.parent.name == "writing-00000004" and path.name == file:
@@ -384,7 +385,7 @@ def test_a_full_disk_keeps_no_half_written_state(tmp_path, world, monkeypatch, f
         return act()
     monkeypatch.setattr(runtime.run.dcp, "save", lambda state, checkpoint_id, **more: full(
         checkpoint_id / "half", lambda: save(state, checkpoint_id=checkpoint_id, **more)))
-    monkeypatch.setattr(runtime.run, "write_atomically", lambda path, content: full(
+    monkeypatch.setattr(runtime.run, "write", lambda path, content: full(
         pathlib.Path(path), lambda: write(path, content)))
     with pytest.raises(Problem, match="step-00000004 cannot be written .No space left on device"):
         little_run(out, world)
