@@ -68,12 +68,6 @@ def sync(path):
             os.close(handle)
 
 
-def write_atomically(path, content):
-    """Write text or bytes so that the path holds either the old file or the whole new one."""
-    with replacing(path) as f:
-        f.write(content.encode(errors="replace") if isinstance(content, str) else content)
-
-
 def save_tensors(path, tensors):
     """torch.save, atomically: plain tensors, read with weights_only=True (map_location="cpu")."""
     with replacing(path) as f:
@@ -93,14 +87,6 @@ def text_of(raw):
         halves = raw.decode("utf-8-sig", "surrogatepass").encode("utf-16", "surrogatepass")
         text = halves.decode("utf-16", "surrogatepass").encode(errors="replace").decode()
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def typed(name, text):
-    """What was typed behind a flag, read by that rule. Raises: Problem naming the flag."""
-    try:
-        return text_of(os.fsencode(text))
-    except ValueError as error:
-        raise Problem(f"{name} cannot be read as text: {error}") from None
 
 
 def json_of(text):
@@ -133,13 +119,12 @@ def texts_from_outside(cfg):
         value, what = getattr(cfg, field.name), field.metadata["what"]
         if what in ("NEW FILE", "NEW DIR") and value:
             check_new(value, what == "NEW FILE")
-        elif what == "TEXT" and value is not None:
-            found[field.name] = typed(spelled(field.name), value)
-        elif what == "TEXT FILE" and value is not None:
+        elif what in ("TEXT", "TEXT FILE") and value is not None:
             try:
-                found[field.name] = read_text(value)
+                found[field.name] = (read_text(value) if what == "TEXT FILE" else
+                                     text_of(os.fsencode(value)))
             except (OSError, ValueError) as error:
-                raise Problem(f"{spelled(field.name)} {value} cannot be read as text: {error}"
+                raise Problem(f"{spelled(field.name)} {value:.500} cannot be read as text: {error}"
                               ) from None
     return dataclasses.replace(cfg, **found)
 
@@ -151,9 +136,8 @@ def write_config(path, cfg, **more):
                                 capture_output=True, text=True).stdout.strip()
     except OSError:                                  # a machine without git
         commit = ""
-    known = dict(flags=dataclasses.asdict(cfg), commit=commit or None, torch=torch.__version__,
-                 **more)
-    write_atomically(path, json.dumps(known, indent=1) + "\n")
+    write(path, dict(flags=dataclasses.asdict(cfg), commit=commit or None,
+                     torch=torch.__version__, **more))
 
 
 def log_line(text):
@@ -304,7 +288,7 @@ def read_records(path, shape):
 
 
 def write(path, content, cfg=None, **more):
-    """Write text, a dict (JSON) or a list of dicts (JSON lines): the whole file or nothing of it.
+    """Write text, bytes, a dict (JSON) or a list of dicts (JSON lines): all of it or nothing.
 
     cfg: flags, which are then kept with `more` next to it, in path's name with .config.json.
     """
@@ -314,7 +298,10 @@ def write(path, content, cfg=None, **more):
         except ValueError:
             raise Problem(f"{path} is not written: a number for it is not finite; look for a "
                           "network that diverged (python -m tools.doctor RUN)") from None
-    write_atomically(path, json_lines(content) if isinstance(content, list) else content)
+    elif isinstance(content, list):
+        content = json_lines(content)
+    with replacing(path) as f:
+        f.write(content.encode(errors="replace") if isinstance(content, str) else content)
     if cfg is not None:
         write_config(pathlib.Path(path).with_suffix(".config.json"), cfg, **more)
 
@@ -325,13 +312,12 @@ def read_network(folder, Config, activations):
     """The network in a folder: an instance of the dataclass Config, {name: tensor}, and the path
     of the tensors. Raises: Problem when something is missing, damaged, or does not fit the rest."""
     path, where = pathlib.Path(folder) / "model.pt", pathlib.Path(folder) / "config.json"
-    known = config_of(folder)
-    if "model" not in known:
-        raise Problem(f"{where} describes no network: is it a run of sft.py, reward.py or ppo.py?")
     try:
-        config, weights = Config(**known["model"]), read_weights(path)
+        config = Config(**config_of(folder).get("model", {}))
     except TypeError as error:
-        raise Problem(f"{where} does not describe a network of this code: {error}") from None
+        raise Problem(f"{where} does not describe a network of this code ({error}): is it a run of "
+                      "sft.py, reward.py or ppo.py?") from None
+    weights = read_weights(path)
     check_config(config, activations, where)
     layers = sum(name.endswith(".norm_1.weight") for name in weights)
     if layers != config.layers:

@@ -30,7 +30,6 @@ from runtime import (
     optimizer_step,
     write,
 )
-from runtime.files import write_atomically
 from runtime.flags import parse
 from runtime.world import join_world
 from sft import cosine
@@ -212,17 +211,17 @@ def test_a_report_with_a_number_that_is_not_finite_is_refused_in_one_line(tmp_pa
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "new" / "file.txt"
-    write_atomically(path, "old ä")
+    write(path, "old ä")
     assert path.read_text() == "old ä" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
     def fails(*_):
         raise OSError("disk full")
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(Problem, match="file.txt cannot be written .disk full."):
-        write_atomically(path, "new")
+        write(path, "new")
     assert path.read_text() == "old ä" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
     monkeypatch.undo()
-    write_atomically(path, b"\x00\xff")
+    write(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
 
 
