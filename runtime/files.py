@@ -140,15 +140,25 @@ def write_config(path, cfg, **more):
                      torch=torch.__version__, **more))
 
 
-def log_line(text):
-    """A line of log.jsonl as a dict: of a step its seconds and figures, None where they were no
-    numbers; or an event. Raises: ValueError for anything else."""
-    line = json.loads(text)
-    if isinstance(line, dict) and type(line.get("step")) is int:
-        numbers = all(value is None or type(value) in (int, float) for value in line.values())
-        if "event" in line or (numbers and line.get("seconds") is not None):
-            return line
-    raise ValueError(f"{text[:60]!r} is no line of a training log")
+def read_log(path):
+    """The lines of a log.jsonl: of a step its seconds and figures (None: no number), or an event.
+
+    A last line that was cut short is left out. Raises: Problem naming any other that is no such.
+    """
+    lines, texts = [], pathlib.Path(path).read_text(errors="replace").splitlines()
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+            figures = all(value is None or type(value) in (int, float) for value in line.values())
+            if type(line["step"]) is not int or not ("event" in line or (
+                    figures and line["seconds"] is not None)):
+                raise ValueError
+            lines.append(line)
+        except (ValueError, KeyError, AttributeError, RecursionError):
+            if number < len(texts) or text.endswith("}"):
+                raise Problem(f"{path}, line {number}: not a line of a training log: repair or "
+                              "delete it") from None
+    return lines
 
 
 # What later stages read of an earlier one's flags.

@@ -6,6 +6,7 @@ what healthy runs reach (the toy demo's; those that the paper and its reproducti
 runs do that were damaged on purpose (tests/test_doctor.py). While a script trains, each check that
 fails warns once; tools/doctor.py explains them.
 """
+import math
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
@@ -43,13 +44,8 @@ def curve(log, key, n=1, average=statistics.fmean):
 
 
 def mean(key, n=1):
-    """Measure: a figure, as the mean of n lines."""
+    """Measure: the mean of n lines."""
     return lambda log, flags: curve(log, key, n)
-
-
-def first(key):
-    """Measure: the first line's figure."""
-    return lambda log, flags: curve(log, key)[:1]
 
 
 def share_of_first(key):
@@ -176,10 +172,9 @@ def explained_variance(log, flags):
 
 # --------------------------------------------------------------------------------------- the table
 
-TRAINED = "sft reward ppo"
 CHECKS = (
-    Check("not a number", TRAINED, not_numbers, "above", 0, "figures that are no numbers"),
-    Check("stalled", TRAINED, slowdown, "above", 10, "times the usual seconds a step"),
+    Check("not a number", "sft reward ppo", not_numbers, "above", 0, "figures that are no numbers"),
+    Check("stalled", "sft reward ppo", slowdown, "above", 10, "times the usual seconds a step"),
     Check("loss spike", "sft reward", spike, "above", 0.5, "rise of the loss, nats"),
     Check("learning died out", "reward ppo", gradient_left, "below", 0.03,
           "gradient norm as a share of its first"),
@@ -189,8 +184,8 @@ CHECKS = (
           "accuracy in training minus on unseen comparisons"),
     Check("reward model at chance", "reward", late_accuracy, "below", 0.55,
           "accuracy on unseen comparisons"),
-    Check("summaries never learned to end", "ppo", first("eot_rate"), "below", 0.5,
-          "share that ends by itself before PPO"),
+    Check("summaries never learned to end", "ppo", lambda log, flags: curve(log, "eot_rate")[:1],
+          "below", 0.5, "share that ends by itself before PPO"),
     Check("EOT rate falling", "ppo", unended, "above", 0.15,
           "share of summaries that no longer end"),
     Check("never ending pays", "ppo", unended_while_worse, "above", 0.1,
@@ -227,10 +222,10 @@ def stage_of(flags):
 def examine(stage, lines, flags, checks=CHECKS):
     """A Finding for each check of a stage that fails on the lines of its log (or on its report)."""
     found = []
-    for check in checks:
-        points = check.measure(lines, flags) if stage in check.stages.split() else []
+    for check in [check for check in checks if stage in check.stages.split()]:
         sign = 1 if check.fails == "above" else -1
-        worst = max(points, key=lambda point: sign * point[1], default=None)
-        if worst and sign * worst[1] > sign * check.limit:
+        points = check.measure(lines, flags)
+        worst = max(points, key=lambda point: sign * point[1], default=(0, math.nan))
+        if sign * worst[1] > sign * check.limit:
             found.append(Finding(check, *worst))
     return found

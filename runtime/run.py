@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from runtime.files import config_of, in_brief, log_line, save_tensors, sync, write, write_config
+from runtime.files import config_of, in_brief, read_log, save_tensors, sync, write, write_config
 from runtime.flags import Diverged, Problem
 from runtime.health import examine, stage_of
 from runtime.world import bare, whole
@@ -29,7 +29,6 @@ def claim(folder):
     """Lock a folder until this process ends, however it ends: the lock is the kernel's.
 
     Else two might write the same files: torchrun is killed, its workers live on, --resume is typed.
-    Raises: Problem when another process has it.
     """
     known = os.stat(folder)[1:3]
     if os.name != "posix" or known in CLAIMED:
@@ -192,12 +191,7 @@ class Run:
                       file=sys.stderr)
         log = self.out / "log.jsonl"
         if log.exists() and self.world.rank == 0:
-            try:                                 # (the last line may have been cut short)
-                lines = [log_line(text) for text in log.read_text().splitlines()
-                         if text.endswith("}")]
-            except (ValueError, RecursionError) as error:
-                raise Problem(f"{log} is damaged ({error!s:.100}): repair or move it") from None
-            self.lines = [line for line in lines
+            self.lines = [line for line in read_log(log)
                           if line["step"] < self.first and "event" not in line]
             self.seconds = float(self.lines[-1]["seconds"]) if self.lines else 0.0
             write(log, self.lines)
@@ -274,9 +268,7 @@ class Run:
             save_tensors(self.out / f"{name}.pt", weights)
 
     def finish(self, **weights):
-        """Write the final weights (name -> module; model.pt last: it marks the run as finished).
-
-        Raises: Diverged when they are not finite."""
+        """Write the final weights (name -> module; model.pt last: it marks the run as finished)."""
         self._check_finite(self.total - 1)
         if self.world.rank == 0:
             write_config(self.out / "config.json", self.cfg, **self.described,

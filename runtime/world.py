@@ -87,7 +87,7 @@ class World:
 
     @contextlib.contextmanager
     def gathered(self, network):
-        """Within, a sharded network holds its weights whole: a forward needs no other rank, and
+        """Within, a sharded network has its weights whole: a forward needs no other rank, and
         each rank may do as many as it likes, as in generating. Else: nothing."""
         parts = [m for m in network.modules() if isinstance(m, FSDPModule)]
         for part in parts:
@@ -117,8 +117,7 @@ class World:
 
     @torch.no_grad()
     def set(self, weight, values):
-        """Set a weight; a sharded one takes this rank's part of the values, without communication.
-        """
+        """Set a weight; a sharded one takes this rank's part, without communication."""
         if isinstance(weight, DTensor):
             values = distribute_tensor(values.to(weight.device, weight.dtype), weight.device_mesh,
                                        weight.placements, src_data_rank=None)
@@ -227,11 +226,10 @@ def join_world(cfg):
 def launch(act, config_class, argv, doc, presets=None, by=None, command=None, moved=None):
     """Do a script's work, act(cfg, world), with the flags in argv.
 
-    argv: a list of words, by whoever calls a script from Python: what goes wrong is raised. None:
-    the command line's; what the user can repair then becomes one line and exit code 2 (`entry`).
+    argv: a list of words when called from Python, where what goes wrong is raised. None: those of
+    the command line; what the user can repair then becomes one line and exit code 2 (`entry`).
     A config_class that is no Machine needs no processes: act(cfg) is called; without any, the
-    script has nothing to do but to show its doc. command: a first word that may be left out. moved:
-    {first word, or beginning of any other: the tool that answers now}.
+    script only shows its doc. command: a first word that may be left out. moved: see check_moved.
     """
     words = sys.argv[1:] if argv is None else list(argv)
 

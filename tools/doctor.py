@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import Problem, config_of, flag
-from runtime.files import log_line
+from runtime.files import read_log
 from runtime.flags import entry, parse
 from runtime.health import CHECKS as LOGS
 from runtime.health import Check, examine, stage_of
@@ -136,22 +136,6 @@ ADVICE = {      # check: where the paper, or who repeated its work, speaks of it
         "section 4.3, Figure 5; Gao et al. 2022",
         "an earlier snapshot (--snapshot-every), a larger --kl-coef, more and newer labels"),
 }
-
-
-def read_log(path):
-    """The lines of a log.jsonl, without a last one that is still being written.
-
-    Raises: Problem naming a line before it that is no JSON object with a step.
-    """
-    texts, lines = Path(path).read_text(errors="replace").splitlines(), []
-    for number, text in enumerate(texts, 1):
-        try:
-            lines.append(log_line(text))
-        except (ValueError, RecursionError):
-            if number < len(texts):
-                raise Problem(f"{path}, line {number}: not a line of a training log: delete "
-                              "it") from None
-    return lines
 
 
 def parts_of(folder):
