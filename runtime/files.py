@@ -62,10 +62,8 @@ def sync(path):
     """Wait until a file, or the names in a folder, are on the disk."""
     if os.name == "posix":                           # elsewhere a folder cannot be opened
         handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        os.fsync(handle)
+        os.close(handle)
 
 
 def save_tensors(path, tensors):
@@ -98,11 +96,8 @@ def json_of(text):
 
 
 def read_text(path, most=1 << 26):
-    """The text of a file that is small, or of standard input ("-").
-
-    Raises: OSError; ValueError when it is not text, or has more than `most` bytes: no more than
-    those are ever in memory.
-    """
+    """The text of a small file, or of standard input ("-"). Raises: OSError; ValueError when it is
+    not text, or has more than `most` bytes (no more are ever in memory)."""
     with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as f:
         raw = f.read(most + 1)
     if len(raw) > most:
@@ -118,7 +113,7 @@ def texts_from_outside(cfg):
     for field in dataclasses.fields(cfg):
         value, what = getattr(cfg, field.name), field.metadata["what"]
         if what in ("NEW FILE", "NEW DIR") and value:
-            check_new(value, what == "NEW FILE")
+            check_new(value)
         elif what in ("TEXT", "TEXT FILE") and value is not None:
             try:
                 found[field.name] = (read_text(value) if what == "TEXT FILE" else
@@ -142,9 +137,7 @@ def write_config(path, cfg, **more):
 
 def read_log(path):
     """The lines of a log.jsonl: of a step its seconds and figures (None: no number), or an event.
-
-    A last line that was cut short is left out. Raises: Problem naming any other that is no such.
-    """
+    A last line that was cut short is left out. Raises: Problem naming any other bad line."""
     lines, texts = [], pathlib.Path(path).read_text(errors="replace").splitlines()
     for number, text in enumerate(texts, 1):
         try:
@@ -194,8 +187,7 @@ GROWTH = 200                         # of a .gz, at most: text grows 3 times, a 
 
 def lines_of(path):
     """Yield (line number, bytes, whether they are an array) for the lines of a file or .gz that are
-    more than blanks. A file that begins with "[" is one line; of any other no more than a line is
-    in memory.
+    more than blanks. A file that begins with "[" is one line; of others one line is in memory.
 
     Raises: Problem for a line that is too long, and for a .gz that is nearly nothing but one byte.
     """
@@ -258,8 +250,7 @@ def check_shape(where, value, shape, name=""):
         [shape, shape]    a list of exactly so many
         a function        gives the shape of this very value
 
-    where: file and line. name: the field.
-    """
+    where: file and line. name: the field."""
     at = f"{where}: field {name!r}" if name else where
     if callable(shape) and shape is not str:
         shape = shape(value)
@@ -287,10 +278,8 @@ def check_shape(where, value, shape, name=""):
 
 
 def read_records(path, shape):
-    """Yield (where, record) for each line of a .jsonl, .jsonl.gz or JSON array of records.
-
-    where: file and line, to name in a Problem. shape: as in `check_shape`.
-    """
+    """Yield (where, record) for each line of a .jsonl, .jsonl.gz or JSON array of records; where:
+    file and line, to name in a Problem. shape: see `check_shape`."""
     for number, record in read_jsonl(path):
         where = f"{path}, line {number}"
         check_shape(where, record, shape)
@@ -299,9 +288,7 @@ def read_records(path, shape):
 
 def write(path, content, cfg=None, **more):
     """Write text, bytes, a dict (JSON) or a list of dicts (JSON lines): all of it or nothing.
-
-    cfg: flags, which are then kept with `more` next to it, in path's name with .config.json.
-    """
+    cfg: flags, which are then kept with `more` next to it, in path's name with .config.json."""
     if isinstance(content, dict):
         try:
             content = json.dumps(content, indent=1, allow_nan=False) + "\n"

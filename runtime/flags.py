@@ -26,8 +26,7 @@ class Diverged(Problem):
 def entry(main):
     """Run a script's `main`; what the user can repair becomes one line on stderr and exit code 2:
     a Problem, and whatever disk or memory refuse. With --debug among the arguments, the place in
-    the code is shown above that line.
-    """
+    the code is shown above that line."""
     debug, sys.argv = "--debug" in sys.argv, [word for word in sys.argv if word != "--debug"]
     who = f"rank {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     if hasattr(sys.stdout, "reconfigure"):        # a terminal without emoji shows their numbers
@@ -122,10 +121,10 @@ def spelled(name):
 
 
 def parse(config_class, presets, argv, doc, by=None):
-    """Flags from the command line: defaults < preset < typed.
+    """Flags from the command line, a config_class: defaults < preset < typed.
 
     presets: name -> {flag: value}; with `by`, name -> {value of flag `by`: {flag: value}}.
-    Returns: config_class, frozen. Raises: Problem for an unknown flag, preset, choice or value.
+    Raises: Problem for an unknown flag, preset, choice or value.
     """
     parser = Parser(description=doc, allow_abbrev=False, epilog="--debug: when something goes "
                     "wrong, also show where in the code",
@@ -169,14 +168,13 @@ def check_value(field, value):
         raise Problem(f"{name} is {value}: a number of {least:g} or more is expected")
 
 
-def check_new(path, file=False):
-    """Raise a Problem where a file or folder is, before anything is made to be put in its place;
-    and where a `file` cannot be written."""
+def check_new(path):
+    """Raise a Problem where something is already, or nothing may be put, before the work begins."""
     path = pathlib.Path(path)
     if path != pathlib.Path() and path.exists():
         raise Problem(f"{path} exists already: name another --out, or delete it")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if file and not (folder.is_dir() and os.access(folder, os.W_OK)):
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise Problem(f"{path} cannot be written, as {folder} is no folder that may be written in: "
                       "choose another place")
 

@@ -48,6 +48,11 @@ def mean(key, n=1):
     return lambda log, flags: curve(log, key, n)
 
 
+def first(key):
+    """Measure: the first line's figure, before anything was learned."""
+    return lambda log, flags: curve(log, key)[:1]
+
+
 def share_of_first(key):
     """Measure: the mean of 3 lines as a multiple of the first line's."""
     def measure(log, flags):
@@ -57,11 +62,21 @@ def share_of_first(key):
     return measure
 
 
-def late(log):
-    """Whether the learning rate is down to a quarter of its highest, or 30 lines are there to judge
-    by: before that, it is no failure to have learned nothing."""
-    rates = [rate for _, rate in curve(log, "lr")]
-    return len(rates) >= 30 or (len(rates) > 0 and rates[-1] <= max(rates) / 4)
+def last_third(key, least=1, average=statistics.fmean, relative=False):
+    """Measure: the average of a figure's last third (3 at least), perhaps as a share of its first.
+
+    Empty before there are `least` figures, and before the learning rate is down to a quarter of its
+    highest or 30 lines are there: until then, it is no failure to have learned nothing.
+    """
+    def measure(log, flags):
+        rates, points = [rate for _, rate in curve(log, "lr")], curve(log, key)
+        late = len(rates) >= 30 or (len(rates) > 0 and rates[-1] <= max(rates) / 4)
+        start = points[0][1] if points and relative else 1.0
+        if len(points) < least or not late or not start:
+            return []
+        last = average([figure for _, figure in points[-max(3, len(points) // 3):]])
+        return [(points[-1][0], last / start)]
+    return measure
 
 
 # --------------------------------------------------------------------------- measures of one figure
@@ -93,14 +108,6 @@ def spike(log, flags):
             for i, (step, loss) in enumerate(middles) if i]
 
 
-def gradient_left(log, flags):
-    """Norm of the gradient, median of the last third, as a share of the first line's."""
-    norms = [norm for _, norm in curve(log, "grad_norm")]
-    if len(norms) < 6 or not late(log) or not norms[0]:
-        return []
-    return [(log[-1]["step"], statistics.median(norms[-len(norms) // 3:]) / norms[0])]
-
-
 def valid_loss_above_best(log, flags):
     """Nats by which the last held-out loss exceeds the best."""
     points = curve(log, "valid_loss")
@@ -116,14 +123,6 @@ def accuracy_gap(log, flags):
     return [(step, seen - share) for step, share in unseen[-1:]]
 
 
-def late_accuracy(log, flags):
-    """Share of unseen comparisons got right, mean of the last three looks (or of fewer)."""
-    looks = curve(log, "valid_accuracy")[-3:]
-    if not looks or not late(log):
-        return []
-    return [(looks[-1][0], statistics.fmean(share for _, share in looks))]
-
-
 def kl_a_token(log, flags):
     """KL from the supervised policy in nats a token, mean of 3 lines: lengths differ by task."""
     ratios = [{"step": line["step"], "ratio": line["kl"] / line["length"]} for line in log
@@ -134,11 +133,6 @@ def kl_a_token(log, flags):
 def kl_unpaid(log, flags):
     """KL in nats a summary where beta, its price, is 0 or less."""
     return curve(log, "kl", 3) if flags["kl_coef"] <= 0 else []
-
-
-def kl_after_nothing(log, flags):
-    """KL before anything was learned, by the estimator k3, which is never negative."""
-    return [point for point in curve(log, "kl_k3")[:1] if point[0] == 0]
 
 
 def unended(log, flags):
@@ -162,35 +156,28 @@ def score_fallen(log, flags):
     return [(step, (scores[0][1] - score) / spread[0][1]) for step, score in now]
 
 
-def explained_variance(log, flags):
-    """Share of the returns' variance that the critic foresees, mean of the last third."""
-    points = curve(log, "explained_variance")
-    if len(points) < 6 or not late(log):
-        return []
-    return [(points[-1][0], statistics.fmean(share for _, share in points[-len(points) // 3:]))]
-
-
 # --------------------------------------------------------------------------------------- the table
 
 CHECKS = (
     Check("not a number", "sft reward ppo", not_numbers, "above", 0, "figures that are no numbers"),
     Check("stalled", "sft reward ppo", slowdown, "above", 10, "times the usual seconds a step"),
     Check("loss spike", "sft reward", spike, "above", 0.5, "rise of the loss, nats"),
-    Check("learning died out", "reward ppo", gradient_left, "below", 0.03,
+    Check("learning died out", "reward ppo",
+          last_third("grad_norm", 6, statistics.median, relative=True), "below", 0.03,
           "gradient norm as a share of its first"),
     Check("over-fitting", "sft reward", valid_loss_above_best, "above", 0.1,
           "held-out loss over its best, nats"),
     Check("over-fitted reward model", "reward", accuracy_gap, "above", 0.2,
           "accuracy in training minus on unseen comparisons"),
-    Check("reward model at chance", "reward", late_accuracy, "below", 0.55,
+    Check("reward model at chance", "reward", last_third("valid_accuracy"), "below", 0.55,
           "accuracy on unseen comparisons"),
-    Check("summaries never learned to end", "ppo", lambda log, flags: curve(log, "eot_rate")[:1],
-          "below", 0.5, "share that ends by itself before PPO"),
+    Check("summaries never learned to end", "ppo", first("eot_rate"), "below", 0.5,
+          "share that ends by itself before PPO"),
     Check("EOT rate falling", "ppo", unended, "above", 0.15,
           "share of summaries that no longer end"),
     Check("never ending pays", "ppo", unended_while_worse, "above", 0.1,
           "share that no longer ends, while the mean score is below --missing-eot"),
-    Check("reference differs at the start", "ppo", kl_after_nothing, "above", 0.1,
+    Check("reference differs at the start", "ppo", first("kl_k3"), "above", 0.1,
           "KL before the first update, nats"),
     Check("rollout and update disagree", "ppo", mean("rollout_mismatch"), "above", 0.05,
           "change of a log-prob before any learning, nats"),
@@ -208,7 +195,7 @@ CHECKS = (
     Check("steps too large", "ppo", mean("clip_fraction"), "above", 0.3, "clip fraction"),
     Check("score falls", "ppo", score_fallen, "above", 0.3,
           "fall of the mean score, standard deviations"),
-    Check("critic explains nothing", "ppo", explained_variance, "below", -0.2,
+    Check("critic explains nothing", "ppo", last_third("explained_variance", 6), "below", -0.2,
           "explained variance of returns, last third"),
 )
 

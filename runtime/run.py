@@ -26,10 +26,8 @@ CLAIMED = {}       # folders that this process trains in: {(inode, device): open
 
 
 def claim(folder):
-    """Lock a folder until this process ends, however it ends: the lock is the kernel's.
-
-    Else two might write the same files: torchrun is killed, its workers live on, --resume is typed.
-    """
+    """Lock a folder until this process ends, however it ends: the lock is the kernel's. Else two
+    might write the same files: torchrun is killed, its workers live on, --resume is typed."""
     known = os.stat(folder)[1:3]
     if os.name != "posix" or known in CLAIMED:
         return
@@ -54,27 +52,15 @@ def check_sizes(folder):
             raise ValueError(f"{name} is not {size} bytes long")
 
 
-def quietly(act, state, folder, world):
-    """Save or load a state in a folder, without torch's warnings for its own programmers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        act(state, checkpoint_id=folder, no_dist=world.size == 1)
-
-
 # Flags that change how fast a run goes or where it lives, but not what it computes.
 FREE = {"out", "resume", "device", "parallel", "compile", "checkpointing",
         "save_every", "micro_batch", "rollout_batch"}
 
 
 class Run:
-    """A training run's folder, its progress bar, and what Ctrl-C does.
+    """A training run's folder, its progress bar, and what Ctrl-C does; sft.py shows how to use it.
 
-        run = Run(cfg, world, {"model": model}, optimizer, model=asdict(model.config))
-        for step in run.steps(cfg.steps):
-            ...
-            run.log(step, loss=loss)
-            run.save_if_due(step)
-        run.finish(model=model)
+    The networks and their Adam are one state, saved and loaded together.
     """
 
     def __init__(self, cfg, world, modules, optimizer, **described):
@@ -141,7 +127,8 @@ class Run:
                 sync(log)
         self.world.wait()
         try:
-            quietly(dcp.save, self._state(), temporary, self.world)
+            with warnings.catch_warnings(action="ignore"):
+                dcp.save(self._state(), checkpoint_id=temporary, no_dist=self.world.size == 1)
             if self.world.rank == 0:
                 write(temporary / "done.json", {path.name: path.stat().st_size
                                                 for path in temporary.iterdir()})
@@ -161,7 +148,8 @@ class Run:
     def _load_state(self, folder):
         """Fill weights and Adam's moments, whatever number of processes wrote them."""
         state = self._state()
-        quietly(dcp.load, state, folder, self.world)
+        with warnings.catch_warnings(action="ignore"):
+            dcp.load(state, checkpoint_id=folder, no_dist=self.world.size == 1)
         set_state_dict(self.modules, self.optimizer, model_state_dict=state["weights"],
                        optim_state_dict=state["adam"])
 

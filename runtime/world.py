@@ -101,9 +101,8 @@ class World:
                 part.reshard()
 
     def allocate(self, network, frozen=False):
-        """Memory for a network built on the meta device: whole or, sharded, this rank's part
-        (FSDP2). What is trained is stored in fp32, what is frozen in bf16 where that is the
-        arithmetic."""
+        """Memory for a network built on the meta device: whole or, sharded (FSDP2), this rank's
+        part. Trained weights are stored in fp32, frozen ones in bf16 where that is the type."""
         if frozen:
             network.requires_grad_(False)
             if self.bf16:
@@ -124,11 +123,9 @@ class World:
         weight.copy_(values)
 
     def load(self, network, path, fresh=(), weights=None):
-        """Fill a network from a file of plain tensors, or from `weights`, which came from there.
-
-        fresh: names that start so are left alone. Raises: Problem when the tensors do not fit, or
-        are not finite.
-        """
+        """Fill a network from a file of plain tensors, or from `weights`, which came from there;
+        not what begins with one of the names `fresh`. Raises: Problem when tensors do not fit, or
+        are not finite."""
         weights, start = read_weights(path) if weights is None else weights, tuple(fresh)
         own = {name: p for name, p in network.state_dict().items() if not name.startswith(start)}
         weights = {name: w for name, w in weights.items() if not name.startswith(start)}
@@ -141,8 +138,8 @@ class World:
             self.set(p, weights[name])       # from disk, one weight at a time
 
     def parallelize(self, network, cfg):
-        """A network to train in this world: checkpointing, compile and, where several processes
-        hold it whole, DDP, which averages their gradients (`allocate` put FSDP on)."""
+        """A network to train in this world: checkpointing, compile and, where every process has
+        all of it, DDP, which averages their gradients (`allocate` put FSDP on)."""
         if cfg.checkpointing:
             compute_again(network)
         if cfg.compile:                   # FSDP gathers weights between the blocks: compile those
@@ -231,9 +228,8 @@ def launch(act, config_class, argv, doc, presets=None, by=None, command=None, mo
     A config_class that is no Machine needs no processes: act(cfg) is called; without any, the
     script only shows its doc. command: a first word that may be left out. moved: see check_moved.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
-
     def work():
+        words = sys.argv[1:] if argv is None else list(argv)        # `entry` took out --debug
         check_moved(words, moved or {})
         if config_class is None:
             print(doc)
@@ -264,10 +260,8 @@ def bare(module):
 
 
 def whole(network, world):
-    """Name -> weight, whole and on the CPU, of rank 0; an empty dict on the others.
-
-    Sharded weights are gathered one by one, so no rank but the first ever holds them all.
-    """
+    """Name -> weight, whole and on the CPU, on rank 0; {} on the others. Sharded weights are
+    gathered one by one, so that no other rank ever has them all."""
     found = {}
     for name, weight in bare(network).state_dict().items():
         weight = weight.full_tensor() if isinstance(weight, DTensor) else weight
