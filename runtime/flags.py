@@ -18,8 +18,9 @@ class Problem(Exception):
 class Diverged(Problem):
     """A number that is not finite ended a run; its log keeps the step and the message."""
 
-    def __init__(self, step, message):
-        super().__init__(f"step {step}: {message}")
+    def __init__(self, step, message, advice="start again in another --out with a lower --lr "
+                                             "(--resume would repeat this)"):
+        super().__init__(f"step {step}: {message}: {advice}")
         self.step = step
 
 

@@ -34,7 +34,7 @@ class Finding(NamedTuple):
                 f"healthy is {bound} {self.check.limit:g}")
 
 
-# ------------------------------------------------------------------------ measures of many figures
+# ------------------------------------------------------------------------------------ the measures
 
 def curve(log, key, n=1, average=statistics.fmean):
     """[(step, average of the last n values)] of a figure, over the lines that have it."""
@@ -78,8 +78,6 @@ def last_third(key, least=1, average=statistics.fmean, relative=False):
         return [(points[-1][0], last / start)]
     return measure
 
-
-# --------------------------------------------------------------------------- measures of one figure
 
 def not_numbers(log, flags):
     """Figures of a line that are no numbers; a run that such a one stopped says so in an event."""

@@ -109,9 +109,7 @@ class Run:
         for name, network in self.modules.items():
             parts = (p.to_local() if isinstance(p, DTensor) else p for p in network.parameters())
             if self.world.max(int(not all(bool(p.isfinite().all()) for p in parts))):
-                raise Diverged(step, f"the weights of the {name} are not finite, and were not "
-                                     "saved. Start again in another --out with a lower --lr "
-                                     "(--resume would repeat this)")
+                raise Diverged(step, f"the weights of the {name} are not finite, and not saved")
 
     def _save_state(self, final):
         """Write a state as a folder that appears complete; the last two stay.
@@ -209,7 +207,7 @@ class Run:
     def finite(self, step, name, numbers, advice):
         """Raises: Diverged when one of some numbers, which every rank has, is not finite."""
         if not numbers.isfinite().all():
-            raise Diverged(step, f"{name} is not finite: {advice}; nothing of this step was kept")
+            raise Diverged(step, f"{name} is not finite; nothing of this step was kept", advice)
 
     def log(self, step, **values):
         """One JSON line in log.jsonl, and the first few values after the progress bar."""

@@ -54,9 +54,7 @@ def optimizer_step(networks, optimizer, lr, step, clip=1.0):
         norms[name] = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
         clipped.update(own)
     if not all(map(math.isfinite, norms.values())):
-        raise Diverged(step, f"the gradient is {list(norms.values())}; nothing of it was kept. "
-                             "Start again in another --out with a lower --lr (--resume would "
-                             "repeat this)")
+        raise Diverged(step, f"the gradient is {list(norms.values())}; nothing of it was kept")
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
