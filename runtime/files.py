@@ -115,12 +115,12 @@ def texts_from_outside(cfg):
         if what in ("NEW FILE", "NEW DIR") and value:
             check_new(value)
         elif what in ("TEXT", "TEXT FILE") and value is not None:
+            where = spelled(field.name) + (f" {value}" if what == "TEXT FILE" else "")
             try:
                 found[field.name] = (read_text(value) if what == "TEXT FILE" else
                                      text_of(os.fsencode(value)))
             except (OSError, ValueError) as error:
-                raise Problem(f"{spelled(field.name)} {value:.500} cannot be read as text: {error}"
-                              ) from None
+                raise Problem(f"{where} cannot be read as text: {error}") from None
     return dataclasses.replace(cfg, **found)
 
 

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from runtime.files import config_of, in_brief, read_log, save_tensors, sync, write, write_config
-from runtime.flags import Diverged, Problem
+from runtime.flags import Diverged, Problem, spelled
 from runtime.health import examine, stage_of
 from runtime.world import bare, whole
 
@@ -84,8 +84,8 @@ class Run:
             before = config_of(self.out)["flags"]
             for name, now in dataclasses.asdict(cfg).items():
                 if name not in FREE and before.get(name, now) != now:
-                    raise Problem(f"{self.out} was started with --{name.replace('_', '-')} "
-                                  f"{before[name]}, not {now}: type that, or choose another --out")
+                    raise Problem(f"{self.out} was started with {spelled(name)} {before[name]}, "
+                                  f"not {now}: type that, or choose another --out")
             if not self.finished:
                 self._load()
             elif world.rank == 0:

@@ -448,6 +448,6 @@ def test_a_mistake_is_answered_in_one_line(tmp_path, argv, words):
 
 def test_a_name_that_is_no_text_is_refused_in_one_line(tmp_path):
     Store(tmp_path / "labels.db").close()
-    with pytest.raises(Problem, match="--researcher .* cannot be read as text"):
+    with pytest.raises(Problem, match="--researcher cannot be read as text"):
         labelling.main(["serve", "--db", str(tmp_path / "labels.db"), "--port", "0",
                         "--researcher", os.fsdecode(b"Ren\xe9")])
