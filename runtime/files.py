@@ -15,15 +15,14 @@ from codecs import BOM_UTF8
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from runtime.flags import Problem, check_new
+from runtime.flags import Problem, check_new, spelled
 
 
 @contextlib.contextmanager
 def replacing(path):
     """A file to write, which takes the place of `path` once all of it is on the disk.
 
-    Whatever happens before - a full disk, kill -9, the power - `path` holds what it held. (The
-    name, too, is on the disk only when its folder is.)
+    Whatever happens before - a full disk, kill -9, a power cut - `path` keeps what it had.
     Raises: Problem when the disk is full, or nothing may be written there.
     """
     path, temporary = pathlib.Path(path), pathlib.Path(f"{path}.part")
@@ -38,27 +37,33 @@ def replacing(path):
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        cause = error.__context__ if type(error) is RuntimeError else error   # torch.save wraps it
-        if isinstance(cause, OSError):
-            raise Problem(f"{path} cannot be written ({cause.strerror or cause}); what was there "
-                          "before is kept: make room, or choose another place") from error
+        if isinstance(cause_of(error), OSError):
+            raise Problem(f"{path} cannot be written ({in_brief(error)}); what was there before is "
+                          "kept: make room, or choose another place") from error
         raise
 
 
-def sync(folder):
-    """Wait until the names in a folder are on the disk."""
+def cause_of(error):
+    """The error that torch's, or a Problem, is wrapped around; else the error."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]             # one rank's error of several
+    inner = error.__context__ if type(error) is RuntimeError else error.__cause__
+    return inner if isinstance(inner, OSError) else error
+
+
+def in_brief(error):
+    """What an error says, such as what a disk refused, without the place in the code."""
+    error = cause_of(error)
+    told = getattr(error, "strerror", None) or str(error)
+    return (told.strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def sync(path):
+    """Wait until a file, or the names in a folder, are on the disk."""
     if os.name == "posix":                           # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_atomically(path, content):
-    """Write text or bytes so that the path holds either the old file or the whole new one."""
-    with replacing(path) as f:
-        f.write(content.encode(errors="replace") if isinstance(content, str) else content)
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
 
 
 def save_tensors(path, tensors):
@@ -68,10 +73,10 @@ def save_tensors(path, tensors):
 
 
 def text_of(raw):
-    """Bytes from outside as text: UTF-8, perhaps behind a byte order mark; line ends become "\\n".
+    """Bytes from outside as text: UTF-8, perhaps after a byte order mark; line ends become "\\n".
 
-    Half an emoji, which UTF-8 cannot hold though Java and MySQL write it, becomes "?"; its two
-    halves, side by side, become the emoji.
+    Java and MySQL write emoji as two halves, each of 3 bytes, which UTF-8 forbids. Two halves in a
+    row become the emoji; half of one alone becomes "?".
     Raises: ValueError for any other bytes: in another encoding they mean something else.
     """
     try:
@@ -80,14 +85,6 @@ def text_of(raw):
         halves = raw.decode("utf-8-sig", "surrogatepass").encode("utf-16", "surrogatepass")
         text = halves.decode("utf-16", "surrogatepass").encode(errors="replace").decode()
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def typed(name, text):
-    """What was typed behind a flag, read by that rule. Raises: Problem naming the flag."""
-    try:
-        return text_of(os.fsencode(text))
-    except ValueError as error:
-        raise Problem(f"{name} cannot be read as text: {error}") from None
 
 
 def json_of(text):
@@ -99,11 +96,8 @@ def json_of(text):
 
 
 def read_text(path, most=1 << 26):
-    """The text of a file that is small, or of standard input ("-").
-
-    Raises: OSError; ValueError when it is not text, or has more than `most` bytes: no more than
-    those are ever in memory.
-    """
+    """The text of a small file, or of standard input ("-"). Raises: OSError; ValueError when it is
+    not text, or has more than `most` bytes (no more are ever in memory)."""
     with contextlib.nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as f:
         raw = f.read(most + 1)
     if len(raw) > most:
@@ -112,21 +106,21 @@ def read_text(path, most=1 << 26):
 
 
 def texts_from_outside(cfg):
-    """Flags, those that are TEXT read by the rule above, those that are a TEXT FILE as its text.
+    """Flags, with those that are TEXT read by the rule above, and for a TEXT FILE its text.
 
     Raises: Problem when one cannot be read, or a NEW FILE or NEW DIR is there already."""
     found = {}
     for field in dataclasses.fields(cfg):
-        value, name = getattr(cfg, field.name), f"--{field.name.replace('_', '-')}"
-        if (field.metadata["what"] or "").startswith("NEW") and value:
-            check_new(value, field.metadata["what"] == "NEW FILE")
-        elif field.metadata["what"] == "TEXT" and value is not None:
-            found[field.name] = typed(name, value)
-        elif field.metadata["what"] == "TEXT FILE" and value is not None:
+        value, what = getattr(cfg, field.name), field.metadata["what"]
+        if what in ("NEW FILE", "NEW DIR") and value:
+            check_new(value)
+        elif what in ("TEXT", "TEXT FILE") and value is not None:
+            where = spelled(field.name) + (f" {value}" if what == "TEXT FILE" else "")
             try:
-                found[field.name] = read_text(value)
+                found[field.name] = (read_text(value) if what == "TEXT FILE" else
+                                     text_of(os.fsencode(value)))
             except (OSError, ValueError) as error:
-                raise Problem(f"{name} {value} cannot be read as text: {error}") from None
+                raise Problem(f"{where} cannot be read as text: {error}") from None
     return dataclasses.replace(cfg, **found)
 
 
@@ -137,37 +131,27 @@ def write_config(path, cfg, **more):
                                 capture_output=True, text=True).stdout.strip()
     except OSError:                                  # a machine without git
         commit = ""
-    known = dict(flags=dataclasses.asdict(cfg), commit=commit or None, torch=torch.__version__,
-                 **more)
-    write_atomically(path, json.dumps(known, indent=1) + "\n")
+    write(path, dict(flags=dataclasses.asdict(cfg), commit=commit or None,
+                     torch=torch.__version__, **more))
 
 
-def log_line(text):
-    """A line of log.jsonl as a dict: its step, its seconds and figures, None where they were no
-    numbers; or an event. Raises: ValueError for anything else."""
-    line = json.loads(text)
-    if not (isinstance(line, dict) and type(line.get("step")) is int and (
-            "event" in line or type(line.get("seconds")) in (int, float)
-            and all(v is None or type(v) in (int, float) for v in line.values()))):
-        raise ValueError(f"{text[:60]!r} is no line of a training log")
-    return line
-
-
-def check_sizes(folder):
-    """Raise unless a training state's files are as long as its done.json says."""
-    for name, size in json.loads(read_text(folder / "done.json")).items():
-        if (folder / name).stat().st_size != size:
-            raise ValueError(f"{name} is not {size} bytes long")
-
-
-def in_brief(error):
-    """What is at an error's root, in one line: what a disk refused, or its last words."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]             # one rank's error of several
-    if not isinstance(error, OSError) and isinstance(error.__context__, OSError):
-        error = error.__context__                                  # torch.save wraps it
-    told = getattr(error, "strerror", None) or str(error)
-    return (told.strip().splitlines() or [type(error).__name__])[-1][:200]
+def read_log(path):
+    """The lines of a log.jsonl: of a step its seconds and figures (None: no number), or an event.
+    A last line that was cut short is left out. Raises: Problem naming any other bad line."""
+    lines, texts = [], pathlib.Path(path).read_text(errors="replace").splitlines()
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+            figures = all(value is None or type(value) in (int, float) for value in line.values())
+            if type(line["step"]) is not int or not ("event" in line or (
+                    figures and line["seconds"] is not None)):
+                raise ValueError
+            lines.append(line)
+        except (ValueError, KeyError, AttributeError, RecursionError):
+            if number < len(texts) or text.endswith("}"):
+                raise Problem(f"{path}, line {number}: not a line of a training log: repair or "
+                              "delete it") from None
+    return lines
 
 
 # What later stages read of an earlier one's flags.
@@ -198,59 +182,51 @@ def config_of(folder):
 # --------------------------------------------------------------------------------------- records
 
 LINE, ARRAY = 1 << 24, 1 << 28       # bytes of a line, of a file that is one array: 16 and 256 MB
-INFLATED = 200                       # times that a .gz may grow: text grows 3 times, a bomb 1,000
+GROWTH = 200                         # of a .gz, at most: text grows 3 times, a bomb 1,000 times
 
 
 def lines_of(path):
-    """Yield (line number, bytes) of a file or .gz; no more than a line is in memory.
+    """Yield (line number, bytes, whether they are an array) for the lines of a file or .gz that are
+    more than blanks. A file that begins with "[" is one line; of others one line is in memory.
 
-    A byte order mark before the first is left out. A file that begins with "[" is one line.
     Raises: Problem for a line that is too long, and for a .gz that is nearly nothing but one byte.
     """
-    zipped = str(path).endswith(".gz")
+    zipped, begun = str(path).endswith(".gz"), False
     with (gzip.open if zipped else open)(path, "rb") as lines:
-        most = max(ARRAY, INFLATED * os.path.getsize(path)) if zipped else math.inf
+        grown = max(ARRAY, GROWTH * os.path.getsize(path)) if zipped else math.inf
         lines.read(len(BOM_UTF8) * lines.peek(3).startswith(BOM_UTF8))
-        begun = False                          # whether a line was more than blanks
         for number, line in enumerate(iter(lambda: lines.readline(LINE + 1), b""), 1):
-            if not begun and line.lstrip().startswith(b"["):
-                line += lines.read(ARRAY)
-                if lines.read(1):
-                    raise Problem(f"{path}, line {number}: an array of more than {ARRAY >> 20} MB: "
-                                  "write its objects one a line, without the brackets")
-            elif len(line) > LINE:
-                raise Problem(f"{path}, line {number}: is longer than {LINE >> 20} MB: write one "
-                              "record a line")
-            if zipped and lines.tell() > most:
-                raise Problem(f"{path}, line {number}: more than {most >> 20} MB in a file of "
+            array = not begun and line.lstrip().startswith(b"[")
+            line += lines.read(ARRAY) if array else b""
+            most = ARRAY if array else LINE
+            if len(line) > most:
+                raise Problem(f"{path}, line {number}: is longer than {most >> 20} MB: write one "
+                              "record a line, without brackets around them all")
+            if zipped and lines.tell() > grown:
+                raise Problem(f"{path}, line {number}: more than {grown >> 20} MB in a file of "
                               f"{os.path.getsize(path):,} bytes: unpack it, and look into it first")
-            begun = begun or not line.isspace()
-            yield number, line
+            if not line.isspace():
+                begun = True
+                yield number, line, array
 
 
 def read_jsonl(path):
-    """Yield (line number, object) for each line of a .jsonl or .jsonl.gz file, one at a time.
+    """Yield (line number, object) for each line of a .jsonl or .jsonl.gz file, one at a time; or
+    for each object of a file that is one JSON array, as some mirrors have it.
 
-    A file that is one JSON array of objects, as some mirrors have it, is read alike (and whole).
     Raises: Problem naming the file and the line that is not a JSON object.
     """
-    number = first = 0
+    number = 0
     try:
-        with contextlib.closing(lines_of(path)) as lines:
-            for number, line in lines:
-                if line.isspace():
-                    continue
-                found, first = json_of(text_of(line)), first or number
-                array = number == first and isinstance(found, list)
-                for i, record in enumerate(found if array else [found]):
-                    number += i > 0
-                    if not isinstance(record, dict):
-                        raise Problem(f"{path}, line {number}: not an object but {record!r:.40}: "
-                                      'write {"field": value, ...} on each line')
-                    yield number, record
+        for number, line, array in lines_of(path):
+            found = json_of(text_of(line))
+            for i, record in enumerate(found if array else [found], number):
+                if not isinstance(record, dict):
+                    raise Problem(f"{path}, line {i}: not an object but {record!r:.40}: write "
+                                  '{"field": value, ...} on each line')
+                yield i, record
     except (ValueError, RecursionError) as error:                  # not JSON, or not even UTF-8
-        reason = getattr(error, "msg", error)
-        raise Problem(f"{path}, line {number}: broken JSON ({reason}): "
+        raise Problem(f"{path}, line {number}: broken JSON ({getattr(error, 'msg', error)}): "
                       "repair or delete the line") from None
     except (OSError, EOFError, zlib.error) as error:               # absent, or a gzip cut short
         raise Problem(f"{path}: cannot be read beyond line {number} ({error}): "
@@ -258,7 +234,7 @@ def read_jsonl(path):
 
 
 def json_lines(records):
-    """One JSON object a line, as bytes; half an emoji becomes "?" here, too."""
+    """One JSON object a line, as bytes; half an emoji becomes "?"."""
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     return "".join(lines).encode(errors="replace")
 
@@ -274,8 +250,7 @@ def check_shape(where, value, shape, name=""):
         [shape, shape]    a list of exactly so many
         a function        gives the shape of this very value
 
-    where: file and line. name: the field.
-    """
+    where: file and line. name: the field."""
     at = f"{where}: field {name!r}" if name else where
     if callable(shape) and shape is not str:
         shape = shape(value)
@@ -286,8 +261,7 @@ def check_shape(where, value, shape, name=""):
             raise Problem(f"{at} has {BLANKS:,} blanks in a row: delete them")
     elif isinstance(shape, dict):
         if not isinstance(value, dict):
-            raise Problem(f"{at} is {value!r:.20}, no object: write {{{', '.join(map(repr, shape))}"
-                          "}")
+            raise Problem(f"{at} is {value!r:.20}, no object: it needs {', '.join(shape)}")
         for key, kind in shape.items():
             inner = f"{name}.{key}" if name else key
             if key not in value:
@@ -304,10 +278,8 @@ def check_shape(where, value, shape, name=""):
 
 
 def read_records(path, shape):
-    """Yield (where, record) for each line of a .jsonl, .jsonl.gz or JSON array of records.
-
-    where: file and line, to name in a Problem. shape: as in `check_shape`, which see.
-    """
+    """Yield (where, record) for each line of a .jsonl, .jsonl.gz or JSON array of records; where:
+    file and line, to name in a Problem. shape: see `check_shape`."""
     for number, record in read_jsonl(path):
         where = f"{path}, line {number}"
         check_shape(where, record, shape)
@@ -315,17 +287,18 @@ def read_records(path, shape):
 
 
 def write(path, content, cfg=None, **more):
-    """Write text, a dict (JSON) or a list of dicts (JSON lines): the whole file or nothing of it.
-
-    cfg: flags, which are then kept beside it, in path's name with .config.json, with `more`.
-    """
+    """Write text, bytes, a dict (JSON) or a list of dicts (JSON lines): all of it or nothing.
+    cfg: flags, which are then kept with `more` next to it, in path's name with .config.json."""
     if isinstance(content, dict):
         try:
             content = json.dumps(content, indent=1, allow_nan=False) + "\n"
         except ValueError:
             raise Problem(f"{path} is not written: a number for it is not finite; look for a "
                           "network that diverged (python -m tools.doctor RUN)") from None
-    write_atomically(path, json_lines(content) if isinstance(content, list) else content)
+    elif isinstance(content, list):
+        content = json_lines(content)
+    with replacing(path) as f:
+        f.write(content.encode(errors="replace") if isinstance(content, str) else content)
     if cfg is not None:
         write_config(pathlib.Path(path).with_suffix(".config.json"), cfg, **more)
 
@@ -336,13 +309,12 @@ def read_network(folder, Config, activations):
     """The network in a folder: an instance of the dataclass Config, {name: tensor}, and the path
     of the tensors. Raises: Problem when something is missing, damaged, or does not fit the rest."""
     path, where = pathlib.Path(folder) / "model.pt", pathlib.Path(folder) / "config.json"
-    known = config_of(folder)
-    if "model" not in known:
-        raise Problem(f"{where} describes no network: is it a run of sft.py, reward.py or ppo.py?")
     try:
-        config, weights = Config(**known["model"]), read_weights(path)
+        config = Config(**config_of(folder).get("model", {}))
     except TypeError as error:
-        raise Problem(f"{where} does not describe a network of this code: {error}") from None
+        raise Problem(f"{where} does not describe a network of this code ({error}): is it a run of "
+                      "sft.py, reward.py or ppo.py?") from None
+    weights = read_weights(path)
     check_config(config, activations, where)
     layers = sum(name.endswith(".norm_1.weight") for name in weights)
     if layers != config.layers:

@@ -12,30 +12,22 @@ import traceback
 
 
 class Problem(Exception):
-    """Something the user can mend: what, where, what to do, in one line."""
+    """A mistake the user can repair: what, where, what to do, in one line."""
 
 
 class Diverged(Problem):
     """A number that is not finite ended a run; its log keeps the step and the message."""
 
-    def __init__(self, step, message):
-        super().__init__(f"step {step}: {message}")
+    def __init__(self, step, message, advice="start again in another --out with a lower --lr "
+                                             "(--resume would repeat this)"):
+        super().__init__(f"step {step}: {message}: {advice}")
         self.step = step
 
 
-ENTERED = []         # whether `entry` is at work already: an inner one leaves errors to the outer
-
-
 def entry(main):
-    """Run a script's `main`; what the user can mend becomes one line on stderr and exit code 2.
-
-    That is a Problem, and whatever disk or memory refuse. With --debug among the arguments the
-    place in the code is shown above that line.
-    """
-    if ENTERED:
-        main()
-        return
-    ENTERED.append(main)
+    """Run a script's `main`; what the user can repair becomes one line on stderr and exit code 2:
+    a Problem, and whatever disk or memory refuse. With --debug among the arguments, the place in
+    the code is shown above that line."""
     debug, sys.argv = "--debug" in sys.argv, [word for word in sys.argv if word != "--debug"]
     who = f"rank {os.environ.get('RANK')}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     if hasattr(sys.stdout, "reconfigure"):        # a terminal without emoji shows their numbers
@@ -56,13 +48,11 @@ def entry(main):
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
-    finally:
-        ENTERED.clear()
 
 
 def in_one_line(error):
-    """What to tell the user of an error; None when it is none of theirs. Texts of their files may
-    stand in it: what would move a terminal's cursor becomes a blank."""
+    """What to tell the user of an error; None when it is a bug. What would move a terminal's cursor
+    becomes a blank, for texts of the user's files may stand in it."""
     told = str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(
             "can't allocate memory|out of memory", told)):
@@ -76,18 +66,12 @@ def in_one_line(error):
     return "".join(c if c.isprintable() else " " for c in told[:1000])
 
 
-def first_line(error):
-    """What an error says before it shows the place in the code."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def flag(default, help, choices=None, least=None, what=None):
     """A dataclass field that is also a command-line flag; its type is the field's.
 
     default: ... when it has to be typed. choices: the values that it may have. least: the
-    smallest that means something (None: 0 for a number). what: in --help; TEXT is read by the rule
-    for every text from outside, of a TEXT FILE the flag's value is the text; a NEW FILE or NEW DIR
-    must not be there yet.
+    smallest number (None: 0, and any for a seed). what: the name of the value in --help. Of a TEXT
+    FILE the flag's value is the text; a NEW FILE or NEW DIR must not be there yet.
     """
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices,
                                                         "least": least, "what": what})
@@ -96,7 +80,7 @@ def flag(default, help, choices=None, least=None, what=None):
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """The flags that say on what a script computes."""
-    device: str = flag("auto", "auto, cpu, cuda or mps")
+    device: str = flag("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = flag("auto", "arithmetic; auto: bf16 on CUDA, fp32 elsewhere",
                           choices=("auto", "bf16", "fp32"))
     parallel: str = flag("ddp", "under torchrun: ddp, every process holds whole networks; fsdp, "
@@ -109,7 +93,7 @@ class Common(Machine):
     out: str = flag(..., "this run's own folder: config.json, model.pt, log.jsonl, state/",
                     what="DIR")
     resume: bool = flag(False, "go on where --out stopped (or start, when there is nothing yet)")
-    seed: int = flag(0, "every random choice is a function of this number", least=-math.inf)
+    seed: int = flag(0, "every random choice is a function of this number")
     compile: bool = flag(False, "torch.compile the networks (slow first steps, faster later)")
     checkpointing: bool = flag(False, "compute each layer's inside twice rather than remember it: "
                                       "a third slower, far less memory")
@@ -132,84 +116,75 @@ class Parser(argparse.ArgumentParser):
         raise Problem(f"{message} ({near}--help lists every flag)")
 
 
+def spelled(name):
+    """How a field's flag is typed."""
+    return "--" + name.replace("_", "-")
+
+
 def parse(config_class, presets, argv, doc, by=None):
-    """Flags from the command line: defaults < preset < typed.
+    """Flags from the command line, a config_class: defaults < preset < typed.
 
     presets: name -> {flag: value}; with `by`, name -> {value of flag `by`: {flag: value}}.
-    Returns: config_class, frozen. Raises: Problem for an unknown flag, preset, choice or value.
+    Raises: Problem for an unknown flag, preset, choice or value.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset")
-    if by:
-        first.add_argument("--" + by.replace("_", "-"), dest=by)
-    chosen, _ = first.parse_known_args(argv)
-    preset = presets.get(chosen.preset, {})
-    if by and preset:
-        preset = preset.get(getattr(chosen, by) or getattr(config_class, by), {})
-
     parser = Parser(description=doc, allow_abbrev=False, epilog="--debug: when something goes "
                     "wrong, also show where in the code",
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     if presets:
-        parser.add_argument("--preset", default=None, choices=list(presets),
+        parser.add_argument("--preset", choices=list(presets), default=argparse.SUPPRESS,
                             help="a set of values; typed flags win over it")
-    groups = {c: parser.add_argument_group(title) for c, title in
-              ((Common, "shared by the scripts"), (config_class, "of this script"))}
+    shared = parser.add_argument_group("shared by the scripts")
+    own = parser.add_argument_group("of this script")
     for field in dataclasses.fields(config_class):
-        group = groups[Common if field.name in Common.__dataclass_fields__ else config_class]
-        known, name = field.metadata, "--" + field.name.replace("_", "-")
-        value = preset.get(field.name, field.default)
-        default = "needed" if value is ... else f"default: {value!r}"
+        group = shared if field.name in Common.__dataclass_fields__ else own
+        known = field.metadata
+        default = "needed" if field.default is ... else f"default: {field.default!r}"
         options = dict(dest=field.name, default=argparse.SUPPRESS,
                        help=f"{known['help']} ({default})".replace("%", "%%"))
         if field.type is bool:
-            group.add_argument(name, action="store_true", **options)
+            options["action"] = "store_true"
+        elif known["choices"]:
+            options |= dict(type=field.type, choices=known["choices"])
         else:
-            group.add_argument(name, type=field.type, choices=known["choices"],
-                               metavar=None if known["choices"] else
-                               known["what"] or field.type.__name__.upper(), **options)
+            options |= dict(type=field.type, metavar=known["what"] or field.type.__name__.upper())
+        group.add_argument(spelled(field.name), **options)
     typed = vars(parser.parse_args(argv))
-    typed.pop("preset", None)
+    preset = presets.get(typed.pop("preset", None), {})
+    if by and preset:
+        preset = preset.get(typed.get(by, getattr(config_class, by)), {})
     cfg = config_class(**{**preset, **typed})
     for field in dataclasses.fields(config_class):
         check_value(field, getattr(cfg, field.name))
     return cfg
 
 
-def check_new(path, file=False):
-    """Raise a Problem where a file or folder is, before anything is made to be put in its place;
-    and where a `file` cannot be written."""
+def check_value(field, value):
+    """Raise a Problem for a flag that is missing, or a number that means nothing."""
+    name, least = spelled(field.name), field.metadata["least"]
+    if value is ...:
+        raise Problem(f"{name} is missing: {field.metadata['help']}")
+    if least is None:
+        least = -math.inf if field.name == "seed" else 0
+    if isinstance(value, int | float) and not least <= value < math.inf:
+        raise Problem(f"{name} is {value}: a number of {least:g} or more is expected")
+
+
+def check_new(path):
+    """Raise a Problem where something is already, or nothing may be put, before the work begins."""
     path = pathlib.Path(path)
     if path != pathlib.Path() and path.exists():
         raise Problem(f"{path} exists already: name another --out, or delete it")
-    if file:
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise Problem(f"{path} cannot be written, as {folder} is no folder that may be written "
-                          "in: choose another place")
-
-
-def check_value(field, value):
-    """Raise a Problem for a flag that is missing, or a number that means nothing."""
-    name, least = f"--{field.name.replace('_', '-')}", field.metadata["least"]
-    if value is ...:
-        raise Problem(f"{name} is missing: {field.metadata['help']}")
-    if isinstance(value, str) or value is None:
-        return
-    if least is None:
-        least = -math.inf if field.name == "seed" else 0
-    if not math.isfinite(value) or value < least:
-        raise Problem(f"{name} is {value}: " + (
-            "it counts from 1" if least == 1 else f"a number of {least:g} or more is expected"))
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise Problem(f"{path} cannot be written, as {folder} is no folder that may be written in: "
+                      "choose another place")
 
 
 def check_moved(words, moved):
-    """Raise a Problem with the new spelling when a command line asks for what lives elsewhere now;
-    moved: see `launch`."""
-    if words[:1] and words[0] in moved:
-        raise Problem(f"{words[0]} has moved: python -m {' '.join([moved[words[0]], *words[1:]])}")
-    for word in words:
-        tool = next((tool for name, tool in moved.items() if word.startswith(name)
-                     and (name.startswith("--") or name.endswith(":"))), None)
-        if tool:
-            raise Problem(f"{word} has moved: python -m {tool} {shlex.join(words)}")
+    """Raise a Problem with the new spelling for a command that is now a tool's; moved: {first word,
+    or "--flag", or "beginning of a value:": the tool}."""
+    for name, tool in moved.items():
+        command, anywhere = words[:1] == [name], name.startswith("--") or name.endswith(":")
+        if command or (anywhere and any(word.startswith(name) for word in words)):
+            rest = words[1:] if command else words
+            raise Problem(f"{name} has moved: python -m {shlex.join([*tool.split(), *rest])}")

@@ -1,88 +1,88 @@
 """Health: what a training log shows of the known ways in which this kind of training fails.
 
-A check is a measure - a function of a log's lines that returns the step at which a figure was at
-its worst, and the figure - and a limit. All limits stand in one table, CHECKS, at the end. They lie
-between what healthy runs reach (the toy demo's; those that the paper and its reproductions report)
-and what runs do that were damaged on purpose (tests/test_doctor.py). While a script trains, each
-check warns once; tools/doctor.py explains them.
+A check is a measure - a function of a log's lines that returns [(step, figure)] - and a limit. It
+fails where a figure is beyond the limit. All limits stand in one table, CHECKS, at the end: between
+what healthy runs reach (the toy demo's; those that the paper and its reproductions report) and what
+runs do that were damaged on purpose (tests/test_doctor.py). While a script trains, each check that
+fails warns once; tools/doctor.py explains them.
 """
+import math
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
 
 class Check(NamedTuple):
-    """One disease: a row of the table."""
-    name: str
-    stages: str          # in whose logs it is looked for
-    measure: Callable    # (lines, flags) -> (step, figure) at its worst; None: cannot say yet
-    sick: str            # "above" or "below" the limit
+    """A row of the table."""
+    name: str            # of what is wrong when it fails
+    stages: str          # whose logs it is for
+    measure: Callable    # (lines, flags) -> [(step, figure)]; empty: cannot say yet
+    fails: str           # "above" or "below" the limit
     limit: float
     unit: str            # what the figure is
 
 
 class Finding(NamedTuple):
-    """A disease that a log shows."""
+    """A check that fails, and where its figure was at its worst."""
     check: Check
     step: int
     figure: float
 
     def __str__(self):
-        bound = "at most" if self.check.sick == "above" else "at least"
+        bound = "at most" if self.check.fails == "above" else "at least"
         return (f"step {self.step}: {self.check.name}: {self.check.unit} {self.figure:.3g}, "
                 f"healthy is {bound} {self.check.limit:g}")
 
 
-# ------------------------------------------------------------------------- measures of many figures
+# ------------------------------------------------------------------------------------ the measures
 
 def curve(log, key, n=1, average=statistics.fmean):
-    """[(step, average of the last n values)] of a figure, over the lines that hold it."""
+    """[(step, average of the last n values)] of a figure, over the lines that have it."""
     points = [(line["step"], line[key]) for line in log if line.get(key) is not None]
     return [(points[i][0], average([value for _, value in points[i + 1 - n:i + 1]]))
             for i in range(n - 1, len(points))]
 
 
-def highest(points):
-    """The (step, figure) with the largest figure; None when there are none."""
-    return max(points, key=lambda point: point[1], default=None)
-
-
-def lowest(points):
-    """The (step, figure) with the smallest figure; None when there are none."""
-    return min(points, key=lambda point: point[1], default=None)
+def mean(key, n=1):
+    """Measure: the mean of n lines."""
+    return lambda log, flags: curve(log, key, n)
 
 
 def first(key):
-    """Measure: the first line's figure."""
-    return lambda log, flags: next(iter(curve(log, key)), None)
+    """Measure: the first line's figure, before anything was learned."""
+    return lambda log, flags: curve(log, key)[:1]
 
 
-def most(key, n=1):
-    """Measure: the largest figure, or the largest mean of n lines."""
-    return lambda log, flags: highest(curve(log, key, n))
-
-
-def change(key, worst, by=lambda now, start: now / start if start else 1.0):
-    """Measure: the worst mean of 3 lines, compared with the first line by ratio (or `by`)."""
+def share_of_first(key):
+    """Measure: the mean of 3 lines as a multiple of the first line's."""
     def measure(log, flags):
-        now, start = curve(log, key, 3), curve(log, key)[:1]
-        return worst([(step, by(value, start[0][1])) for step, value in now])
+        start = curve(log, key)[:1]
+        return [(step, value / start[0][1] if start[0][1] else 1.0)
+                for step, value in curve(log, key, 3)]
     return measure
 
 
-def late(log):
-    """Whether the learning rate is down to a quarter of its highest, or 30 lines are there to judge
-    by: having learned nothing yet is no disease."""
-    rates = [rate for _, rate in curve(log, "lr")]
-    return len(rates) >= 30 or (len(rates) > 0 and rates[-1] <= max(rates) / 4)
+def last_third(key, least=1, average=statistics.fmean, relative=False):
+    """Measure: the average of a figure's last third (3 at least), perhaps as a share of its first.
 
+    Empty before there are `least` figures, and before the learning rate is down to a quarter of its
+    highest or 30 lines are there: until then, it is no failure to have learned nothing.
+    """
+    def measure(log, flags):
+        rates, points = [rate for _, rate in curve(log, "lr")], curve(log, key)
+        late = len(rates) >= 30 or (len(rates) > 0 and rates[-1] <= max(rates) / 4)
+        start = points[0][1] if points and relative else 1.0
+        if len(points) < least or not late or not start:
+            return []
+        last = average([figure for _, figure in points[-max(3, len(points) // 3):]])
+        return [(points[-1][0], last / start)]
+    return measure
 
-# --------------------------------------------------------------------------- measures of one figure
 
 def not_numbers(log, flags):
     """Figures of a line that are no numbers; a run that such a one stopped says so in an event."""
-    return highest([(line["step"], int(line.get("event") == "stopped")
-                     or sum(value is None for value in line.values())) for line in log])
+    return [(line["step"], int(line.get("event") == "stopped") or list(line.values()).count(None))
+            for line in log]
 
 
 def slowdown(log, flags):
@@ -91,10 +91,10 @@ def slowdown(log, flags):
     pace = [{"step": b["step"], "pace": (b["seconds"] - a["seconds"]) / (b["step"] - a["step"])}
             for a, b in zip(lines, lines[1:], strict=False) if b["step"] > a["step"]]
     if len(pace) < 8:
-        return None
+        return []
     usual = statistics.quantiles([p["pace"] for p in pace], n=4)[0]
-    return highest([(step, seconds / max(usual, 1.0))       # shorter steps: the machine's noise
-                    for step, seconds in curve(pace, "pace", 3, statistics.median)])
+    return [(step, seconds / max(usual, 1.0))               # shorter steps: the machine's noise
+            for step, seconds in curve(pace, "pace", 3, statistics.median)]
 
 
 def spike(log, flags):
@@ -102,134 +102,101 @@ def spike(log, flags):
     of long posts and of short ones differ, and so do single lines of a healthy log."""
     losses = [loss for _, loss in curve(log, "loss")]
     middles = curve(log, "loss", 3, statistics.median)
-    return highest([(step, loss - max(losses[max(0, i - 30):i]))
-                    for i, (step, loss) in enumerate(middles) if i])
-
-
-def gradient_left(log, flags):
-    """Norm of the gradient, median of the last third, as a share of the first line's."""
-    norms = [norm for _, norm in curve(log, "grad_norm")]
-    if len(norms) < 6 or not late(log) or not norms[0]:
-        return None
-    return log[-1]["step"], statistics.median(norms[-len(norms) // 3:]) / norms[0]
+    return [(step, loss - max(losses[max(0, i - 30):i]))
+            for i, (step, loss) in enumerate(middles) if i]
 
 
 def valid_loss_above_best(log, flags):
     """Nats by which the last held-out loss exceeds the best."""
     points = curve(log, "valid_loss")
-    return (points[-1][0], points[-1][1] - lowest(points)[1]) if points else None
+    return [(step, loss - min(loss for _, loss in points)) for step, loss in points[-1:]]
 
 
 def accuracy_gap(log, flags):
     """Share of comparisons got right in the last quarter of training, minus that of unseen ones."""
     seen, unseen = curve(log, "accuracy"), curve(log, "valid_accuracy")
-    if len(seen) < 20 or not unseen:
-        return None
-    seen = [share for _, share in seen[-len(seen) // 4:]]
-    return unseen[-1][0], statistics.fmean(seen) - unseen[-1][1]
-
-
-def late_accuracy(log, flags):
-    """Share of unseen comparisons got right, mean of the last three looks (or of fewer)."""
-    looks = curve(log, "valid_accuracy")[-3:]
-    if not looks or not late(log):
-        return None
-    return looks[-1][0], statistics.fmean(share for _, share in looks)
+    if len(seen) < 20:
+        return []
+    seen = statistics.fmean(share for _, share in seen[-len(seen) // 4:])
+    return [(step, seen - share) for step, share in unseen[-1:]]
 
 
 def kl_a_token(log, flags):
     """KL from the supervised policy in nats a token, mean of 3 lines: lengths differ by task."""
     ratios = [{"step": line["step"], "ratio": line["kl"] / line["length"]} for line in log
               if line.get("kl") is not None and line.get("length")]
-    return highest(curve(ratios, "ratio", 3))
+    return curve(ratios, "ratio", 3)
 
 
 def kl_unpaid(log, flags):
     """KL in nats a summary where beta, its price, is 0 or less."""
-    return highest(curve(log, "kl", 3)) if flags["kl_coef"] <= 0 else None
+    return curve(log, "kl", 3) if flags["kl_coef"] <= 0 else []
 
 
-def kl_after_nothing(log, flags):
-    """KL before anything was learned, by the estimator k3, which is never negative."""
-    return next((point for point in curve(log, "kl_k3") if point[0] == 0), None)
+def unended(log, flags):
+    """Fall of the share of ended summaries since the first line, mean of 3 lines."""
+    start = curve(log, "eot_rate")[:1]
+    return [(step, start[0][1] - rate) for step, rate in curve(log, "eot_rate", 3)]
+
+
+def unended_while_worse(log, flags):
+    """The same fall where the mean score is worse than that of being cut off."""
+    poor = {step for step, score in curve(log, "score", 3) if score < flags["missing_eot"]}
+    return [(step, fall) for step, fall in unended(log, flags) if step in poor]
 
 
 def score_fallen(log, flags):
     """Fall of the mean score since the start, in standard deviations of summaries' scores."""
-    now, spread = curve(log, "score", 3)[-1:], curve(log, "score_std")[:1]
-    if len(log) < 6 or not now or not spread or not spread[0][1]:
-        return None
-    return now[0][0], (curve(log, "score")[0][1] - now[0][1]) / spread[0][1]
-
-
-def unended_while_worse(log, flags):
-    """Fall of the rate of ended summaries where the mean score is worse than being cut off."""
-    poor = {step for step, score in curve(log, "score", 3) if score < flags["missing_eot"]}
-    start = curve(log, "eot_rate")[:1]
-    return highest([(step, start[0][1] - rate) for step, rate in curve(log, "eot_rate", 3)
-                    if step in poor])
-
-
-def explained_variance(log, flags):
-    """Share of the returns' variance that the critic foresees, mean of the last third."""
-    points = curve(log, "explained_variance")
-    if len(points) < 6 or not late(log):
-        return None
-    return points[-1][0], statistics.fmean(share for _, share in points[-len(points) // 3:])
+    scores, spread = curve(log, "score"), curve(log, "score_std")[:1]
+    if len(log) < 6 or not spread or not spread[0][1]:
+        return []
+    now = curve(log, "score", 3)[-1:]
+    return [(step, (scores[0][1] - score) / spread[0][1]) for step, score in now]
 
 
 # --------------------------------------------------------------------------------------- the table
 
-TRAINED = "sft reward ppo"
 CHECKS = (
-    Check("not a number", TRAINED, not_numbers, "above", 0,
-          "figures that are no numbers"),
-    Check("stalled", TRAINED, slowdown, "above", 10,
-          "times the usual seconds a step"),
-    Check("loss spike", "sft reward", spike, "above", 0.5,
-          "rise of the loss, nats"),
-    Check("learning died out", "reward ppo", gradient_left, "below", 0.03,
+    Check("not a number", "sft reward ppo", not_numbers, "above", 0, "figures that are no numbers"),
+    Check("stalled", "sft reward ppo", slowdown, "above", 10, "times the usual seconds a step"),
+    Check("loss spike", "sft reward", spike, "above", 0.5, "rise of the loss, nats"),
+    Check("learning died out", "reward ppo",
+          last_third("grad_norm", 6, statistics.median, relative=True), "below", 0.03,
           "gradient norm as a share of its first"),
     Check("over-fitting", "sft reward", valid_loss_above_best, "above", 0.1,
           "held-out loss over its best, nats"),
     Check("over-fitted reward model", "reward", accuracy_gap, "above", 0.2,
           "accuracy in training minus on unseen comparisons"),
-    Check("reward model at chance", "reward", late_accuracy, "below", 0.55,
+    Check("reward model at chance", "reward", last_third("valid_accuracy"), "below", 0.55,
           "accuracy on unseen comparisons"),
     Check("summaries never learned to end", "ppo", first("eot_rate"), "below", 0.5,
           "share that ends by itself before PPO"),
-    Check("EOT rate falling", "ppo", change("eot_rate", highest, lambda now, start: start - now),
-          "above", 0.15, "share of summaries that no longer end"),
+    Check("EOT rate falling", "ppo", unended, "above", 0.15,
+          "share of summaries that no longer end"),
     Check("never ending pays", "ppo", unended_while_worse, "above", 0.1,
           "share that no longer ends, while the mean score is below --missing-eot"),
-    Check("reference differs at the start", "ppo", kl_after_nothing, "above", 0.1,
+    Check("reference differs at the start", "ppo", first("kl_k3"), "above", 0.1,
           "KL before the first update, nats"),
-    Check("rollout and update disagree", "ppo", most("rollout_mismatch"), "above", 0.05,
+    Check("rollout and update disagree", "ppo", mean("rollout_mismatch"), "above", 0.05,
           "change of a log-prob before any learning, nats"),
-    Check("negative KL", "ppo", lambda log, flags: lowest(curve(log, "kl", 3)), "below", -0.5,
-          "KL, nats a summary"),
-    Check("exploding KL", "ppo", kl_a_token, "above", 1.0,
-          "KL, nats a token"),
-    Check("no price on KL", "ppo", kl_unpaid, "above", 1.0,
-          "KL, nats a summary, at beta <= 0"),
-    Check("entropy collapse", "ppo", change("entropy", lowest), "below", 0.2,
+    Check("negative KL", "ppo", mean("kl", 3), "below", -0.5, "KL, nats a summary"),
+    Check("exploding KL", "ppo", kl_a_token, "above", 1.0, "KL, nats a token"),
+    Check("no price on KL", "ppo", kl_unpaid, "above", 1.0, "KL, nats a summary, at beta <= 0"),
+    Check("entropy collapse", "ppo", share_of_first("entropy"), "below", 0.2,
           "entropy as a share of its first"),
-    Check("repeated text", "ppo", most("repeated", 3), "above", 0.3,
+    Check("repeated text", "ppo", mean("repeated", 3), "above", 0.3,
           "token pairs that stood in the same summary before"),
-    Check("length drift", "ppo", change("length", highest), "above", 1.6,
+    Check("length drift", "ppo", share_of_first("length"), "above", 1.6,
           "length as a multiple of the first"),
-    Check("length drift", "ppo", change("length", lowest), "below", 0.5,
+    Check("length drift", "ppo", share_of_first("length"), "below", 0.5,
           "length as a multiple of the first"),
-    Check("steps too large", "ppo", most("clip_fraction"), "above", 0.3,
-          "clip fraction"),
+    Check("steps too large", "ppo", mean("clip_fraction"), "above", 0.3, "clip fraction"),
     Check("score falls", "ppo", score_fallen, "above", 0.3,
           "fall of the mean score, standard deviations"),
-    Check("critic explains nothing", "ppo", explained_variance, "below", -0.2,
+    Check("critic explains nothing", "ppo", last_third("explained_variance", 6), "below", -0.2,
           "explained variance of returns, last third"),
 )
 
-
-# ---------------------------------------------------------------------------------- the examination
 
 def stage_of(flags):
     """Which script wrote a folder, by the flags that only it has; None for none of them."""
@@ -238,10 +205,12 @@ def stage_of(flags):
 
 
 def examine(stage, lines, flags, checks=CHECKS):
-    """What these lines of one log (or this report) show of the checks: list of Finding."""
+    """A Finding for each check of a stage that fails on the lines of its log (or on its report)."""
     found = []
-    for check in checks:
-        worst = check.measure(lines, flags) if stage in check.stages.split() else None
-        if worst and (worst[1] > check.limit if check.sick == "above" else worst[1] < check.limit):
+    for check in [check for check in checks if stage in check.stages.split()]:
+        sign = 1 if check.fails == "above" else -1
+        points = check.measure(lines, flags)
+        worst = max(points, key=lambda point: sign * point[1], default=(0, math.nan))
+        if sign * worst[1] > sign * check.limit:
             found.append(Finding(check, *worst))
     return found

@@ -10,7 +10,6 @@ import sys
 import time
 import warnings
 
-import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -18,36 +17,24 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from runtime.files import (
-    check_sizes,
-    config_of,
-    in_brief,
-    log_line,
-    save_tensors,
-    sync,
-    write_atomically,
-    write_config,
-)
-from runtime.flags import Diverged, Problem
+from runtime.files import config_of, in_brief, read_log, save_tensors, sync, write, write_config
+from runtime.flags import Diverged, Problem, spelled
 from runtime.health import examine, stage_of
 from runtime.world import bare, whole
 
-HELD = {}          # folders that this process trains in: {(inode, device): open handle}
+CLAIMED = {}       # folders that this process trains in: {(inode, device): open handle}
 
 
-def hold(folder):
-    """Claim a folder until this process ends, however it ends: the lock is the kernel's.
-
-    Else two might write the same files: torchrun is killed, its workers live on, --resume is typed.
-    Raises: Problem when another process has it.
-    """
-    if os.name != "posix":
+def claim(folder):
+    """Lock a folder until this process ends, however it ends: the lock is the kernel's. Else two
+    might write the same files: torchrun is killed, its workers live on, --resume is typed."""
+    known = os.stat(folder)[1:3]
+    if os.name != "posix" or known in CLAIMED:
         return
     import fcntl  # Windows has none
     handle = os.open(folder, os.O_RDONLY)
     try:
-        if os.fstat(handle)[1:3] not in HELD:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
         raise Problem(f"{folder}: another process still trains there: wait for it, or end it, "
@@ -55,7 +42,14 @@ def hold(folder):
     except OSError as error:
         print(f"warning: {folder} cannot be locked ({error.strerror}): see to it that nothing else "
               "trains there", file=sys.stderr)
-    HELD.setdefault(os.fstat(handle)[1:3], handle)
+    CLAIMED[known] = handle
+
+
+def check_sizes(folder):
+    """Raise unless a state's files are as long as its done.json says."""
+    for name, size in json.loads((folder / "done.json").read_text()).items():
+        if (folder / name).stat().st_size != size:
+            raise ValueError(f"{name} is not {size} bytes long")
 
 
 # Flags that change how fast a run goes or where it lives, but not what it computes.
@@ -64,14 +58,9 @@ FREE = {"out", "resume", "device", "parallel", "compile", "checkpointing",
 
 
 class Run:
-    """A training run's folder, its progress bar, and what Ctrl-C does.
+    """A training run's folder, its progress bar, and what Ctrl-C does; sft.py shows how to use it.
 
-        run = Run(cfg, world, {"model": model}, optimizer, model=asdict(model.config))
-        for step in run.steps(cfg.steps):
-            ...
-            run.log(step, loss=loss)
-            run.save_if_due(step)
-        run.finish(model=model)
+    The networks and their Adam are one state, saved and loaded together.
     """
 
     def __init__(self, cfg, world, modules, optimizer, **described):
@@ -79,10 +68,8 @@ class Run:
         or when a resumed run's flags differ from those it was started with."""
         if not cfg.out:
             raise Problem("--out is missing: say in which folder this run shall live")
-        self.cfg, self.world, self.optimizer = cfg, world, optimizer
-        self.modules = {name: bare(network) for name, network in modules.items()}
-        self.described = described
-        self.agent = nn.ModuleDict(self.modules)      # one state for all networks and their Adam
+        self.cfg, self.world, self.optimizer, self.described = cfg, world, optimizer, described
+        self.modules = nn.ModuleDict({name: bare(network) for name, network in modules.items()})
         self.out = pathlib.Path(cfg.out)
         self.first, self.seconds, self.signal = 0, 0.0, 0
         self.lines, self.warned = [], set()
@@ -92,13 +79,13 @@ class Run:
                           "another --out")
         if world.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
-            hold(self.out)
+            claim(self.out)
         if started:
             before = config_of(self.out)["flags"]
             for name, now in dataclasses.asdict(cfg).items():
                 if name not in FREE and before.get(name, now) != now:
-                    raise Problem(f"{self.out} was started with --{name.replace('_', '-')} "
-                                  f"{before[name]}, not {now}: type that, or choose another --out")
+                    raise Problem(f"{self.out} was started with {spelled(name)} {before[name]}, "
+                                  f"not {now}: type that, or choose another --out")
             if not self.finished:
                 self._load()
             elif world.rank == 0:
@@ -113,7 +100,8 @@ class Run:
         return (self.out / "model.pt").exists()
 
     def _state(self):
-        weights, moments = get_state_dict(self.agent, self.optimizer)
+        """The weights of all networks and Adam's moments."""
+        weights, moments = get_state_dict(self.modules, self.optimizer)
         return {"weights": weights, "adam": moments}
 
     def _check_finite(self, step):
@@ -121,33 +109,27 @@ class Run:
         for name, network in self.modules.items():
             parts = (p.to_local() if isinstance(p, DTensor) else p for p in network.parameters())
             if self.world.max(int(not all(bool(p.isfinite().all()) for p in parts))):
-                raise Diverged(step, f"the weights of the {name} are not finite, and were not "
-                                     "saved. Start again in another --out with a lower --lr "
-                                     "(--resume would repeat this)")
+                raise Diverged(step, f"the weights of the {name} are not finite, and not saved")
 
     def _save_state(self, final):
-        """Write weights and Adam's moments as a folder that appears complete; the last two stay.
+        """Write a state as a folder that appears complete; the last two stay.
 
-        done.json is its last file, and says how long the others are.
+        done.json is its last file, and says how long the others are. The name that it has before
+        says the step: a rank that outlives a killed run can only write there what this one writes.
         """
-        # Its name says the step: a rank that outlives a killed run can only write there what this
-        # one writes, for the steps are the same.
-        temporary = final.with_name(f"writing-{final.name[5:]}")
+        temporary, log = final.with_name(f"writing-{final.name[5:]}"), self.out / "log.jsonl"
         if self.world.rank == 0:
             for left in final.parent.glob("writing*"):           # by somebody who was killed
                 shutil.rmtree(left, ignore_errors=True)
-            log = self.out / "log.jsonl"
-            if log.exists():                     # its lines are older than the state: so on disk
-                with open(log, "rb") as f:
-                    os.fsync(f.fileno())
+            if log.exists():                                     # a state needs the log before it
+                sync(log)
         self.world.wait()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(action="ignore"):
                 dcp.save(self._state(), checkpoint_id=temporary, no_dist=self.world.size == 1)
             if self.world.rank == 0:
-                sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
-                write_atomically(temporary / "done.json", json.dumps(sizes))
+                write(temporary / "done.json", {path.name: path.stat().st_size
+                                                for path in temporary.iterdir()})
         except (OSError, RuntimeError, CheckpointException, Problem) as error:
             shutil.rmtree(temporary, ignore_errors=True)         # its half would keep the disk full
             raise Problem(f"{final} cannot be written ({in_brief(error)}); the state before it is "
@@ -164,10 +146,9 @@ class Run:
     def _load_state(self, folder):
         """Fill weights and Adam's moments, whatever number of processes wrote them."""
         state = self._state()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             dcp.load(state, checkpoint_id=folder, no_dist=self.world.size == 1)
-        set_state_dict(self.agent, self.optimizer, model_state_dict=state["weights"],
+        set_state_dict(self.modules, self.optimizer, model_state_dict=state["weights"],
                        optim_state_dict=state["adam"])
 
     def _fault(self, act, folder):
@@ -181,33 +162,25 @@ class Run:
         return (fault or "as another process finds") if found else ""
 
     def _load(self):
-        """Go back to the newest sound state, or the one before, and forget later lines."""
+        """Go back to the newest undamaged state, and take later lines out of the log."""
         saved = sorted(path for path in self.out.glob("state/step-*") if path.name[5:].isdigit())
-        while saved and not self.first:
-            newest = saved.pop()
+        for newest in reversed(saved):
             fault = self._fault(check_sizes, newest) or self._fault(self._load_state, newest)
             if not fault:
                 self.first = int(newest.name[5:])
-            elif not saved:
+                break
+            if newest == saved[0]:
                 raise Problem(f"{newest} is damaged ({fault}), and there is no older one: start "
                               "again in another --out")
-            elif self.world.rank == 0:
+            if self.world.rank == 0:
                 print(f"warning: {newest} is damaged ({fault}); going on from the state before it",
                       file=sys.stderr)
-        self._cut_log()
-
-    def _cut_log(self):
-        """Leave in the log each step before the first still to do."""
         log = self.out / "log.jsonl"
-        if not log.exists() or self.world.rank > 0:
-            return
-        try:                                     # (the last line may have been cut short)
-            lines = [log_line(text) for text in log.read_text().splitlines() if text.endswith("}")]
-        except (ValueError, RecursionError) as error:
-            raise Problem(f"{log} is damaged ({error!s:.100}): repair or move it") from None
-        self.lines = [line for line in lines if line["step"] < self.first and "event" not in line]
-        self.seconds = float(self.lines[-1]["seconds"]) if self.lines else 0.0
-        write_atomically(log, "".join(json.dumps(line) + "\n" for line in self.lines))
+        if log.exists() and self.world.rank == 0:
+            self.lines = [line for line in read_log(log)
+                          if line["step"] < self.first and "event" not in line]
+            self.seconds = float(self.lines[-1]["seconds"]) if self.lines else 0.0
+            write(log, self.lines)
 
     def steps(self, total):
         """Yields the step numbers still to do, under a progress bar; Ctrl-C is noted, not obeyed
@@ -234,10 +207,10 @@ class Run:
     def finite(self, step, name, numbers, advice):
         """Raises: Diverged when one of some numbers, which every rank has, is not finite."""
         if not numbers.isfinite().all():
-            raise Diverged(step, f"{name} is not finite: {advice}; nothing of this step was kept")
+            raise Diverged(step, f"{name} is not finite; nothing of this step was kept", advice)
 
     def log(self, step, **values):
-        """One JSON line in log.jsonl, and the first few values beside the progress bar."""
+        """One JSON line in log.jsonl, and the first few values after the progress bar."""
         self.seconds = time.perf_counter() - self.began
         if self.world.rank == 0:
             values = {k: v if math.isfinite(v) else None for k, v in values.items()}
@@ -250,7 +223,7 @@ class Run:
             self.bar.set_postfix(shown, refresh=False)
 
     def _warn(self):
-        """Say once each, beside the progress bar, what ails the run by its log so far."""
+        """Say once of each check that it fails on the log so far."""
         if len(self.lines) % (1 + len(self.lines) // 100):      # long logs: not after every line
             return
         flags = dataclasses.asdict(self.cfg)
@@ -262,7 +235,7 @@ class Run:
 
     def save_if_due(self, step):
         """Save weights, Adam and the step every `save_every` steps, and when asked to stop."""
-        stop = self.world.sum(torch.tensor(float(self.signal), device=self.world.device)).item()
+        stop = self.world.max(self.signal)             # a signal to one rank is one to all
         if not stop and (step + 1) % self.cfg.save_every:
             return
         self._check_finite(step)
@@ -272,7 +245,7 @@ class Run:
             if self.world.rank == 0:
                 print(f"stopped after step {step + 1} of {self.total}; the same command with "
                       "--resume goes on from there", file=sys.stderr)
-            raise SystemExit(128 + (self.signal or signal.SIGINT))
+            raise SystemExit(128 + stop)
 
     def save(self, name, network):
         """Write a network's weights, gathered from all ranks, to `name`.pt in the run's folder."""
@@ -281,9 +254,7 @@ class Run:
             save_tensors(self.out / f"{name}.pt", weights)
 
     def finish(self, **weights):
-        """Write the final weights (name -> module; model.pt last: it marks the run as finished).
-
-        Raises: Diverged when they are not finite."""
+        """Write the final weights (name -> module; model.pt last: it marks the run as finished)."""
         self._check_finite(self.total - 1)
         if self.world.rank == 0:
             write_config(self.out / "config.json", self.cfg, **self.described,

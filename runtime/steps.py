@@ -1,4 +1,4 @@
-"""Steps of training: randomness without a state, micro-batches, AdamW, learning rates."""
+"""Steps of training: randomness without a state, micro-batches, AdamW."""
 import math
 import zlib
 
@@ -18,10 +18,10 @@ def generator(seed, purpose, step=0, row=0):
 
 
 def accumulate(rows, micro_batch, *networks):
-    """Cut a rank's rows into micro-batches, whose gradients add up in the networks that are
-    trained. Under DDP ranks average them after the last one only.
+    """Cut a rank's rows into micro-batches, whose gradients add up in the networks.
 
-    (Sharded, after each: kept, they would be whole networks' gradients on every rank.)
+    Under DDP the ranks average them after the last one only. (Under FSDP after each: else every
+    rank would have to store whole networks' gradients.)
     """
     for start in range(0, len(rows), micro_batch):
         for module in networks:
@@ -31,8 +31,7 @@ def accumulate(rows, micro_batch, *networks):
 
 
 def adam(modules, beta2=0.999, eps=1e-8, weight_decay=0.0):
-    """One AdamW for all modules; only matrices decay, never biases, gains or embeddings' rows. A
-    weight of two modules counts once."""
+    """One AdamW for all modules; only matrices decay, never biases, gains or embeddings."""
     named = dict(nn.ModuleList(modules).named_parameters())
     matrices = [p for n, p in named.items() if p.ndim > 1 and "wte" not in n and "wpe" not in n]
     others = [p for p in named.values() if not any(p is q for q in matrices)]
@@ -55,9 +54,7 @@ def optimizer_step(networks, optimizer, lr, step, clip=1.0):
         norms[name] = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
         clipped.update(own)
     if not all(map(math.isfinite, norms.values())):
-        raise Diverged(step, f"the gradient is {list(norms.values())}; nothing of it was kept. "
-                             "Start again in another --out with a lower --lr (--resume would "
-                             "repeat this)")
+        raise Diverged(step, f"the gradient is {list(norms.values())}; nothing of it was kept")
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()

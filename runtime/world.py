@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from runtime.files import check_shapes, read_weights, texts_from_outside
-from runtime.flags import Diverged, Machine, Problem, check_moved, entry, first_line, parse
+from runtime.files import check_shapes, in_brief, read_weights, texts_from_outside
+from runtime.flags import Diverged, Machine, Problem, check_moved, entry, parse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class World:
 
     @contextlib.contextmanager
     def gathered(self, network):
-        """Within, a sharded network holds its weights whole: a forward needs no other rank, and
+        """Within, a sharded network has its weights whole: a forward needs no other rank, and
         each rank may do as many as it likes, as in generating. Else: nothing."""
         parts = [m for m in network.modules() if isinstance(m, FSDPModule)]
         for part in parts:
@@ -101,9 +101,8 @@ class World:
                 part.reshard()
 
     def allocate(self, network, frozen=False):
-        """Memory for a network built on the meta device: whole or, sharded, this rank's part
-        (FSDP2). What is trained is stored in fp32, what is frozen in bf16 where that is the
-        arithmetic."""
+        """Memory for a network built on the meta device: whole or, sharded (FSDP2), this rank's
+        part. Trained weights are stored in fp32, frozen ones in bf16 where that is the type."""
         if frozen:
             network.requires_grad_(False)
             if self.bf16:
@@ -117,19 +116,16 @@ class World:
 
     @torch.no_grad()
     def set(self, weight, values):
-        """Set a weight; a sharded one takes this rank's part of the values, without communication.
-        """
+        """Set a weight; a sharded one takes this rank's part, without communication."""
         if isinstance(weight, DTensor):
             values = distribute_tensor(values.to(weight.device, weight.dtype), weight.device_mesh,
                                        weight.placements, src_data_rank=None)
         weight.copy_(values)
 
     def load(self, network, path, fresh=(), weights=None):
-        """Fill a network from a file of plain tensors, or from `weights`, which came from there.
-
-        fresh: names that start so are left alone. Raises: Problem when the tensors do not fit, or
-        are not finite.
-        """
+        """Fill a network from a file of plain tensors, or from `weights`, which came from there;
+        not what begins with one of the names `fresh`. Raises: Problem when tensors do not fit, or
+        are not finite."""
         weights, start = read_weights(path) if weights is None else weights, tuple(fresh)
         own = {name: p for name, p in network.state_dict().items() if not name.startswith(start)}
         weights = {name: w for name, w in weights.items() if not name.startswith(start)}
@@ -142,8 +138,8 @@ class World:
             self.set(p, weights[name])       # from disk, one weight at a time
 
     def parallelize(self, network, cfg):
-        """A network to train in this world: checkpointing, compile and, where several processes
-        hold it whole, DDP, which averages their gradients (`allocate` put FSDP on)."""
+        """A network to train in this world: checkpointing, compile and, where every process has
+        all of it, DDP, which averages their gradients (`allocate` put FSDP on)."""
         if cfg.checkpointing:
             compute_again(network)
         if cfg.compile:                   # FSDP gathers weights between the blocks: compile those
@@ -182,23 +178,11 @@ PATIENCE = datetime.timedelta(minutes=20)    # with a silent rank; writing 100 G
 
 
 @contextlib.contextmanager
-def last_words(cfg, rank):
-    """A run that diverges says so in its log, where the doctor finds it later."""
-    try:
-        yield
-    except Diverged as end:
-        if rank == 0:
-            with open(pathlib.Path(cfg.out) / "log.jsonl", "a") as f:
-                f.write(json.dumps({"step": end.step, "event": "stopped", "why": str(end)}) + "\n")
-        raise
-
-
-@contextlib.contextmanager
 def join_world(cfg):
     """The World of this process: alone, or one of torchrun's (gloo on CPU, nccl on CUDA).
 
-    cfg: a Machine. Raises: Problem for a device that is not here, when the ranks cannot meet, and
-    when another is gone.
+    cfg: a Machine. Raises: Problem for a device that is not here, when the processes cannot meet,
+    and when another is gone.
     """
     device, size = cfg.device, int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
@@ -206,30 +190,26 @@ def join_world(cfg):
                   "mps" if torch.backends.mps.is_available() else "cpu")
     if device == "mps" and size > 1:
         raise Problem("several processes cannot share MPS: add --device cpu")
-    if device not in ("cpu", "cuda", "mps"):
-        raise Problem(f"--device {device} is unknown: auto, cpu, cuda or mps")
     if device != "cpu" and not getattr(torch, device).is_available():
         raise Problem(f"--device {device} is not available here: use --device auto")
     bf16 = cfg.precision == "bf16" or (cfg.precision == "auto" and device == "cuda")
     torch.set_float32_matmul_precision("high")          # TF32, where fp32 is left on CUDA
     if size == 1:
-        with last_words(cfg, 0):
-            yield World(0, 1, torch.device(device), bf16)
+        yield World(0, 1, torch.device(device), bf16)
         return
-    backend, own = "gloo", None
+    own = None
     if device == "cuda":
-        backend, own = "nccl", torch.device(f"cuda:{os.environ['LOCAL_RANK']}")
+        own = torch.device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(own)
     try:
-        dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
+        dist.init_process_group("nccl" if own else "gloo", timeout=PATIENCE, device_id=own)
     except (RuntimeError, ValueError) as error:
         raise Problem(f"port {os.environ.get('MASTER_PORT')}: the processes cannot meet there "
-                      f"({first_line(error)}): name a free one (torchrun --master_port, or "
+                      f"({in_brief(error)}): name a free one (torchrun --master_port, or "
                       "MASTER_PORT), unless another process says why") from None
     try:
         rank = dist.get_rank()
-        with (contextlib.redirect_stdout(sys.stdout if rank == 0 else None),     # one voice
-              last_words(cfg, rank)):
+        with contextlib.redirect_stdout(sys.stdout if rank == 0 else None):     # one voice
             yield World(rank, size, own or torch.device(device), bf16, cfg.parallel)
         dist.destroy_process_group()
     except RuntimeError as error:
@@ -237,32 +217,37 @@ def join_world(cfg):
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise Problem("another process is gone; its message, above or in its log, says why "
-                      f"({first_line(error)})") from None
+                      f"({in_brief(error)})") from None
 
 
 def launch(act, config_class, argv, doc, presets=None, by=None, command=None, moved=None):
     """Do a script's work, act(cfg, world), with the flags in argv.
 
-    argv: a list of words, by whoever calls a script from Python: what goes wrong is raised. None:
-    the command line's; what the user can repair then becomes one line and exit code 2 (`entry`).
+    argv: a list of words when called from Python, where what goes wrong is raised. None: those of
+    the command line; what the user can repair then becomes one line and exit code 2 (`entry`).
     A config_class that is no Machine needs no processes: act(cfg) is called; without any, the
-    script has nothing to do but to show its doc. command: a first word that may be left out. moved:
-    {first word, or beginning of any other: the tool that answers now}.
+    script only shows its doc. command: a first word that may be left out. moved: see check_moved.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
-
     def work():
+        words = sys.argv[1:] if argv is None else list(argv)        # `entry` took out --debug
         check_moved(words, moved or {})
-        rest = words[1:] if command and words[:1] == [command] else words
         if config_class is None:
             print(doc)
             return
+        rest = words[1:] if command and words[:1] == [command] else words
         cfg = texts_from_outside(parse(config_class, presets or {}, rest, doc, by))
-        if issubclass(config_class, Machine):
-            with join_world(cfg) as world:
-                act(cfg, world)
-        else:
+        if not issubclass(config_class, Machine):
             act(cfg)
+            return
+        with join_world(cfg) as world:
+            try:
+                act(cfg, world)
+            except Diverged as end:                # its log says so, where the doctor finds it
+                if world.rank == 0:
+                    line = {"step": end.step, "event": "stopped", "why": str(end)}
+                    with open(pathlib.Path(cfg.out) / "log.jsonl", "a") as f:
+                        f.write(json.dumps(line) + "\n")
+                raise
     if argv is None:
         entry(work)
     else:
@@ -275,10 +260,8 @@ def bare(module):
 
 
 def whole(network, world):
-    """Name -> weight, whole and on the CPU, of rank 0; an empty dict on the others.
-
-    Sharded weights are gathered one by one, so no rank but the first ever holds them all.
-    """
+    """Name -> weight, whole and on the CPU, on rank 0; {} on the others. Sharded weights are
+    gathered one by one, so that no other rank ever has them all."""
     found = {}
     for name, weight in bare(network).state_dict().items():
         weight = weight.full_tensor() if isinstance(weight, DTensor) else weight

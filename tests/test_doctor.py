@@ -1,7 +1,7 @@
 """The doctor: healthy runs stay unremarked, and damage done on purpose is called by its name.
 
 The damaged runs are trained with SLOW=1 (three minutes); always, what they logged is examined from
-tests/sick.json, which SLOW=1 RECORD=1 writes anew.
+tests/damaged_runs.json, which SLOW=1 RECORD=1 writes again.
 """
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from runtime import Problem, config_of
 from tools import doctor
 
 slow = pytest.mark.skipif("SLOW" not in os.environ, reason="three minutes: set SLOW=1")
-SICK = Path(__file__).with_name("sick.json")
+RECORDS = Path(__file__).with_name("damaged_runs.json")
 
 
 # ------------------------------------------------------------------ damage: monkeypatch -> patched
@@ -63,7 +63,7 @@ def ended(rollout, lengths, written):
 
 no_end = replaced(data, "encode_response", lambda honest: lambda *args: honest(*args)[:-1])
 
-SABOTAGES = {      # name: (stage, flags, damage, the diseases that must be among those found)
+SABOTAGES = {      # name: (stage, flags, damage, the checks that must be among those that fail)
     "supervised: learning rate x 100": ("supervised", "--lr 1", None, {"loss spike"}),
     "reward: learning rate x 100": ("reward", "--lr 0.5", None,
                                     {"loss spike", "learning died out"}),
@@ -143,10 +143,10 @@ def logged(folder):
 
 
 def remember(name, stage, lines, flags):
-    """Into sick.json, when RECORD is set: four digits, column by column."""
+    """Into damaged_runs.json, when RECORD is set: four digits, column by column."""
     if "RECORD" not in os.environ:
         return
-    kept = json.loads(SICK.read_text()) if SICK.exists() else {}
+    kept = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
     keys = sorted({key for line in lines for key in line} - {
         "rollout_seconds", "update_seconds", "rollout_tokens_per_second", "why", "tokens",
         "update_tokens_per_second", "episodes", "reward", "policy_loss", "return_mean"})
@@ -154,14 +154,14 @@ def remember(name, stage, lines, flags):
                    for line in lines] for key in keys}
     kept[name] = {"stage": stage, "flags": {k: flags[k] for k in ("kl_coef", "missing_eot")
                                             if k in flags}, "log": short}
-    SICK.write_text("{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}"
+    RECORDS.write_text("{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}"
                                      for k, v in sorted(kept.items())) + "}\n")
 
 
 def recorded():
-    """{name: (stage, lines, flags)} of sick.json."""
+    """{name: (stage, lines, flags)} of damaged_runs.json."""
     found = {}
-    for name, known in (json.loads(SICK.read_text()) if SICK.exists() else {}).items():
+    for name, known in (json.loads(RECORDS.read_text()) if RECORDS.exists() else {}).items():
         columns = known["log"]
         lines = [{key: values[i] for key, values in columns.items() if values[i] != "-"}
                  for i in range(len(columns["step"]))]
@@ -262,7 +262,7 @@ def test_each_check_fires_somewhere_and_says_what_to_read_and_to_try():
     assert fired == {check.name for check in doctor.CHECKS}
     for check in doctor.CHECKS:
         passage, remedy = doctor.ADVICE[check.name]
-        assert len(passage) > 5 and len(remedy) > 10 and check.sick in ("above", "below")
+        assert len(passage) > 5 and len(remedy) > 10 and check.fails in ("above", "below")
 
 
 # -------------------------------------------------------------------------------------- in words
@@ -284,7 +284,7 @@ def test_the_doctor_says_what_it_looked_at_and_leaves_with_0_or_1(home, tmp_path
     assert "paper: section 4.3, Figure 5" in said and "try: an earlier snapshot" in said
 
 
-def test_training_warns_once_beside_its_bar_and_not_at_all_in_health(home, tmp_path, capfd, monkeypatch):
+def test_training_warns_once_above_its_bar_and_never_in_health(home, tmp_path, capfd, monkeypatch):
     village.run("reward", home / "village", tmp_path, supervised=home / "supervised")
     assert "warning" not in capfd.readouterr().err
     damaged("ppo: another reference", home, tmp_path, monkeypatch)
@@ -318,4 +318,4 @@ def test_what_cannot_be_examined_is_a_problem_of_one_line(home, tmp_path):
 
 
 def test_the_records_hold_no_more_than_is_needed():
-    assert SICK.stat().st_size < 150_000
+    assert RECORDS.stat().st_size < 150_000

@@ -71,7 +71,10 @@ def run(module, argv, capsys=None):
     out, err, sys.stdout, sys.stderr = sys.stdout, sys.stderr, io.StringIO(), caught
     code = 0
     try:
-        runtime.flags.entry(module.main)
+        if module.__name__.startswith("tools"):
+            runtime.flags.entry(module.main)
+        else:                                                      # their `launch` does so
+            module.main()
     except SystemExit as left:
         code = left.code or 0
     finally:

@@ -14,8 +14,8 @@ import label
 import sample
 from data import read_comparisons
 from model import load_model
-from runtime import ALONE, Problem
-from runtime.files import save_tensors, write_atomically
+from runtime import ALONE, Problem, write
+from runtime.files import save_tensors
 from sample import load_checkpoint, score_texts
 from tools import judges, pairs
 from tools import report as pages
@@ -197,7 +197,7 @@ def test_everything_is_read_before_the_first_summary_and_the_first_paid_call(
     if flags == ["snapshot"]:
         snapshot = run / "ppo/snapshots/step-000002.pt"
         save_tensors(snapshot, load_model(run / "supervised").state_dict())
-        write_atomically(snapshot, snapshot.read_bytes()[:-20])
+        write(snapshot, snapshot.read_bytes()[:-20])
     if flags == ["reward"]:
         make_checkpoint(run / "reward", make_data(tmp_path / "foreign", vocab=280), "scalar")
     flags = [f.format(tmp=tmp_path, python=sys.executable) for f in flags if "-" in f or "/" in f]

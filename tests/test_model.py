@@ -445,7 +445,7 @@ def test_a_bad_checkpoint_is_a_problem_naming_the_file(tiny, tmp_path):
     (tmp_path / "config.json").write_text("{")
     fails("config.json is damaged")
     (tmp_path / "config.json").write_text("{}")
-    fails("describes no network")
+    fails("does not describe a network")
 
 
 def test_a_checkpoint_holds_plain_cpu_tensors_and_nothing_else(tiny, tmp_path):

@@ -30,7 +30,6 @@ from runtime import (
     optimizer_step,
     write,
 )
-from runtime.files import write_atomically
 from runtime.flags import parse
 from runtime.world import join_world
 from sft import cosine
@@ -105,7 +104,8 @@ def test_problems_leave_one_line_and_exit_code_2(capsys):
 def test_a_device_that_is_not_here_is_a_problem(device):
     if device == "mps" and torch.backends.mps.is_available():
         pytest.skip("it is here")
-    with pytest.raises(Problem, match="--device"), join_world(Machine(device)):
+    with (pytest.raises(Problem, match="--device"),
+          join_world(parse(Machine, {}, ["--device", device], ""))):
         pass
 
 
@@ -211,17 +211,17 @@ def test_a_report_with_a_number_that_is_not_finite_is_refused_in_one_line(tmp_pa
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "new" / "file.txt"
-    write_atomically(path, "old ä")
+    write(path, "old ä")
     assert path.read_text() == "old ä" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
     def fails(*_):
         raise OSError("disk full")
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(Problem, match="file.txt cannot be written .disk full."):
-        write_atomically(path, "new")
+        write(path, "new")
     assert path.read_text() == "old ä" and [p.name for p in path.parent.iterdir()] == ["file.txt"]
     monkeypatch.undo()
-    write_atomically(path, b"\x00\xff")
+    write(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff"
 
 
@@ -374,7 +374,7 @@ def test_a_state_half_written_is_not_taken_up(tmp_path, world, monkeypatch):
 
 @pytest.mark.parametrize("file", ["half", "done.json"])
 def test_a_full_disk_keeps_no_half_written_state(tmp_path, world, monkeypatch, file):
-    out, save, write = tmp_path / "run", runtime.run.dcp.save, runtime.files.write_atomically
+    out, save, write = tmp_path / "run", runtime.run.dcp.save, runtime.run.write
 
     def full(path, act):
         if path.parent.name == "writing-00000004" and path.name == file:
@@ -384,7 +384,7 @@ def test_a_full_disk_keeps_no_half_written_state(tmp_path, world, monkeypatch, f
         return act()
     monkeypatch.setattr(runtime.run.dcp, "save", lambda state, checkpoint_id, **more: full(
         checkpoint_id / "half", lambda: save(state, checkpoint_id=checkpoint_id, **more)))
-    monkeypatch.setattr(runtime.run, "write_atomically", lambda path, content: full(
+    monkeypatch.setattr(runtime.run, "write", lambda path, content: full(
         pathlib.Path(path), lambda: write(path, content)))
     with pytest.raises(Problem, match="step-00000004 cannot be written .No space left on device"):
         little_run(out, world)

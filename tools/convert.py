@@ -38,7 +38,6 @@ from runtime.files import (
     read_text,
     replacing,
     save_tensors,
-    write_atomically,
     write_config,
 )
 from runtime.flags import entry
@@ -349,7 +348,7 @@ def write_vocabulary(tokenizer, folder, context):
     for name, text in (("vocab.json", json.dumps(vocabulary, ensure_ascii=False)),
                        ("merges.txt", "\n".join(merges) + "\n"),
                        ("tokenizer_config.json", json.dumps(settings, indent=1) + "\n")):
-        write_atomically(Path(folder) / name, text)
+        write(Path(folder) / name, text)
 
 
 def export(folder, out):
@@ -366,12 +365,12 @@ def export(folder, out):
     flags = {name: known["flags"][name] for name in ("query_length", "response_length", "fill")
              if name in known["flags"]}
     write_vocabulary(tokenizer, out, config.context)
-    write_atomically(out / "generation_config.json", json.dumps(
+    write(out / "generation_config.json", json.dumps(
         {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot,
          "max_new_tokens": flags.get("response_length", 48)}, indent=1) + "\n")
     write_safetensors(out / "model.safetensors", to_hugging_face(model.state_dict(), config))
     theirs = {mine: name for name, mine in reversed(GELU.items())}
-    write_atomically(out / "config.json", json.dumps({
+    write(out / "config.json", json.dumps({
         "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "dtype": "float32",
         **dict(zip(SHAPE, asdict(config).values(), strict=False)), "n_inner": None,
         "activation_function": theirs[config.activation], "layer_norm_epsilon": 1e-5,

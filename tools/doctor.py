@@ -1,16 +1,12 @@
-"""Appendix. What ails a run? The known diseases of this kind of training, read off its logs.
+"""Appendix. What is wrong with a run? The known ways in which training fails, read off its logs.
 
     python -m tools.doctor runs/demo
 
 Reads log.jsonl and config.json of every stage in a run's folder, or of one stage's, and the report
 where there is one, and says in words what it sees: the figure, where health ends, the step, the
 paper's passage, what to try. Exit code 0: healthy; 1: something was found. While a script trains,
-its log asks the same table of checks, and each disease warns once beside the progress bar.
-
-A check is a measure - a function of a log's lines that returns the step at which a figure was at
-its worst, and the figure - and a limit. All limits stand in one table, CHECKS, at the end. They lie
-between what healthy runs reach (the toy demo's; those that the paper and its reproductions report)
-and what runs do that were damaged on purpose (tests/test_doctor.py).
+the checks of its log run too (runtime/health.py, which says what a check is), and each that fails
+warns once above the progress bar.
 
 Read after: ppo.py, whose log has most to tell.
 """
@@ -20,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import Problem, config_of, flag
-from runtime.files import log_line
+from runtime.files import read_log
 from runtime.flags import entry, parse
 from runtime.health import CHECKS as LOGS
 from runtime.health import Check, examine, stage_of
@@ -39,8 +35,8 @@ def worse_than_supervised(report, flags):
     rows = [row for row in report["overoptimisation"] if row["method"] == "ppo"]
     rate = report["against_supervised"].get("human_feedback")
     if not rows or not rate or rows[-1]["rm"] <= 0:
-        return None
-    return rows[-1]["step"], rate["win_rate_95"][1]
+        return []
+    return [(rows[-1]["step"], rate["win_rate_95"][1])]
 
 
 def judge_fallen(report, flags):
@@ -50,16 +46,16 @@ def judge_fallen(report, flags):
     rows = ([row for row in rows if row["method"] == "best_of_n" and row["n"] == 1]
             + [row for row in rows if row["method"] == "ppo"])
     if not rows or rows[-1]["method"] != "ppo":
-        return None
+        return []
     last = rows[-1]
-    return last["step"], max(row["win_rate"] - last["win_rate"] for row in rows
-                             if row["predicted_win_rate"] <= last["predicted_win_rate"])
+    return [(last["step"], row["win_rate"] - last["win_rate"]) for row in rows
+            if row["predicted_win_rate"] <= last["predicted_win_rate"]]
 
 
 def accuracy_interval(report, flags):
     """Upper end of the 95 % interval of the reward model's agreement with unseen labels."""
     found = report["reward_model"]
-    return (0, found["accuracy_95"][1]) if found else None
+    return [(0, found["accuracy_95"][1])] if found else []
 
 
 CHECKS = (
@@ -83,46 +79,36 @@ ADVICE = {      # check: where the paper, or who repeated its work, speaks of it
         "a lower --lr"),
     "learning died out": (
         "appendix B.1 (learning rates from a sweep of 7 values)",
-        "a lower --lr: a step too large leaves a network that always gives the same "
-        "answer"),
+        "a lower --lr: a step too large leaves a network that always gives the same answer"),
     "over-fitting": (
-        "section 3.4, B.1: one epoch; N+ and Gao et al. section 3: more epochs do not "
-        "help",
+        "section 3.4, B.1: one epoch; N+ and Gao et al. section 3: more epochs do not help",
         "fewer --steps, more data, a lower --lr"),
     "over-fitted reward model": (
         "section 4.3: more data, larger models; N+: .16 after one epoch",
         "more comparisons, a lower --lr"),
     "reward model at chance": (
-        "sections 4.3, C.2: .62 to .69, people agree on .73; Gao et al.: chance below "
-        "2,000",
-        "check that `choice` names the better summary; more labels; a better supervised "
-        "policy"),
+        "sections 4.3, C.2: .62 to .69, people agree on .73; Gao et al.: chance below 2,000",
+        "check that `choice` names the better summary; more labels; a better supervised policy"),
     "summaries never learned to end": (
         "N+ detail 3: when <|endoftext|> is also the padding, it is never learned",
-        "check the supervised stage: --response-length, one <|endoftext|> after each "
-        "summary"),
+        "check the supervised stage: --response-length, one <|endoftext|> after each summary"),
     "EOT rate falling": (
         "N+ detail 23 (the EOT trick)",
         "a lower --missing-eot than bad summaries score, a larger --kl-coef"),
     "never ending pays": (
         "2019 code and N+ detail 23: -1 is meant to be worse than what it replaces",
-        "--missing-eot well below the mean score; is the reward model's zero right "
-        "(3.4)?"),
+        "--missing-eot well below the mean score; is the reward model's zero right (3.4)?"),
     "reference differs at the start": (
-        "section 3.4; N+ detail 7 (no dropout), N detail (one temperature in all log-"
-        "probs)",
+        "section 3.4; N+ detail 7 (no dropout), N detail (one temperature in all log-probs)",
         "is --policy what the reference is loaded from? dropout, positions, temperature"),
     "rollout and update disagree": (
-        "N and N+ details: positions, temperature and dropout make the ratio differ "
-        "from 1",
+        "N and N+ details: positions, temperature and dropout make the ratio differ from 1",
         "the same temperature and precision in generation and update; no dropout"),
     "negative KL": (
         "section 3.4; N+: sampled and scored distributions must be one",
-        "no top-k, top-p or forbidden <|endoftext|> in rollouts; which way is the log-"
-        "ratio?"),
+        "no top-k, top-p or forbidden <|endoftext|> in rollouts; which way is the log-ratio?"),
     "exploding KL": (
-        "Table 9 (2 to 19 nats a summary), section 4.3, Figure 5, appendix H.2 (250 "
-        "nats)",
+        "Table 9 (2 to 19 nats a summary), section 4.3, Figure 5, appendix H.2 (250 nats)",
         "a larger --kl-coef, a lower --lr; does the penalty carry its minus sign?"),
     "no price on KL": (
         "section 3.4, Table 9 (beta .05 to .35); section 4.3, Figure 5",
@@ -132,12 +118,11 @@ ADVICE = {      # check: where the paper, or who repeated its work, speaks of it
         "a larger --kl-coef, a lower --lr, fewer --epochs"),
     "repeated text": (
         "section 4.3, appendix H.2: what over-optimised policies write",
-        "read some (sample.py); a larger --kl-coef; labels for such pairs, and "
-        "reward.py anew"),
+        "read some (sample.py); a larger --kl-coef; labels for such pairs, and reward.py again"),
     "length drift": (
         "section 4.1, appendix F; N+: 1.5 times is usual",
-        "look at the length-controlled win rate; a larger --kl-coef; labels for "
-        "summaries of the wanted length"),
+        "look at the length-controlled win rate; a larger --kl-coef; labels for summaries of "
+        "the wanted length"),
     "steps too large": (
         "Schulman et al. 2017; N+: .07 in the last epoch",
         "a lower --lr, fewer --epochs"),
@@ -149,28 +134,11 @@ ADVICE = {      # check: where the paper, or who repeated its work, speaks of it
         "does it learn (critic_grad_norm, value_loss)? a larger --vf-coef or --lr"),
     "over-optimisation": (
         "section 4.3, Figure 5; Gao et al. 2022",
-        "an earlier snapshot (--snapshot-every), a larger --kl-coef, more and newer "
-        "labels"),
+        "an earlier snapshot (--snapshot-every), a larger --kl-coef, more and newer labels"),
 }
 
 
-def read_log(path):
-    """The lines of a log.jsonl, without a last one that is still being written.
-
-    Raises: Problem naming a line before it that is no JSON object with a step.
-    """
-    texts, lines = Path(path).read_text(errors="replace").splitlines(), []
-    for number, text in enumerate(texts, 1):
-        try:
-            lines.append(log_line(text))
-        except (ValueError, RecursionError):
-            if number < len(texts):
-                raise Problem(f"{path}, line {number}: not a line of a training log: delete "
-                              "it") from None
-    return lines
-
-
-def patients(folder):
+def parts_of(folder):
     """What there is to examine in a folder: [(name, stage, lines, flags)].
 
     Raises: Problem when it holds no log.
@@ -197,12 +165,12 @@ def main(argv=None):
     """Print what was looked at and what was found. Raises: SystemExit(1) when something was."""
     argv = sys.argv[1:] if argv is None else argv
     named = ["--run"] * (bool(argv) and not argv[0].startswith("-"))
-    cfg, sick = parse(Config, {}, named + argv, __doc__), 0
+    cfg, failed = parse(Config, {}, named + argv, __doc__), 0
     if not cfg.run:
         raise Problem("which run? python -m tools.doctor runs/demo")
-    for name, stage, lines, flags in patients(cfg.run):
+    for name, stage, lines, flags in parts_of(cfg.run):
         found = examine(stage, lines, flags, CHECKS)
-        sick += len(found)
+        failed += len(found)
         looked = dict.fromkeys(c.name for c in CHECKS if stage in c.stages.split())
         what = f"{len(lines)} lines" if stage != "report" else "a report"
         print(f"{name} ({what}): " + (f"{len(found)} found" if found else
@@ -210,7 +178,7 @@ def main(argv=None):
         for finding in found:
             passage, remedy = ADVICE[finding.check.name]
             print(f"\n  {finding}\n    paper: {passage}\n    try: {remedy}\n")
-    if sick:
+    if failed:
         raise SystemExit(1)
 
 

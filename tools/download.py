@@ -41,7 +41,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import COMPARISON, POST, fields_of, find, load_tokenizer, query_text, read_posts
-from runtime import Problem, generator
+from runtime import Problem, generator, write
 from runtime.files import (
     LINE,
     check_shape,
@@ -50,7 +50,6 @@ from runtime.files import (
     read_jsonl,
     read_text,
     replacing,
-    write_atomically,
 )
 from runtime.flags import entry
 from tools.convert import import_hugging_face
@@ -327,7 +326,7 @@ def settle(part, path):
     known, found = recorded(path.parent), checksum(part)
     if known.get(path.name) != found:
         known[path.name] = found
-        write_atomically(path.parent / "SHA256SUMS",
+        write(path.parent / "SHA256SUMS",
                          "".join(f"{value}  {name}\n" for name, value in sorted(known.items())))
     os.replace(part, path)
     forget(Path(f"{path}.part"))

@@ -53,7 +53,7 @@ from evaluate import (
 )
 from ppo import PRESETS
 from runtime import Machine, Problem, flag, generator, write
-from runtime.files import read_jsonl, write_atomically
+from runtime.files import read_jsonl
 from runtime.flags import entry, parse
 from runtime.world import join_world
 from sample import (
@@ -380,7 +380,7 @@ def collect(points, out):
         if point.path.suffix == ".json" and point.done:
             seeds.setdefault(seed, {})[name] = json.loads(point.path.read_text())
     measured = {"seeds": list(seeds.values())}
-    write_atomically(Path(out) / "measured.json", json.dumps(measured) + "\n")
+    write(Path(out) / "measured.json", json.dumps(measured) + "\n")
     return measured
 
 
@@ -392,7 +392,7 @@ def sweep(cfg):
             print(f"{'done' if point.done else '-':5} {point.name:34} {point.path}")
         return
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "commands.sh", "".join(
+    write(out / "commands.sh", "".join(
         f"{command}\n" for point in points for command in (
             f"# {point.name}", *(f"python {c}" for c in point.commands))))
     with open(out / "lock", "w") as lock:
@@ -605,7 +605,7 @@ def measure(cfg, how):
     if world.rank == 0 and how is pairs:
         write(cfg.out, found)
     elif world.rank == 0:
-        write_atomically(cfg.out, json.dumps(plain(found)) + "\n")
+        write(cfg.out, json.dumps(plain(found)) + "\n")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ import math
 from pathlib import Path
 
 from evaluate import AXIS_NAMES, wins
-from runtime import Problem
-from runtime.files import write_atomically
+from runtime import Problem, write
 from tools.figures_numbers import (
     CRITICS,
     FIGURES,
@@ -392,12 +391,12 @@ def draw_everything(measured, cfg):
     for name, content in (("curves", {
             "seeds": len(found.seeds), "claims": claims, "fits": fits, "figures": figures,
             "numbers": numbers_of(figures, cfg)}), ("reference", reference(measured, cfg))):
-        write_atomically(out / f"{name}.json",
+        write(out / f"{name}.json",
                          json.dumps(content, indent=1, allow_nan=False) + "\n")
     text = report(found, cfg, figures, fits, claims)
-    write_atomically(out / "report.md", text)
+    write(out / "report.md", text)
     for c in claims:
         print(f"{c['verdict']:8} {c['claim']}: {shown(c, c['form'])}")
     draw_figures(figures, fits, out)
-    write_atomically(out / "report.html", page(text, out))
+    write(out / "report.html", page(text, out))
     print(f"\n{out / 'report.md'} and report.html show it all")

@@ -44,7 +44,6 @@ import evaluate
 from data import check_queries, fields_of
 from evaluate import AXIS_NAMES, FOLDERS, JUDGES, Judge, win_rate
 from runtime import Problem, config_of, flag, generator, launch, write
-from runtime.flags import entry
 from runtime.world import World
 from sample import load_checkpoint, summarise
 from tools.label_stats import numbers
@@ -237,4 +236,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    entry(main)
+    main()

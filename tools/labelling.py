@@ -32,7 +32,6 @@ from label import (
     write_comparisons,
 )
 from runtime import Machine, Problem, flag, launch, write
-from runtime.files import typed
 from runtime.flags import check_new, entry
 from sample import load_checkpoint, score_texts
 from tools.label_site import LOOPBACK, Site
@@ -48,7 +47,8 @@ class Serve(Machine):
                    what="FILE")
     labeller: str = flag("", "answer as this person; none: the page asks for a name")
     researcher: str = flag("", "whose answers count as right: the first items of everybody else "
-                               "show them, and a labeller who disagrees too often is held")
+                               "show them, and a labeller who disagrees too often is held",
+                     what="TEXT")
     naive: bool = flag(False, "first read the summaries without the post, and note what they say")
     axes: bool = flag(False, f"also grade each summary from 1 to 7: {', '.join(AXIS_QUESTIONS)}")
     shared: float = flag(Plan.shared, "share of items that everybody is asked about")
@@ -174,7 +174,7 @@ def serve(cfg, world):
     with site:                    # the port is ours before a reward model reads every pair
         new = store.add(pairs)
         if cfg.researcher:
-            store.set_state(typed("--researcher", cfg.researcher), "researcher")
+            store.set_state(cfg.researcher, "researcher")
         if cfg.reward:
             compare_with(cfg, store, world)
         print(f"{cfg.db}: {new} new pairs, {len(store.pairs())} in all\n{site.url}    label here\n"

@@ -32,7 +32,6 @@ from evaluate import (
 )
 from runtime import Machine, Problem, config_of, flag, launch, write
 from runtime.files import read_jsonl, read_text, replacing
-from runtime.flags import entry
 from sample import held_out, load_checkpoint, load_reward
 from tools.microscope import look, page
 
@@ -376,4 +375,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    entry(main)
+    main()
