@@ -127,9 +127,16 @@ def parse(config_class, presets, argv, doc, by=None):
     presets: name -> {flag: value}; with `by`, name -> {value of flag `by`: {flag: value}}.
     Raises: Problem for an unknown flag, preset, choice or value.
     """
-    parser = Parser(description=doc, allow_abbrev=False, epilog="--debug: when something goes "
-                    "wrong, also show where in the code",
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ["preset", *([by] if by else [])]:       # read first, so that --help can show it
+        first.add_argument(spelled(name), dest=name)
+    chosen, _ = first.parse_known_args(argv)
+    preset = presets.get(chosen.preset, {})
+    if by and preset:
+        preset = preset.get(getattr(chosen, by) or getattr(config_class, by), {})
+
+    parser = Parser(description=doc, allow_abbrev=False, epilog="--debug: of an error, also show "
+                    "where in the code", formatter_class=argparse.RawDescriptionHelpFormatter)
     if presets:
         parser.add_argument("--preset", choices=list(presets), default=argparse.SUPPRESS,
                             help="a set of values; typed flags win over it")
@@ -138,9 +145,9 @@ def parse(config_class, presets, argv, doc, by=None):
     for field in dataclasses.fields(config_class):
         group = shared if field.name in Common.__dataclass_fields__ else own
         known = field.metadata
-        default = "needed" if field.default is ... else f"default: {field.default!r}"
-        options = dict(dest=field.name, default=argparse.SUPPRESS,
-                       help=f"{known['help']} ({default})".replace("%", "%%"))
+        value = preset.get(field.name, field.default)
+        told = f"{known['help']} ({'needed' if value is ... else f'default: {value!r}'})"
+        options = dict(dest=field.name, default=argparse.SUPPRESS, help=told.replace("%", "%%"))
         if field.type is bool:
             options["action"] = "store_true"
         elif known["choices"]:
@@ -149,9 +156,7 @@ def parse(config_class, presets, argv, doc, by=None):
             options |= dict(type=field.type, metavar=known["what"] or field.type.__name__.upper())
         group.add_argument(spelled(field.name), **options)
     typed = vars(parser.parse_args(argv))
-    preset = presets.get(typed.pop("preset", None), {})
-    if by and preset:
-        preset = preset.get(typed.get(by, getattr(config_class, by)), {})
+    typed.pop("preset", None)
     cfg = config_class(**{**preset, **typed})
     for field in dataclasses.fields(config_class):
         check_value(field, getattr(cfg, field.name))

@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
+import ppo
 import runtime
 from model import uniforms
 from runtime import (
@@ -73,6 +74,15 @@ def test_a_wrong_flag_is_a_problem_of_one_line(line):
         flags(line)
     assert any(word in str(caught.value) for word in line.split())
     assert "\n" not in str(caught.value) and "--help" in str(caught.value)
+
+
+@pytest.mark.parametrize("typed, lr", [("", "1.5e-05"), ("--preset toy", "0.0003"),
+                                       ("--preset=6.7b --lr 1", "7e-06")])
+def test_help_shows_the_values_of_the_preset_that_was_typed(typed, lr, capsys):
+    with pytest.raises(SystemExit):
+        ppo.main([*typed.split(), "--help"])
+    assert f"initial learning rate; falls linearly to 0 (default: {lr})" in " ".join(
+        capsys.readouterr().out.split())
 
 
 def test_help_lists_every_flag_with_its_words(capsys):
