@@ -103,8 +103,7 @@ LABELLERS = [Taste("toy-ada"), Taste("toy-ben", length=1.), Taste("toy-cleo", ac
              Taste("toy-finn", coverage=.6, first=.1), Taste("toy-gus", coverage=1.3, length=.1),
              Taste("toy-hana", accuracy=1.6, question=-.2)]
 # What a point of quality is worth, in units of the noise. At 0 two labellers agree on half of all
-# pairs; at this they do on 73 %, as in section 3.3 (a test computes it, from two authors' summaries
-# of each of 1,000 posts).
+# pairs of two authors' summaries, at this value on 73 %, as in section 3.3 (a test computes it).
 SHARPNESS = 1.35164966868615
 
 

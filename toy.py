@@ -20,8 +20,8 @@ paper's axes (appendix C), and length. They are multiplied, so that no axis make
     author    1 + 6 *  2.6/8.6 *   .85^2  *         1       * (9/16)^(1/4)  = 2.13
     ideal     1 + 6 *     1    *     1    *         1       *    1          = 7
 
-Authors usually write what happened, an exaggeration and thanks, which is not what readers want. A
-model that imitates them writes mediocre summaries: human feedback has something to teach.
+Most authors write what happened, an exaggeration and thanks, and no question: not what readers
+want. A model that imitates them writes mediocre summaries: human feedback has something to teach.
 
     python toy.py --out data/toy          (10 s; data/toy/news is a second domain, to transfer to)
 
@@ -101,8 +101,8 @@ def write_post(facts, rng):
             topics = [topic for topic in topics if topic not in (one, two)] + [f"{one}+{two}"]
     placed = [(rng.random() + (.6 if "ask" in topic else 0.),       # (position, sentence)
                say(rng.choice(domain.post_forms[topic]), facts)) for topic in topics]
-    talk = rng.sample(domain.small_talk, rng.randint(*domain.small_talk_count))
-    placed += [(rng.random(), sentence) for sentence in talk]
+    for sentence in rng.sample(domain.small_talk, rng.randint(*domain.small_talk_count)):
+        placed.append((rng.random(), sentence))
     new_line = .25 if rng.random() < .3 else 0.                     # some write paragraphs
     return "".join(sentence + ("\n" if rng.random() < new_line else " ")
                    for _, sentence in sorted(placed)).strip()
@@ -115,8 +115,7 @@ def ideal(facts):
 
 
 def write_summary(facts, rng):
-    """The author's summary, good or bad -> str, at most 42 tokens. The most frequent kind of author
-    exaggerates and omits the question; a model that decodes greedily writes like that too."""
+    """The author's summary, good or bad -> str, at most 42 tokens."""
     domain = DOMAIN_OF[facts.actor]
     authors, mistakes = list(domain.authors.values()), TOY["mistakes"]
     author = rng.choices(authors, [author["share"] for author in authors])[0]
@@ -171,10 +170,9 @@ PASSIVE = re.compile(rf"\b{OWNED} (?:got|was) ({'|'.join(PARTICIPLE.values())})(
 
 @lru_cache(maxsize=1 << 14)
 def statements(text):
-    """All that a text states -> set of (slot, value).
-
-    "My boss sold my bike." states actor boss, verb sold, owner me, object bike. It also states, as
-    its words would in any order: person boss, act sold, thing bike."""
+    """All that a text states -> set of (slot, value). "My boss sold my bike." states actor boss,
+    verb sold, owner me, object bike; and, as its words would in any order: person boss, act sold,
+    thing bike."""
     text = " ".join(text.lower().split())
     found = {MENTIONS[word] for word in MENTIONS.keys() & WORD.findall(text)}
     found |= {PHRASES[phrase] for phrase in PHRASE.findall(text)}
@@ -229,8 +227,8 @@ def shares(record, summary):
     if not right:
         return (0., 0., coherence, 0.), False
     coverage = sum(WEIGHT[s] for s in right) / sum(WEIGHT[s] for s in given(facts, WEIGHT))
-    he = domain.people[facts.actor]
-    pronouns = {("pronoun", p) for p in ([he] if he in HIM else HIM)}       # a nurse may be any
+    he = domain.people[facts.actor]                                         # a nurse may be any
+    pronouns = {("pronoun", pronoun) for pronoun in ([he] if he in HIM else HIM)}
     made_up = stated - statements(post) - pronouns
     accuracy = .75 ** len(made_up) * .85 ** len(EXAGGERATION.findall(summary.lower()))
     # "my sister" 2 words, "sold" 1, "my boss's" 2, "bike" 1, "at the gym" 3, "Should I move out?" 4
@@ -307,10 +305,9 @@ def make_record(seed, split, row, domain=POSTS):
 
 
 def pretraining_text(seed, row):
-    """A post or an article as found on the web, with an event of the train split -> record.
-
-    Most repeat some facts at the end, in any order, as an EDIT: from these a network learns to look
-    back and copy. One in ten ends with a useless TL;DR. The template SUBREDDIT: never occurs."""
+    """A post or an article as found on the web, with an event of the train split -> record. Most
+    repeat some facts at the end, in any order, as an EDIT: from these a network learns to look back
+    and copy. One in ten ends with a useless TL;DR. The template SUBREDDIT: never occurs."""
     domain = NEWS if row % 2 == 1 else POSTS
     facts, record = make_record(seed, "pretrain", row, domain)
     rng = seeded(seed, "toy pretrain ends", row)
