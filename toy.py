@@ -50,7 +50,8 @@ VALUES = TOY["values"] | {"actor": list(DOMAIN_OF), "verb": list(PARTICIPLE),
                           "ask": POSTS.ask + NEWS.ask}
 # All that a post says, None where it says nothing. The owner is "me" or a person, not the actor.
 Facts = namedtuple("Facts", "actor verb owner object place time excuse feeling ask")
-DETAILS = ("place", "time", "excuse", "feeling", "ask")           # the last three: own sentences
+OWN_SENTENCE = ("excuse", "feeling", "ask")
+DETAILS = ("place", "time", *OWN_SENTENCE)                # a summary tells these two with the event
 
 # ----------------------------------------------------------------------------------------- writing
 
@@ -110,8 +111,8 @@ def write_post(facts, rng):
 
 def ideal(facts):
     """The best summary: every fact of the post once, in the usual words."""
-    forms = DOMAIN_OF[facts.actor].usual                            # place and time are in "event"
-    return " ".join(say(forms[part], facts) for part in ["event", *given(facts, DETAILS[2:])])
+    forms = DOMAIN_OF[facts.actor].usual
+    return " ".join(say(forms[part], facts) for part in ["event", *given(facts, OWN_SENTENCE)])
 
 
 def write_summary(facts, rng):
@@ -134,7 +135,7 @@ def write_summary(facts, rng):
     parts = [sentence("event")] if rng.random() < author["event"] else []
     if rng.random() < author["exaggeration"]:
         parts.append(rng.choice(TOY["exaggerations"]))
-    parts += [sentence(part) for part in given(facts, DETAILS[2:])]
+    parts += [sentence(part) for part in given(facts, OWN_SENTENCE)]
     if rng.random() < author["chat"]:
         parts.append(rng.choice(domain.chat))
     parts = parts or [sentence("event")]
@@ -314,7 +315,7 @@ def pretraining_text(seed, row):
     text = record["title"] + "\n\n" if rng.random() < .5 else ""
     text += record[domain.text_field]
     if rng.random() < .9:
-        parts = ["event", *given(facts, DETAILS[2:])]
+        parts = ["event", *given(facts, OWN_SENTENCE)]
         again = [say(rng.choice([domain.usual, domain.rare])[part], facts)
                  for part in rng.sample(parts, rng.randint(2, len(parts)))]
         text += "\n\nEDIT: " + " ".join(again)
