@@ -87,9 +87,11 @@ def say(form, facts):
     when = f" {facts.time}" if facts.time else ""
     he = domain.people[facts.actor]
     text = form.format(
-        **facts._asdict(), participle=PARTICIPLE[facts.verb], who=f"{domain.my} {facts.actor}",
-        whose=whose, what=f"{whose} {facts.object}", where=where + when,
-        he=he, him=HIM.get(he, he), says="they say" if he == "they" else f"{he} says")
+        who=f"{domain.my} {facts.actor}", verb=facts.verb, participle=PARTICIPLE[facts.verb],
+        whose=whose, object=facts.object, what=f"{whose} {facts.object}", place=facts.place,
+        time=facts.time, where=where + when, excuse=facts.excuse, feeling=facts.feeling,
+        ask=facts.ask, he=he, him=HIM.get(he, he),
+        says="they say" if he == "they" else f"{he} says")
     return text[0].upper() + text[1:]
 
 
