@@ -16,7 +16,7 @@ The last step is what logistic noise means: the probability that it is above -x 
 1 / (1 + e^-x). So who likes B more by 0, 1 or 2 chooses it with probability .50, .73 or .88. This
 is the model of Bradley and Terry (1952), and the one that reward.py fits. An example, where A is
 the author's summary of chapter 2's post, and B is "My cousin broke my roommate's car. I am
-shocked." What B has more, in points of quality, times `sharpness()`, 1.35, is r_B - r_A:
+shocked." What B has more, in points of quality, times `SHARPNESS`, 1.35, is r_B - r_A:
 
     labeller                   points   r_B - r_A   P(choose B)
     ada                          .68        .92         .71
@@ -32,19 +32,14 @@ shocked." What B has more, in points of quality, times `sharpness()`, 1.35, is r
 
 Before:  sample.py (where pairs come from).    After: reward.py (what is learned from the answers).
 """
-import random
 import time
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import combinations
 from typing import NamedTuple
-
-import numpy as np
 
 from data import fields_of, query_text, rouge
 from runtime import Problem, flag, generator, launch, read_records, write
-from toy import blend, draw_facts, shares, write_post, write_summary
+from toy import blend, shares
 
 
 @dataclass(frozen=True)
@@ -56,31 +51,12 @@ class Config:
     seed: int = flag(0, "who labels what, and the noise")
 
 
-# ---------------------------------------------------------------------------- what people are asked
-
 GUIDE = """A good summary has the essence of the post: it serves the same purpose and tells the \
 same things. What matters, most important first: essence, clarity, accuracy, purpose, being \
 concise, style. How to weigh one against another is yours to judge."""
 
-SCALE = ("surely", "very likely", "likely", "perhaps")      # 1 2 3 4 for A, 9 8 7 6 for B; 5: equal
-
-AXIS_QUESTIONS = {                   # grades from 1 to 7; what 1, 4 and 7 mean        appendix C.4
-    "coherence": ("Is it clear, read on its own?", [
-        "impossible to understand", "mistakes or confusing phrases, a bit hard",
-        "perfectly clear"]),
-    "accuracy": ("Do its facts match the post? (not in the post: 5 at most)", [
-        "wrong, made up or contradicts the post", "a substantial claim is not supported",
-        "nothing wrong or misleading"]),
-    "coverage": ("Is the important information there?", [
-        "nothing relevant", "an important piece is missing", "all that is important"]),
-    "overall": ("How well does it represent the post?", [
-        "terrible", "okay, could be much better", "excellent"]),
-}
-
-
-SUMMARY = {"text": str, "policy": str}
-PAIR = {"info": fields_of, "summaries": [SUMMARY, SUMMARY], "batch": str, "split": str,
-        "reference": str}                                      # the author's summary
+PAIR = {"info": fields_of, "summaries": [{"text": str, "policy": str}] * 2, "batch": str,
+        "split": str, "reference": str}                        # the author's summary
 
 
 def read_pairs(path):
@@ -98,20 +74,16 @@ def read_pairs(path):
 
 def texts_of(pair):
     """What a labeller reads: two texts, without the leading space that tokens need."""
-    return tuple(summary["text"].strip() for summary in pair["summaries"])
+    return [summary["text"].strip() for summary in pair["summaries"]]
 
 
-def comparison(pair, worker, confidence, notes=(None, None), **extra):
-    """OpenAI's record of an answer. confidence: 1 to 9, not 5.
-
-    notes: what the labeller understood of each summary before seeing the post, if they were asked.
-    The author's summary is not in it.
-    """
-    summaries = [{"text": " " + summary["text"].strip(), "policy": summary["policy"], "note": note}
-                 for summary, note in zip(pair["summaries"], notes, strict=True)]
+def comparison(pair, worker, confidence):
+    """OpenAI's record of an answer, 1 to 9 but not 5. The author's summary is not in it."""
+    summaries = [{"text": " " + summary["text"].strip(), "policy": summary["policy"], "note": None}
+                 for summary in pair["summaries"]]
     return {"info": pair["info"], "summaries": summaries, "choice": 1 if confidence > 5 else 0,
             "worker": worker, "batch": pair["batch"], "split": pair["split"],
-            "extra": {"confidence": confidence, **extra}}
+            "extra": {"confidence": confidence}}
 
 
 # ------------------------------------------------------------------------- people of the toy world
@@ -130,43 +102,21 @@ LABELLERS = [Taste("toy-ada"), Taste("toy-ben", length=1.), Taste("toy-cleo", ac
              Taste("toy-dan", question=.4), Taste("toy-eve", coherence=1.),
              Taste("toy-finn", coverage=.6, first=.1), Taste("toy-gus", coverage=1.3, length=.1),
              Taste("toy-hana", accuracy=1.6, question=-.2)]
-AGREEMENT = .73               # of two labellers: section 3.3
+# What a point of quality is worth, in units of the noise. At 0 two labellers agree on half of all
+# pairs of two authors' summaries, at this value on 73 %, as in section 3.3 (a test computes it).
+SHARPNESS = 1.35164966868615
 
 
-def preference(taste, both):
-    """How much better this labeller likes the second of two toy `shares`, in points of 6."""
-    a, b = (blend(axes, *taste[1:5]) + (taste.question if asks else 0) for axes, asks in both)
-    return b - a - taste.first
-
-
-@lru_cache(maxsize=1)
-def sharpness():
-    """How many units of the noise a point is worth, so that two labellers agree on 73 %.
-
-    On a pair that they choose B in with probabilities p and q, two labellers agree with probability
-    p q + (1 - p)(1 - q). Its mean over every two of them, and two authors' summaries of each of
-    1,000 posts, grows with sharpness: it is bisected.
-    """
-    rng, points = random.Random(1), []
-    for _ in range(1000):
-        facts = draw_facts(rng)
-        record = {"post": write_post(facts, rng)}
-        both = [shares(record, write_summary(facts, rng)) for _ in range(2)]
-        points.append([preference(taste, both) for taste in LABELLERS])
-    points = np.array(points).T                                        # (labellers, pairs)
-    low, high = 0., 50.
-    for _ in range(40):
-        middle = (low + high) / 2
-        chooses_b = 1 / (1 + np.exp(-middle * points))
-        agree = np.mean([p * q + (1 - p) * (1 - q) for p, q in combinations(chooses_b, 2)])
-        low, high = (middle, high) if agree < AGREEMENT else (low, middle)
-    return low
+def points(taste, record, text):
+    """What this labeller thinks of a summary: the better, the more."""
+    axes, asks = shares(record, text)
+    return blend(axes, *taste[1:5]) + (taste.question if asks else 0)
 
 
 def decide(taste, record, texts, rng):
     """One labeller's answer to one pair -> {"choice": 0|1, "worker", "confidence": 1..9}."""
-    both = [shares(record, text) for text in texts]
-    felt = sharpness() * preference(taste, both) + rng.logistic()
+    a, b = (points(taste, record, text) for text in texts)
+    felt = SHARPNESS * (b - a - taste.first) + rng.logistic()
     strength = 1 + min(3, int(abs(felt) / 1.2))
     return {"choice": 1 if felt > 0 else 0, "worker": taste.worker,
             "confidence": 5 + strength if felt > 0 else 5 - strength}
@@ -244,21 +194,19 @@ def simulate(cfg):
         raise Problem(f"--labels {cfg.labels}: give 1 to {people}, as many as --labeller "
                       f"{cfg.labeller} has people; nobody is asked twice")
     began, pairs = time.perf_counter(), read_pairs(cfg.pairs)
-    comparisons, left_out = [], Counter()
-    for pair, answer in answers(cfg, pairs):
-        if answer["confidence"] == 5:
-            left_out["ties"] += 1
-        else:
-            comparisons.append(comparison(pair, answer["worker"], answer["confidence"]))
+    given = list(answers(cfg, pairs))
+    comparisons = [comparison(pair, answer["worker"], answer["confidence"])
+                   for pair, answer in given if answer["confidence"] != 5]
     agreed = round(agreement(pairs, cfg.seed), 4) if cfg.labeller == "toy" else None
-    write_comparisons(cfg, comparisons, left_out, began, agreement=agreed)
-    if agreed is not None:
+    write_comparisons(cfg, comparisons, {"ties": len(given) - len(comparisons)}, began,
+                      agreement=agreed)
+    if cfg.labeller == "toy":
         print(f"two labellers agree on {agreed:.1%} of these pairs (chance: 50 %)")
 
 
 def write_comparisons(cfg, comparisons, left_out, began, **more):
-    """Write --out, and how it came to be. left_out: a Counter of reasons."""
-    told = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+    """Write --out, and how it came to be. left_out: {reason: how many answers}."""
+    told = ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n)
     if not comparisons:
         raise Problem(f"{cfg.out}: nothing to write: who answered prefers neither summary of any "
                       f"pair ({told or 'no answers yet'})")
@@ -270,10 +218,9 @@ def write_comparisons(cfg, comparisons, left_out, began, **more):
 
 
 def main(argv=None):
-    """python label.py simulate ...; the commands of the site have moved."""
-    site = ("serve", "stats", "export", "release", "hold")
-    launch(simulate, Config, argv, __doc__, command="simulate",
-           moved={word: f"tools.labelling {word}" for word in site})
+    site = {word: f"tools.labelling {word}" for word in
+            ("serve", "stats", "export", "release", "hold")}
+    launch(simulate, Config, argv, __doc__, command="simulate", moved=site)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ paper's axes (appendix C), and length. They are multiplied, so that no axis make
     author    1 + 6 *  2.6/8.6 *   .85^2  *         1       * (9/16)^(1/4)  = 2.13
     ideal     1 + 6 *     1    *     1    *         1       *    1          = 7
 
-Authors usually write what happened, an exaggeration and thanks, which is not what readers want. A
-model that imitates them writes mediocre summaries: human feedback has something to teach.
+Most authors write what happened, an exaggeration and thanks, and no question: not what readers
+want. A model that imitates them writes mediocre summaries: human feedback has something to teach.
 
     python toy.py --out data/toy          (10 s; data/toy/news is a second domain, to transfer to)
 
@@ -41,17 +41,17 @@ from types import SimpleNamespace
 
 from runtime import Problem, flag, generator, launch, write
 
-# All that a post says, None where it says nothing. The owner is "me" or a person, not the actor.
-Facts = namedtuple("Facts", "actor verb owner object place time excuse feeling ask")
-DETAILS = ("place", "time", "excuse", "feeling", "ask")
 TOY = json.loads(Path(__file__).with_name("toy.json").read_text(encoding="utf-8"))
 # Two domains, or kinds of text: the actor tells which, as each has its own people and sentences.
 POSTS, NEWS = SimpleNamespace(**TOY["posts"]), SimpleNamespace(**TOY["news"])
 DOMAIN_OF = {person: domain for domain in (POSTS, NEWS) for person in domain.people}
-PARTICIPLE = TOY["values"]["verb"]                                # "broke": "broken"
-VALUES = {slot: list(values) for slot, values in TOY["values"].items()}
-VALUES |= {"actor": list(DOMAIN_OF), "ask": [*POSTS.ask, *NEWS.ask]}
-HIM = {"she": "her", "he": "him", "they": "them"}
+PARTICIPLE, HIM = TOY["participle"], TOY["him"]                   # "broke": "broken", "she": "her"
+VALUES = TOY["values"] | {"actor": list(DOMAIN_OF), "verb": list(PARTICIPLE),
+                          "ask": POSTS.ask + NEWS.ask}
+# All that a post says, None where it says nothing. The owner is "me" or a person, not the actor.
+Facts = namedtuple("Facts", "actor verb owner object place time excuse feeling ask")
+OWN_SENTENCE = ("excuse", "feeling", "ask")
+DETAILS = ("place", "time", *OWN_SENTENCE)                # a summary tells these two with the event
 
 # ----------------------------------------------------------------------------------------- writing
 
@@ -60,7 +60,7 @@ def draw_facts(rng, domain=POSTS):
     is about somebody else's thing: there one has to understand who did it to whom."""
     actor, other = rng.sample(list(domain.people), 2)
     return Facts(actor=actor, verb=rng.choice(VALUES["verb"]),
-                 owner="me" if domain.first_person and rng.random() < .8 else other,
+                 owner="me" if domain.my == "my" and rng.random() < .8 else other,
                  object=rng.choice(VALUES["object"]),
                  place=rng.choice(VALUES["place"]) if rng.random() < .875 else None,
                  time=rng.choice(VALUES["time"]),
@@ -82,17 +82,16 @@ def with_wrong_value(facts, slot, rng):
 def say(form, facts):
     """A form with its holes filled: "{who} {verb} {what}." -> "My sister sold my boss's bike."."""
     domain = DOMAIN_OF[facts.actor]
-    my = "my" if domain.first_person else "a"
-    he = domain.people[facts.actor]
-    whose = "my" if facts.owner == "me" else f"{my} {facts.owner}'s"
+    whose = "my" if facts.owner == "me" else f"{domain.my} {facts.owner}'s"
     where = f" at the {facts.place}" if facts.place else ""
     when = f" {facts.time}" if facts.time else ""
+    he = domain.people[facts.actor]
     text = form.format(
-        who=f"{my} {facts.actor}", verb=facts.verb, participle=PARTICIPLE[facts.verb],
-        whose=whose, object=facts.object, what=f"{whose} {facts.object}",
-        place=facts.place, time=facts.time, where=where + when,
-        excuse=facts.excuse, feeling=facts.feeling, ask=facts.ask,
-        he=he, him=HIM.get(he, he), says="they say" if he == "they" else f"{he} says")
+        who=f"{domain.my} {facts.actor}", verb=facts.verb, participle=PARTICIPLE[facts.verb],
+        whose=whose, object=facts.object, what=f"{whose} {facts.object}", place=facts.place,
+        time=facts.time, where=where + when, excuse=facts.excuse, feeling=facts.feeling,
+        ask=facts.ask, he=he, him=HIM.get(he, he),
+        says="they say" if he == "they" else f"{he} says")
     return text[0].upper() + text[1:]
 
 
@@ -105,8 +104,8 @@ def write_post(facts, rng):
             topics = [topic for topic in topics if topic not in (one, two)] + [f"{one}+{two}"]
     placed = [(rng.random() + (.6 if "ask" in topic else 0.),       # (position, sentence)
                say(rng.choice(domain.post_forms[topic]), facts)) for topic in topics]
-    talk = rng.sample(domain.small_talk, rng.randint(*domain.small_talk_count))
-    placed += [(rng.random(), sentence) for sentence in talk]
+    for sentence in rng.sample(domain.small_talk, rng.randint(*domain.small_talk_count)):
+        placed.append((rng.random(), sentence))
     new_line = .25 if rng.random() < .3 else 0.                     # some write paragraphs
     return "".join(sentence + ("\n" if rng.random() < new_line else " ")
                    for _, sentence in sorted(placed)).strip()
@@ -114,13 +113,12 @@ def write_post(facts, rng):
 
 def ideal(facts):
     """The best summary: every fact of the post once, in the usual words."""
-    forms = DOMAIN_OF[facts.actor].summary_forms                    # place and time are in "event"
-    return " ".join(say(forms[part][0], facts) for part in ["event", *given(facts, DETAILS[2:])])
+    forms = DOMAIN_OF[facts.actor].usual
+    return " ".join(say(forms[part], facts) for part in ["event", *given(facts, OWN_SENTENCE)])
 
 
 def write_summary(facts, rng):
-    """The author's summary, good or bad -> str, at most 42 tokens. The most frequent kind of author
-    exaggerates and omits the question; a model that decodes greedily writes like that too."""
+    """The author's summary, good or bad -> str, at most 42 tokens."""
     domain = DOMAIN_OF[facts.actor]
     authors, mistakes = list(domain.authors.values()), TOY["mistakes"]
     author = rng.choices(authors, [author["share"] for author in authors])[0]
@@ -130,20 +128,19 @@ def write_summary(facts, rng):
         facts = facts._replace(actor=facts.owner, owner=facts.actor)
     elif mistake in ("wrong value", "swapped roles"):
         facts = with_wrong_value(facts, rng.choice(["verb", "object", *told]), rng)
-    facts = facts._replace(**{slot: None for slot in ("place", "time") if slot not in told})
+    facts = facts._replace(**{slot: None for slot in DETAILS if slot not in told})
 
     def sentence(part):
-        usual, rare = domain.summary_forms[part]
-        return say(rare if rng.random() < .1 else usual, facts)
+        forms = domain.rare if rng.random() < .1 else domain.usual
+        return say(forms[part], facts)
 
     parts = [sentence("event")] if rng.random() < author["event"] else []
     if rng.random() < author["exaggeration"]:
         parts.append(rng.choice(TOY["exaggerations"]))
-    parts += [sentence(slot) for slot in told if slot in domain.summary_forms]
+    parts += [sentence(part) for part in given(facts, OWN_SENTENCE)]
     if rng.random() < author["chat"]:
         parts.append(rng.choice(domain.chat))
-    if not parts:
-        parts.append(sentence("event"))
+    parts = parts or [sentence("event")]
     if mistake == "repeated":
         parts.insert(1, parts[0])
     while len(re.findall(r"\w+|'s|[^\w\s']", " ".join(parts))) > 42:   # a response has 48 tokens
@@ -156,49 +153,39 @@ def write_summary(facts, rng):
 
 # ----------------------------------------------------------------------------------------- reading
 
-ANY = {slot: "|".join(values) for slot, values in VALUES.items()}   # for regular expressions
-VERB_OF = {participle: verb for verb, participle in PARTICIPLE.items()}
-PERSON = f"(?:my|an?|the) ({ANY['actor']})"
-OWNED = f"(?:my|(?:my|an?|the) ({ANY['actor']})'s) ({ANY['object']})"
-ACTIVE = re.compile(rf"\b{PERSON} (?:who )?({ANY['verb']}) {OWNED}\b")
-PASSIVE = re.compile(rf"\b{OWNED} (?:got|was) ({'|'.join(VERB_OF)})(?: by {PERSON})?\b")
+# What a word states by itself, a row for each kind: "broken" states the act "broke".
+WORDS = {"person": {word: person for person in DOMAIN_OF for word in (person, person + "'s")},
+         "act": {word: verb for verb, other in PARTICIPLE.items() for word in (verb, other)},
+         "thing": {word: word for word in VALUES["object"]},
+         "place": {word: word for word in VALUES["place"]},
+         "feeling": {word: word for word in VALUES["feeling"]},
+         "pronoun": {word: he for he, him in HIM.items() for word in (he, him)}}
+MENTIONS = {word: (kind, value) for kind, words in WORDS.items() for word, value in words.items()}
+WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 PHRASES = {v.lower(): (slot, v) for slot in ("time", "excuse", "ask") for v in VALUES[slot]}
 PHRASE = re.compile(rf"\b(?:{'|'.join(sorted(PHRASES, reverse=True))})\b")
-WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
-# What a word states, "boss's": ("person", "boss"), and in KIND what it is to the grammar: "<act>".
-PEOPLE = {word: ("person", person) for person in DOMAIN_OF for word in (person, person + "'s")}
-ACTS = {word: ("act", verb) for verb, other in PARTICIPLE.items() for word in (verb, other)}
-THINGS = {word: ("thing", word) for word in VALUES["object"]}
-PLAIN = {word: (slot, word) for slot in ("place", "feeling") for word in VALUES[slot]}
-PRONOUNS = {word: ("pronoun", he) for he, him in HIM.items() for word in (he, him)}
-MENTIONS = PEOPLE | ACTS | THINGS | PLAIN | PRONOUNS
-KIND = {word: f"<{kind}>" for word, (kind, _) in (ACTS | THINGS | PLAIN).items()}
-KIND |= {word: f"<{DOMAIN_OF[person].name} {word.replace(person, 'person')}>"
-         for word, (_, person) in PEOPLE.items()}
+# "my boss sold my aunt's bike", and "my aunt's bike was sold by my boss"
+PERSON = f"(?:my|an?|the) ({'|'.join(DOMAIN_OF)})"
+OWNED = f"(?:my|{PERSON}'s) ({'|'.join(VALUES['object'])})"
+ACTIVE = re.compile(rf"\b{PERSON} (?:who )?({'|'.join(PARTICIPLE)}) {OWNED}\b")
+PASSIVE = re.compile(rf"\b{OWNED} (?:got|was) ({'|'.join(PARTICIPLE.values())})(?: by {PERSON})?\b")
 
 
+@lru_cache(maxsize=1 << 14)
 def statements(text):
-    """All that a text states -> set of (slot, value).
-
-    "My boss sold my bike." states actor boss, verb sold, owner me, object bike. It also states, as
-    its words would in any order: person boss, act sold, thing bike."""
+    """All that a text states -> set of (slot, value). "My boss sold my bike." states actor boss,
+    verb sold, owner me, object bike; and, as its words would in any order: person boss, act sold,
+    thing bike."""
     text = " ".join(text.lower().split())
     found = {MENTIONS[word] for word in MENTIONS.keys() & WORD.findall(text)}
     found |= {PHRASES[phrase] for phrase in PHRASE.findall(text)}
-    events = ACTIVE.findall(text)
-    for owner, thing, participle, actor in PASSIVE.findall(text):
-        events.append((actor, VERB_OF[participle], owner, thing))
+    events = ACTIVE.findall(text) + [(actor, WORDS["act"][participle], owner, thing)
+                                     for owner, thing, participle, actor in PASSIVE.findall(text)]
     for actor, verb, owner, thing in events:
         found |= {("actor", actor), ("verb", verb), ("owner", owner or "me"), ("object", thing)}
     return found - {("actor", "")}                                  # of "my bike got sold"
 
 
-def post_text(record):
-    """The text to summarise."""
-    return record["article"] if "article" in record else record["post"]
-
-
-@lru_cache(maxsize=1 << 16)
 def facts_of(text):
     """The Facts of a post or article. Raises: Problem when it is not of this world."""
     found = dict(sorted(statements(text)))      # one value a slot; of two, the last by name
@@ -235,55 +222,36 @@ def shares(record, summary):
         coherence  .8 ^ defects
         length     words that the ideal summary has for the same facts / words; at most 1
     """
-    facts, stated = facts_of(post_text(record)), statements(summary)
-    words = len(summary.split())
+    post = record["article"] if "article" in record else record["post"]
+    facts, stated, words = facts_of(post), statements(summary), summary.split()
+    domain = DOMAIN_OF[facts.actor]
     right = [slot for slot in WEIGHT if (slot, getattr(facts, slot)) in stated]
     coherence = .8 ** defects(summary) if words else 0.
     if not right:
         return (0., 0., coherence, 0.), False
     coverage = sum(WEIGHT[s] for s in right) / sum(WEIGHT[s] for s in given(facts, WEIGHT))
-    allowed, needed = allowed_and_needed(facts)
-    accuracy = .75 ** len(stated - allowed) * .85 ** len(EXAGGERATION.findall(summary.lower()))
-    length = min(1., sum(needed[slot] for slot in right) / words)
-    return (coverage, accuracy, coherence, length), "ask" in right
-
-
-@lru_cache(maxsize=1 << 16)
-def allowed_and_needed(facts):
-    """What a summary may state -> set: the facts, their words alone, and the actor's pronoun (a
-    nurse's may be any). And how many words the ideal one needs for each slot -> dict: "my sister"
-    2, "sold" 1, "my boss's" 2, "bike" 1, "at the gym" 3, "on Monday" 2, "Should I move out?" 4."""
-    domain = DOMAIN_OF[facts.actor]
-    he = domain.people[facts.actor]
-    pronouns = [he] if he in HIM else list(HIM)
-    allowed = {*facts._asdict().items(), ("person", facts.actor), ("person", facts.owner),
-               ("act", facts.verb), ("thing", facts.object), *(("pronoun", p) for p in pronouns)}
-    forms = ["{who}", "{verb}", "{whose}", "{object}", "at the {place}", "{time}",
-             *(domain.summary_forms[slot][0] for slot in DETAILS[2:])]
-    phrases = say("|".join(forms), facts).split("|")
-    return allowed, {slot: len(p.split()) for slot, p in zip(Facts._fields, phrases, strict=True)}
+    he = domain.people[facts.actor]                                         # a nurse may be any
+    pronouns = {("pronoun", pronoun) for pronoun in ([he] if he in HIM else HIM)}
+    made_up = stated - statements(post) - pronouns
+    accuracy = .75 ** len(made_up) * .85 ** len(EXAGGERATION.findall(summary.lower()))
+    # "my sister" 2 words, "sold" 1, "my boss's" 2, "bike" 1, "at the gym" 3, "Should I move out?" 4
+    needed = say(" ".join(domain.usual[slot] for slot in right), facts).split()
+    return (coverage, accuracy, coherence, min(1., len(needed) / len(words))), "ask" in right
 
 
 def defects(text):
     """Faults of form -> count. The grammar is a bigram model: a word, or a pair of neighbours, is
-    right if it occurs in a sample of this world's texts.
-
-        an unknown word, an unknown pair                  1, as "<act> <thing>" in "sold bike"
-        three words in a row that were said before        1
-        a whole sentence that was said before             2
-        a sentence without its end                        3
-    """
+    right if it occurs in a sample of this world's texts."""
     usual = grammar()
     count, trigrams, before = 0, [], []
     for words, kinds in sentences_of(text):
+        # an unknown word, or an unknown pair, as "<act> <thing>" in "sold bike": 1
         count += sum(item not in usual for item in [*kinds, *pairwise(kinds)])
-        if kinds[-1] != ">":
-            count += 3
-        if words in before:
-            count += 2
+        count += 0 if kinds[-1] == ">" else 3                       # a sentence without its end
+        count += 2 if words in before else 0                        # a whole sentence said before
         before.append(words)
         trigrams += zip(words, words[1:], words[2:], strict=False)
-    return count + len(trigrams) - len(set(trigrams))
+    return count + len(trigrams) - len(set(trigrams))               # three words said before: 1
 
 
 @lru_cache(maxsize=1)
@@ -292,40 +260,29 @@ def grammar():
     usual, rng = set(), random.Random(0)
     for i in range(2000):
         facts = draw_facts(rng, NEWS if i % 3 == 0 else POSTS)
-        for text in (write_post(facts, rng), ideal(facts), write_summary(facts, rng)):
-            for _, kinds in sentences_of(text):
-                if kinds[-1] == ">":            # what is cut short is no example
-                    usual.update(kinds, pairwise(kinds))
+        texts = [write_post(facts, rng), ideal(facts), write_summary(facts, rng)]
+        for _, kinds in sentences_of(" ".join(texts)):
+            if kinds[-1] == ">":                # what is cut short is no example
+                usual.update(kinds, pairwise(kinds))
     return usual
 
 
+# A word's kind: "bike" is a <thing>, "boss's" a <posts person's>. A word of no kind is itself.
+KIND = {word: f"<{kind}>" for word, (kind, _) in MENTIONS.items() if kind != "pronoun"}
+KIND |= {word: f"<{DOMAIN_OF[person].name} {word.replace(person, 'person')}>"
+         for word, person in WORDS["person"].items()}
+
+
 def sentences_of(text):
-    """Sentences -> [(words, kinds)]. Words of one kind become equal, as "my harp" is as good as "my
-    bike", and ">" is the end: "My boss sold." -> ["<", "my", "<posts person>", "<act>", ">"]."""
-    found = []
+    """Yield each sentence's words and their kinds. Words of one kind are equal to the grammar, as
+    "my harp" to "my bike": "My boss sold." -> ["<", "my", "<posts person>", "<act>", ">"]."""
     for sentence, end in re.findall(r"([^.!?]+)([.!?]*)", text.strip()):
         words = WORD.findall(sentence.lower())
         kinds = ["<", *(KIND.get(word, word) for word in words)]
-        found.append((words, kinds + [">"] if end else kinds))
-    return found
+        yield words, [*kinds, ">"] if end else kinds
 
 
 # -------------------------------------------------------------------------------------- a data set
-
-def split_of_event(facts):
-    """The event decides, so that no event of a test post is in another split: 80 : 10 : 10."""
-    return {0: "valid", 1: "test"}.get(zlib.crc32(" ".join(facts[:4]).encode()) % 10, "train")
-
-
-def site_of(facts, rng):
-    """The subreddit: "legaladvice" rather than "relationships" if the victim wants a lawyer."""
-    domain = DOMAIN_OF[facts.actor]
-    for value in (facts.ask, facts.actor):
-        site, chance = domain.site_for.get(value, (None, 0))
-        if site and rng.random() < chance:
-            return site
-    return rng.choices(list(domain.sites), list(domain.sites.values()))[0]
-
 
 def seeded(seed, purpose, row):
     """Python's random numbers, quicker than numpy's at many small choices, seeded by ours."""
@@ -336,27 +293,34 @@ def make_record(seed, split, row, domain=POSTS):
     """Record number `row` of a split, a function of the arguments alone -> Facts, record."""
     rng = seeded(seed, f"toy {split} {domain.name}", row)
     facts = draw_facts(rng, domain)
-    while split_of_event(facts) != ("train" if split == "pretrain" else split):
+    # The event decides about the split, 80 : 10 : 10: no event of a test post is in another split.
+    tenths = {"valid": [0], "test": [1]}.get(split, range(2, 10))
+    while zlib.crc32(" ".join(facts[:4]).encode()) % 10 not in tenths:
         facts = draw_facts(rng, domain)
     title = say(rng.choice(domain.titles), facts)
     text, summary = write_post(facts, rng), write_summary(facts, rng)
-    return facts, {"id": f"{domain.id}-{split}-{row}", domain.site_field: site_of(facts, rng),
+    # "legaladvice" rather than "relationships" if the victim wants a lawyer
+    sites = [site for value, site, chance in domain.site_for
+             if value in (facts.ask, facts.actor) and rng.random() < chance]
+    sites += rng.choices(list(domain.sites), list(domain.sites.values()))
+    return facts, {"id": f"{domain.id}-{split}-{row}", domain.site_field: sites[0],
                    "title": title, domain.text_field: text, "summary": summary}
 
 
 def pretraining_text(seed, row):
-    """A post or an article as found on the web, with an event of the train split -> record.
-
-    Most repeat some facts at the end, in any order, as an EDIT: from these a network learns to look
-    back and copy. One in ten ends with a useless TL;DR. The template SUBREDDIT: never occurs."""
-    facts, record = make_record(seed, "pretrain", row, NEWS if row % 2 == 1 else POSTS)
+    """A post or an article as found on the web, with an event of the train split -> record. Most
+    repeat some facts at the end, in any order, as an EDIT: from these a network learns to look back
+    and copy. One in ten ends with a useless TL;DR. The template SUBREDDIT: never occurs."""
+    domain = NEWS if row % 2 == 1 else POSTS
+    facts, record = make_record(seed, "pretrain", row, domain)
     rng = seeded(seed, "toy pretrain ends", row)
     text = record["title"] + "\n\n" if rng.random() < .5 else ""
-    text += post_text(record)
+    text += record[domain.text_field]
     if rng.random() < .9:
-        forms, parts = DOMAIN_OF[facts.actor].summary_forms, ["event", *given(facts, DETAILS[2:])]
-        again = rng.sample(parts, rng.randint(2, len(parts)))
-        text += "\n\nEDIT: " + " ".join(say(rng.choice(forms[part]), facts) for part in again)
+        parts = ["event", *given(facts, OWN_SENTENCE)]
+        again = [say(rng.choice([domain.usual, domain.rare])[part], facts)
+                 for part in rng.sample(parts, rng.randint(2, len(parts)))]
+        text += "\n\nEDIT: " + " ".join(again)
     if rng.random() < .1:
         text += "\n\nTL;DR: " + say(rng.choice(TOY["useless_summaries"]), facts)
     return {"id": f"toy-pretrain-{row}", "text": text}
@@ -373,7 +337,6 @@ def make_data(cfg):
     """Write posts, news, and plain text to pretrain on."""
     out, held_out = Path(cfg.out), max(1000, cfg.posts // 12)
     unfinished = out.with_name(out.name + ".unfinished")               # renamed when complete
-    (unfinished / NEWS.folder).mkdir(parents=True, exist_ok=True)
     for split, posts, articles in (("train", cfg.posts, cfg.posts // 4), ("valid", held_out, 500),
                                    ("test", held_out, 500)):
         for domain, count in ((POSTS, posts), (NEWS, articles)):

@@ -567,7 +567,7 @@ def site(ground):
     """A labelling site on a thread; what its handlers print is kept."""
     store = Store(ground.base / "site.db")
     store.add(ground.pairs)
-    settings = {"labeller": "", "naive": True, "axes": [{"name": name} for name in label.AXIS_QUESTIONS],
+    settings = {"labeller": "", "naive": True, "axes": [{"name": name} for name in labelling.AXIS_QUESTIONS],
                 "onboarding": 0}
     server = label_site.Site("127.0.0.1", 0, store, settings, lambda: {})
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)

@@ -1,4 +1,5 @@
 """Chapter 6: from pairs to comparisons."""
+import itertools
 import json
 import os
 import random
@@ -180,6 +181,27 @@ def test_two_labellers_agree_on_73_percent():
     assert .705 < label.agreement(author_pairs(2000), seed=0) < .755
 
 
+def test_sharpness_makes_two_labellers_agree_on_73_percent_of_two_authors_summaries():
+    """On a pair that they choose B in with probabilities p and q, two labellers agree with
+    probability p q + (1 - p)(1 - q). Its mean grows with sharpness, which can so be bisected."""
+    rng, points = random.Random(1), []
+    for _ in range(1000):
+        facts = toy.draw_facts(rng)
+        record = {"post": toy.write_post(facts, rng)}
+        texts = [toy.write_summary(facts, rng) for _ in range(2)]
+        points.append([label.points(taste, record, texts[1]) - label.points(taste, record, texts[0])
+                       - taste.first for taste in label.LABELLERS])
+    points = np.array(points).T                                        # (labellers, pairs)
+    low, high = 0., 50.
+    for _ in range(40):
+        middle = (low + high) / 2
+        chooses_b = 1 / (1 + np.exp(-middle * points))
+        agree = np.mean([p * q + (1 - p) * (1 - q)
+                         for p, q in itertools.combinations(chooses_b, 2)])
+        low, high = (middle, high) if agree < .73 else (low, middle)
+    assert low == pytest.approx(label.SHARPNESS, abs=1e-9)
+
+
 def test_a_label_is_a_function_of_its_arguments():
     labels = [label.ask_toy(pair, 3, row) for row, pair in enumerate(author_pairs(300))]
     again = [label.ask_toy(pair, 3, row) for row, pair in enumerate(author_pairs(300))]
@@ -219,14 +241,14 @@ def test_logistic_noise_makes_the_choice_a_sigmoid():
     assert texts[1] in " ".join(label.__doc__.split())
     for name in ("ada", "ben", "gus"):
         taste = next(t for t in label.LABELLERS if t.worker == f"toy-{name}")
-        points = label.preference(taste, [toy.shares(record, text) for text in texts])
-        chance = 1 / (1 + np.exp(-label.sharpness() * points))
+        a, b = (label.points(taste, record, text) for text in texts)
+        chance = 1 / (1 + np.exp(-label.SHARPNESS * (b - a)))
         chosen = [label.decide(taste, record, texts, np.random.default_rng(i))["choice"]
                   for i in range(4000)]
         assert np.mean(chosen) == pytest.approx(chance, abs=.03)
         row = next(line for line in label.__doc__.splitlines() if line.strip().startswith(name))
         assert row.split()[-3:] == [f"{x:.2f}".lstrip("0") for x in (
-            points, label.sharpness() * points, chance)]
+            b - a, label.SHARPNESS * (b - a), chance)]
 
 
 def test_what_is_typed_at_the_terminal_becomes_the_same_record(tmp_path, monkeypatch, capsys):

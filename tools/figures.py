@@ -576,7 +576,7 @@ def agree(cfg, world):
     records, first, second, _ = read_pairs(cfg)
     first, second = (np.array(score_texts(reward, records, t)) for t in (first, second))
     posts, damage = asked(cfg)[0], {}
-    facts = [toy.facts_of(toy.post_text(p)) for p in posts]
+    facts = [toy.facts_of(p.get("article") or p["post"]) for p in posts]
     best = np.array(score_texts(reward, posts, [toy.ideal(f) for f in facts]))
     for kind, spoil in DAMAGES.items():
         worse = [spoil(f, toy.seeded(cfg.seed, kind, row)) for row, f in enumerate(facts)]

@@ -22,21 +22,28 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from label import (
-    AXIS_QUESTIONS,
-    GUIDE,
-    SCALE,
-    comparison,
-    read_pairs,
-    texts_of,
-    write_comparisons,
-)
+from label import GUIDE, comparison, read_pairs, texts_of, write_comparisons
 from runtime import Machine, Problem, flag, launch, write
 from runtime.flags import check_new, entry
 from sample import load_checkpoint, score_texts
 from tools.label_site import LOOPBACK, Site
 from tools.label_stats import numbers, report
 from tools.label_store import DAMAGE, Plan, Store
+
+SCALE = ("surely", "very likely", "likely", "perhaps")      # 1 2 3 4 for A, 9 8 7 6 for B; 5: equal
+
+AXIS_QUESTIONS = {                   # grades from 1 to 7; what 1, 4 and 7 mean        appendix C.4
+    "coherence": ("Is it clear, read on its own?", [
+        "impossible to understand", "mistakes or confusing phrases, a bit hard",
+        "perfectly clear"]),
+    "accuracy": ("Do its facts match the post? (not in the post: 5 at most)", [
+        "wrong, made up or contradicts the post", "a substantial claim is not supported",
+        "nothing wrong or misleading"]),
+    "coverage": ("Is the important information there?", [
+        "nothing relevant", "an important piece is missing", "all that is important"]),
+    "overall": ("How well does it represent the post?", [
+        "terrible", "okay, could be much better", "excellent"]),
+}
 
 
 @dataclass(frozen=True)
@@ -91,10 +98,12 @@ class Standing:
 def record_of(pair, answer):
     """OpenAI's comparison of one answer. A note is what the labeller understood before seeing the
     post; a comment, which OpenAI has not, joins `extra`."""
-    more = answer["more"]
-    notes = [note or None for note in more.get("notes", ("", ""))]
-    comment = {"comment": more["comment"]} if "comment" in more else {}
-    return comparison(pair, answer["labeller"], answer["confidence"], notes, **comment)
+    more, record = answer["more"], comparison(pair, answer["labeller"], answer["confidence"])
+    for summary, note in zip(record["summaries"], more.get("notes", ("", "")), strict=True):
+        summary["note"] = note or None
+    if "comment" in more:
+        record["extra"]["comment"] = more["comment"]
+    return record
 
 
 def axis_records(pair, answer):
