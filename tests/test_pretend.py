@@ -19,7 +19,6 @@ import model
 import ppo
 import reward
 import runtime.world
-import sample
 import sft
 from runtime.world import World
 
@@ -165,8 +164,12 @@ def use_model(pretend, *_):
     model.score(net_on(pretend, "scalar"), QUERIES, [[1, 2]] * 8)
 
 
-def use_sample(pretend, *_):
-    sample.log_prob(net_on(pretend), QUERIES, [[1, 2]] * 8, 1.0, World(0, 1, pretend.device))
+def use_evaluate(pretend, out, needs):
+    """Chapters 5 and 9, in a run whose PPO learned nothing."""
+    out.mkdir()
+    for stage in ("supervised", "ppo"):
+        (out / stage).symlink_to(needs[1])
+    run(evaluate, f"--run {out} --data {needs[0]} --judge rouge --posts 4")
 
 
 def use_sft(pretend, out, needs, steps=1, micro_batch=8):
@@ -184,7 +187,8 @@ def use_ppo(pretend, out, needs, steps=1, micro_batch=8):
              f"--epochs {steps} --micro-batch {micro_batch} --lr 1e-3 --out {out}")
 
 
-USES = {"model": use_model, "sft": use_sft, "sample": use_sample, "reward": use_reward, "ppo": use_ppo}
+USES = {"model": use_model, "sft": use_sft, "sample": use_evaluate, "reward": use_reward, "ppo": use_ppo,
+        "evaluate": use_evaluate}
 
 
 @pytest.fixture(scope="module")
