@@ -3,6 +3,7 @@
 # make rounds          the paper's outer loop: sample -> label -> reward -> ppo, ROUNDS=3 times
 # make test            the tests; as on a processor without AVX-512: KERNELS=avx2, without AVX: KERNELS=default
 # make check-gpu       two minutes before paying for a night: GPUS=8 SIZE=1.3b PARALLEL=fsdp
+# make gpu-proof       seven minutes on one GPU: everything that only a GPU can show; DEVICE=cpu SIZE=toy: here
 # make clean           forget the demo's runs and data; .venv stays
 #
 # Every stage is a file that the next one needs: what is finished is not done again, and what was
@@ -20,7 +21,7 @@ POSTS ?= 1000
 PY = .venv/bin/python
 READY = .venv/ready
 .DELETE_ON_ERROR:
-.PHONY: demo figures rounds test check-gpu clean here
+.PHONY: demo figures rounds test check-gpu gpu-proof clean here
 
 demo: here $(RUN)/report/report.html
 	@echo
@@ -48,6 +49,11 @@ PARALLEL ?= ddp
 check-gpu: $(READY)
 	$(PY) -m torch.distributed.run --standalone --nproc_per_node=$(GPUS) tests/check_gpu.py \
 	  --size $(SIZE) --twin $(if $(filter toy laptop,$(SIZE)),$(SIZE),gpt2) --parallel $(PARALLEL)
+
+# On a machine that has torch already: python tests/gpu_proof.py
+DEVICE ?= cuda
+gpu-proof: $(READY)
+	$(PY) tests/gpu_proof.py --device $(DEVICE) --size $(SIZE) --out gpu.json
 
 clean:
 	rm -rf runs/demo* data/toy*

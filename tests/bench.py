@@ -7,6 +7,10 @@
     python tests/bench.py ppo                         an iteration: rollout and update
     python tests/bench.py growth                      twice the rows, the prompt, the width, ...
     python tests/bench.py compare OURS.jsonl THEIRS.jsonl
+    python tests/bench.py lm --who transformers       somebody else's, where it is installed; also: nanogpt
+                                                      (NANOGPT=the path of its model.py)
+    python tests/bench.py gen --who transformers      with its static cache
+    ... --device cuda --bf16 [--compile]              on a GPU
 
 Each of the first five prints a line of JSON: median seconds, real tokens a second, peak memory above
 what the imports took, and the share of this machine's matmul peak that the step's multiplications
@@ -14,7 +18,9 @@ reach. `compare` reads such lines, ours and another program's, and prints the ra
 of tokens_per_s; alternate the two programs, for machines drift.
 """
 import argparse
+import importlib.util
 import json
+import os
 import resource
 import statistics
 import sys
@@ -31,35 +37,59 @@ import reward  # noqa: E402
 import sft  # noqa: E402
 from data import Batches  # noqa: E402
 from model import ModelConfig, build, generate  # noqa: E402
-from runtime import ALONE, adam, optimizer_step  # noqa: E402
+from runtime import adam, optimizer_step  # noqa: E402
+from runtime.world import World  # noqa: E402
 
 NUMBERS = dict(layers=4, dim=256, heads=4, vocab=4096, rows=16, length=176, prompt=128, resp=48,
-               ends=0, steps=8, warmup=2, threads=2, epochs=4, minibatches=1)
+               ends=0, steps=8, warmup=2, threads=2, epochs=4, minibatches=1, micro=0)
 
 
-def peak_memory():
-    """The most memory this process has held, MB."""
+def world_of(a):
+    """Where the work is done, and with which arithmetic."""
+    return World(0, 1, torch.device(a.device), a.bf16)
+
+
+def now(a):
+    """Seconds, once the device has done all that it was told."""
+    if a.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_memory(a):
+    """The most memory this process has used on the device, MB."""
+    if a.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def matmul_peak(seconds=1.0):
-    """Multiply-adds of a large fp32 matmul, in FLOP/s: what the machine can do at best."""
-    a, b, best = torch.randn(2048, 2048), torch.randn(2048, 2048), 0.0
-    until = time.perf_counter() + seconds
+def matmul_peak(a, seconds=1.0):
+    """Multiply-adds of a large matmul in this arithmetic, in FLOP/s: what the device does at best."""
+    n = 8192 if a.device == "cuda" else 2048
+    kind = torch.bfloat16 if a.bf16 else torch.float32
+    x, y = (torch.randn(n, n, device=a.device, dtype=kind) for _ in range(2))
+    best, until = 0.0, now(a) + seconds
     while time.perf_counter() < until:
-        began = time.perf_counter()
-        a @ b
-        best = max(best, 2 * 2048 ** 3 / (time.perf_counter() - began))
+        began = now(a)
+        x @ y
+        best = max(best, 2 * n ** 3 / (now(a) - began))
     return best
 
 
+def context_of(a):
+    return max(a.length, a.prompt + a.resp, 1024)
+
+
 def network(a, head="lm", seed=0):
-    context = max(a.length, a.prompt + a.resp, 1024)
-    return build(ModelConfig(a.vocab, a.layers, a.dim, a.heads, context, head), seed)
+    config = ModelConfig(a.vocab, a.layers, a.dim, a.heads, context_of(a), head)
+    return build(config, seed, world_of(a))
 
 
 def compiled(a, net):
-    return torch.compile(net, dynamic=True) if a.compile else net
+    """The network as `--compile` makes it."""
+    if a.compile:
+        net.compile(dynamic=True)
+    return net
 
 
 def text(a, count, seed):
@@ -85,9 +115,71 @@ def lm(a):
     def step(i):
         rows = [text(a, n, j) for j, n in enumerate(batches[i])]
         count = sum(len(row) - 1 for row in rows)
-        (sft.nll(model, [(row[:1], row[1:]) for row in rows]) / count).backward()
+        with world_of(a).mixed():
+            loss = sft.nll(model, [(row[:1], row[1:]) for row in rows]) / count
+        loss.backward()
         optimizer_step({"norm": net}, optimizer, 1e-4, i)
     return step, [sum(batch) for batch in batches]
+
+
+def somebody_elses(a):
+    """The network of nanoGPT, or of transformers, of this shape: tokens (B, T) -> logits (B, T, V)."""
+    if a.who == "nanogpt":
+        spec = importlib.util.spec_from_file_location("nanogpt", os.environ["NANOGPT"])
+        theirs = importlib.util.module_from_spec(spec)
+        sys.modules["nanogpt"] = theirs                          # its dataclass looks itself up
+        spec.loader.exec_module(theirs)
+        return theirs.GPT(theirs.GPTConfig(context_of(a), a.vocab, a.layers, a.heads, a.dim, 0.0))
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    from transformers import GPT2Config, GPT2LMHeadModel
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=a.vocab, n_positions=context_of(a), n_embd=a.dim, n_layer=a.layers,
+        n_head=a.heads, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=a.vocab - 2,
+        eos_token_id=a.vocab - 2, pad_token_id=a.vocab - 1))
+
+
+def their_lm(a):
+    """The same step of somebody else's network: full rows, cross-entropy of every next token."""
+    net = somebody_elses(a).to(a.device)
+    model = torch.compile(net) if a.compile else net
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
+
+    def step(i):
+        tokens = torch.tensor([text(a, a.length, j) for j in range(a.rows)])
+        tokens = tokens.to(a.device)                                     # (B, T)
+        with world_of(a).mixed():
+            if a.who == "nanogpt":
+                _, loss = model(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            else:
+                loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step, [a.rows * a.length] * (a.warmup + a.steps)
+
+
+def their_gen(a):
+    """transformers' generate with its static cache; it can't stop row by row: no row ends."""
+    from transformers import GenerationConfig
+    net = somebody_elses(a).to(a.device).eval()
+    if a.bf16:
+        net = net.bfloat16()
+    how = GenerationConfig(
+        max_new_tokens=a.resp, min_new_tokens=a.resp, do_sample=True, top_k=0, top_p=1.0,
+        temperature=0.7, pad_token_id=a.vocab - 1, eos_token_id=None, use_cache=True,
+        **({"cache_implementation": "static"} if a.compile else {}))
+
+    def step(i):
+        queries = [text(a, n, j) for j, n in enumerate(prompt_lengths(a))]
+        tokens = torch.full((a.rows, a.prompt), a.vocab - 1)             # padding on their left
+        for row, query in zip(tokens, queries, strict=True):
+            row[a.prompt - len(query):] = torch.tensor(query)
+        tokens = tokens.to(a.device)
+        with torch.no_grad():
+            net.generate(tokens, attention_mask=(tokens != a.vocab - 1).long(),
+                         generation_config=how)
+    return step, [a.rows * a.resp] * (a.warmup + a.steps)
 
 
 def rm(a):
@@ -98,7 +190,8 @@ def rm(a):
         rows = [text(a, n, j) for j, n in enumerate(batches[i])]
         part = [reward.Pair(one[:-9], one[-9:], other[-9:])
                 for one, other in zip(rows[::2], rows[1::2], strict=True)]
-        chosen, rejected = reward.score_pairs(model, part)
+        with world_of(a).mixed():
+            chosen, rejected = reward.score_pairs(model, part)
         reward.pairwise_loss(chosen, rejected).backward()
         optimizer_step({"norm": net}, optimizer, 1e-4, i)
     # A pair's two rows share the query, so they are as long as the first of them.
@@ -116,20 +209,26 @@ def numbers(a, rows, seed=0):
     return torch.from_numpy(u)
 
 
+def prompt_lengths(a):
+    return [a.prompt - (i * 37) % (a.prompt // 2) for i in range(a.rows)]
+
+
 def gen(a):
     net = network(a)
-    queries = [text(a, a.prompt - (i * 37) % (a.prompt // 2), i) for i in range(a.rows)]
+    queries = [text(a, n, i) for i, n in enumerate(prompt_lengths(a))]
     u, said = numbers(a, a.rows), []
 
     def step(i):
-        tokens, _ = generate(net, queries, a.resp, 0.7, u)
+        with world_of(a).mixed():
+            tokens, _ = generate(net, queries, a.resp, 0.7, u)
         said.append(int((tokens != a.vocab).sum()))
     return step, said
 
 
 def ppo_iteration(a):
     cfg = ppo.Config(response_length=a.resp, batch=a.rows, epochs=a.epochs, rollout_batch=a.rows,
-                     minibatches=a.minibatches, micro_batch=a.rows, temperature=1.0, lr=1e-4)
+                     minibatches=a.minibatches, micro_batch=a.micro or a.rows, temperature=1.0, lr=1e-4)
+    world = world_of(a)
     policy, critic = network(a), network(a, "scalar", 1)
     reference, judge = network(a), network(a, "scalar", 1)
     trained = compiled(a, policy), compiled(a, critic)
@@ -137,21 +236,22 @@ def ppo_iteration(a):
     ppo.uniforms = lambda *purpose: numbers(a, a.rows)
 
     def step(i):
-        began = time.perf_counter()
+        began = now(a)
         queries = [text(a, a.prompt, (i, row)) for row in range(a.rows)]
-        batch = ppo.roll_out(policy, reference, critic, judge, queries, range(a.rows), i, cfg, ALONE)
-        written = time.perf_counter()
+        batch = ppo.roll_out(policy, reference, critic, judge, queries, range(a.rows), i, cfg, world)
+        written = now(a)
         advantage, returns = ppo.gae(ppo.token_rewards(batch, cfg.kl_coef), batch.value, ppo.GAMMA,
                                      ppo.LAMBDA)
         advantage = ppo.whiten(advantage, batch.is_response)
-        ppo.update(*trained, optimizer, batch, advantage, returns, 1e-4, i, cfg, ALONE)
-        seconds.append((written - began, time.perf_counter() - written))
+        ppo.update(*trained, optimizer, batch, advantage, returns, 1e-4, i, cfg, world)
+        seconds.append((written - began, now(a) - written))
         said.append(int(batch.is_response.sum()))
     step.seconds = seconds
     return step, said
 
 
 WORK = {"lm": lm, "gen": gen, "rm": rm, "ppo": ppo_iteration}
+THEIRS = {"lm": their_lm, "gen": their_gen}
 
 
 # -------------------------------------------------------------------------------------- measuring
@@ -159,14 +259,14 @@ WORK = {"lm": lm, "gen": gen, "rm": rm, "ppo": ppo_iteration}
 def measure(what, a):
     """One line: what was asked for, and what came out."""
     torch.set_num_threads(a.threads)
-    before = peak_memory()
-    step, tokens = WORK[what](a)
+    before = peak_memory(a)
+    step, tokens = (WORK if a.who == "ours" else THEIRS)[what](a)
     times = []
     for i in range(a.warmup + a.steps):
-        began = time.perf_counter()
+        began = now(a)
         step(i)
-        times.append(time.perf_counter() - began)
-    memory = peak_memory() - before
+        times.append(now(a) - began)
+    memory = peak_memory(a) - before
     tokens, times = tokens[a.warmup:a.warmup + a.steps], times[a.warmup:]
     found = {"s": statistics.median(times), "tokens_per_s": sum(tokens) / sum(times),
              "peak_mb": memory}
@@ -175,7 +275,7 @@ def measure(what, a):
                                                     zip(*step.seconds[a.warmup:], strict=True))
     with FlopCounterMode(display=False) as counter:
         step(a.warmup)
-    found["of_matmul_peak"] = counter.get_total_flops() / found["s"] / matmul_peak()
+    found["of_matmul_peak"] = counter.get_total_flops() / found["s"] / matmul_peak(a)
     return {"what": what, **vars(a), **{k: round(v, 5) for k, v in found.items()}}
 
 
@@ -212,6 +312,9 @@ def main():
     for name, value in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--lengths", default="")
+    parser.add_argument("--who", default="ours", choices=["ours", "transformers", "nanogpt"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", action="store_true")
     a = parser.parse_args()
     what, files = a.what, a.files

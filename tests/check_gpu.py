@@ -59,7 +59,7 @@ def first_step(size, rows, world, cfg):
     count = sum(len(r) for _, r in rows)
     for part in accumulate(world.share(rows), 2, model):
         with world.mixed():
-            share = nll(model, lay_out(*zip(*part, strict=True), VOCABULARY).to(world.device))
+            share = nll(model, part)
         (share / count * world.size).backward()
         loss += share.detach() / count
     norm = optimizer_step({"norm": network}, adam([network]), 0.0, 0)["norm"]
@@ -99,11 +99,11 @@ def training(cfg, world):
     network = build(sized(cfg.size, VOCABULARY), 0, world)
     model = world.parallelize(network, Common(checkpointing=cfg.checkpointing))
     optimizer, rows, times = adam([network]), random_rows(cfg, cfg.rows, 1 + world.rank), []
-    batch = lay_out(*zip(*rows, strict=True), VOCABULARY).to(world.device)
+    count = sum(len(response) for _, response in rows)
     for step in range(5):
         began = clock(world)
         with world.mixed():
-            loss = nll(model, batch) / batch.is_response.sum()
+            loss = nll(model, rows) / count
         loss.backward()
         optimizer_step({"norm": network}, optimizer, 1e-5, step)
         times.append(clock(world) - began)
