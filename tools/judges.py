@@ -193,7 +193,7 @@ def report_of_people(cfg, path):
 def compare_with(other, needed, texts, world):
     """Add to the report how often the run's best policy beats another; texts: of `measure`."""
     posts, best = needed.posts, "human_feedback" if "human_feedback" in texts else "supervised"
-    texts["against"] = summarise(other, posts, progress=world.bar(len(posts), "against"))
+    texts["against"] = summarise(other, posts, bar="against")
     if world.rank == 0:
         write(needed.out / "summaries.jsonl", [
             {"id": post["id"], **{name: some[i] for name, some in texts.items()}}

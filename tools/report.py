@@ -33,7 +33,7 @@ from evaluate import (
 from runtime import Machine, Problem, config_of, flag, launch, write
 from runtime.files import read_jsonl, read_text, replacing
 from runtime.flags import entry
-from sample import held_out, load_checkpoint, load_reward
+from sample import held_out, load_checkpoint
 from tools.microscope import look, page
 
 
@@ -338,7 +338,8 @@ def microscope(run, report, posts, world):
     if not posts or not all((Path(run) / name).exists() for name in needed):
         return None
     supervised, ppo = (load_checkpoint(Path(run) / name, world) for name in ("supervised", "ppo"))
-    reward, grade = load_reward(Path(run) / "reward", world, supervised.tokenizer), None
+    reward = load_checkpoint(Path(run) / "reward", world, "scalar", like=supervised)
+    grade = None
     if not report["judge"].startswith("command:"):
         grade = load_judge(report["judge"], supervised, posts)[1].grade
     with world.mixed():
