@@ -242,13 +242,11 @@ def reward_accuracy(needed):
 @torch.no_grad()
 def log_prob(policy, queries, responses, temperature):
     """log pi(response), nats, the sum over its tokens -> (B,) array. policy: Checkpoint."""
-    def act(some):
-        rows = lay_out([queries[i] for i in some], [responses[i] for i in some],
-                       policy.model.config.n_vocab).to(policy.world.device)
+    def act(queries, responses):
+        rows = lay_out(queries, responses, policy.model.config.n_vocab).to(policy.world.device)
         logp = token_logp(policy.model(rows.tokens, at=rows.columns), rows.targets, temperature)
         return logp.masked_fill(~rows.is_response, 0.0).double().sum(1).tolist()     # (b,)
-    lengths = [len(q + r) for q, r in zip(queries, responses, strict=True)]
-    return np.array(sample.spread(act, policy, lengths))
+    return np.array(sample.spread(act, policy, queries, responses))
 
 
 def sample_with_kl(policy, supervised, posts, temperature, seed, name):

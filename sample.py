@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import tiktoken
 
 import data
@@ -97,19 +98,22 @@ def load_checkpoint(folder, world=ALONE, head="lm", like=None):
 
 # ------------------------------------------------------------------------------ writing and scoring
 
-def spread(act, network, lengths, rows_at_once=128, bar=None):
-    """A result for each row, in their order; act(indices) gives those of some rows.
+def spread(act, network, first, second, rows_at_once=128, bar=None):
+    """What act says of each row, in their order. A row is an item of `first` and one of `second`.
 
-    network: Checkpoint. Every process takes its share, as many rows at a time as fit the device.
-    Rows of similar length come together, so that little is padding. bar: name of a progress bar.
+    act(items, items) -> a result for each of some rows. Each process takes its share of all, as
+    many at a time as fit the device; rows of similar length come together, so that little is
+    padding. network: Checkpoint. bar: name of a progress bar.
     """
+    lengths = [len(a) + len(b) for a, b in zip(first, second, strict=True)]
     world, found = network.world, {}
     mine = world.share(sorted(range(len(lengths)), key=lengths.__getitem__))
     shown = world.bar(len(lengths), bar) if bar else None
     with world.gathered(network.model):
         for start in range(0, len(mine), rows_at_once):
             some = mine[start:start + rows_at_once]
-            found |= zip(some, act(some), strict=True)
+            results = act([first[i] for i in some], [second[i] for i in some])
+            found |= zip(some, results, strict=True)
             if bar:
                 shown.update(len(some) * world.size)
     found = world.merge(found)
@@ -124,16 +128,14 @@ def respond(policy, queries, temperature=0.0, seed=0, purpose="summary", attempt
         attempt, rows[i]) alone, so it is continued in the same way whatever other rows there are.
     how: rows_at_once, bar; see `spread`.
     """
-    rows, length = rows or range(len(queries)), policy.response_length
+    length, vocab = policy.response_length, policy.tokenizer.n_vocab
+    draws = uniforms(seed, purpose, attempt, rows or range(len(queries)), length)        # (B, R)
 
-    def act(some):
-        u = None                                                             # greedy
-        if temperature:
-            u = uniforms(seed, purpose, attempt, [rows[i] for i in some], length)    # (b, R)
-        tokens, _ = generate(policy.model, [queries[i] for i in some], length, temperature or 1.0,
-                             u)
-        return [[t for t in row if t < policy.tokenizer.n_vocab] for row in tokens.tolist()]
-    return spread(act, policy, [len(q) for q in queries], **how)
+    def act(queries, u):
+        u = np.array(u) if temperature else None                             # (b, R); None: greedy
+        tokens, _ = generate(policy.model, queries, length, temperature or 1.0, u)       # (b, R)
+        return [[t for t in row if t < vocab] for row in tokens.tolist()]
+    return spread(act, policy, queries, draws, **how)
 
 
 def summarise(policy, posts, examples=(), **how):
@@ -178,13 +180,9 @@ def score_texts(reward, posts, texts, rows_at_once=128):
     A summary that ran out of room gets an <|endoftext|> here, as those of comparisons do; PPO,
     which sees tokens, gives such a one a fixed low score instead.
     """
-    queries, responses = reward.queries(posts), reward.responses(texts)
-
-    def act(some):
-        return score(reward.model, [queries[i] for i in some],
-                     [responses[i] for i in some]).tolist()                  # (b,)
-    lengths = [len(q + r) for q, r in zip(queries, responses, strict=True)]
-    scores = spread(act, reward, lengths, rows_at_once)
+    def act(queries, responses):
+        return score(reward.model, queries, responses).tolist()              # (b,)
+    scores = spread(act, reward, reward.queries(posts), reward.responses(texts), rows_at_once)
     if not all(map(math.isfinite, scores)):
         raise Problem(f"{reward.folder}: scores that are not finite: that network diverged; "
                       "train it again with a lower --lr")
