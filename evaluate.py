@@ -393,11 +393,11 @@ def evaluate(cfg, world):
         low, high = row["win_rate_95"]
         return f"{row['win_rate']:.1%} [{100 * low:.0f}, {100 * high:.0f}]"
     for name, p in report["policies"].items():
-        rival, kl = report["against_supervised"].get(name), p["kl"]
-        print(line.format(
-            name, rate(p), f"{p['length_controlled_win_rate']:.1%}", rate(rival) if rival else "-",
-            f"{p['axes']['overall']:.2f}", f"{p['rouge_l']:.3f}", f"{p['length']:.1f}",
-            "-" if kl is None else f"{kl:.1f}"))
+        rival = report["against_supervised"].get(name)
+        print(line.format(name, rate(p), f"{p['length_controlled_win_rate']:.1%}",
+                          rate(rival) if rival else "-", f"{p['axes']['overall']:.2f}",
+                          f"{p['rouge_l']:.3f}", f"{p['length']:.1f}",
+                          "-" if p["kl"] is None else f"{p['kl']:.1f}"))
     print(f"\n{needed.out}/report.json holds every number")
 
 

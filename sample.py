@@ -54,6 +54,7 @@ class Config(Machine):
     seed: int = flag(0, "which post is shown, and every random number")
 
 
+SPLITS = ["train"] * 80 + ["valid1"] * 8 + ["valid2"] * 12       # where a hundredth of posts goes
 EXAMPLES = 3               # shown to a policy that is only pretrained, as many as fit
 TRIES = 4                  # to draw a second summary that differs from the first
 
@@ -218,18 +219,16 @@ def warn_if_foreign(post, folder):
 
 
 def show(cfg, policy, folder, post):
-    """Print the policy's summaries of a post, the one with the highest reward first."""
-    reward = None
-    if cfg.reward:
-        reward = load_checkpoint(cfg.reward, policy.world, "scalar", like=policy)
+    """Print the policy's summaries of a post, the one with the highest score first."""
+    reward = load_checkpoint(cfg.reward, policy.world, "scalar", policy) if cfg.reward else None
 
     def tell(texts):
         scores = score_texts(reward, [post] * len(texts), texts) if reward else [0.0]
         for points, text in sorted(zip(scores, texts, strict=True), reverse=True):
             print(f"{text}  (score {points:+.2f})" if reward else text)
 
-    only_pretrained = policy.flags.get("loss_on") == "all"
-    examples = worked_examples(folder, EXAMPLES, cfg.seed) if only_pretrained else []
+    pretrained = policy.flags.get("loss_on") == "all"                  # and no more than that
+    examples = worked_examples(folder, EXAMPLES if pretrained else 0, cfg.seed)
     texts = summarise(policy, [post] * cfg.best_of, examples, temperature=cfg.temperature,
                       seed=cfg.seed)
     if "summary" in post:
@@ -261,19 +260,16 @@ def draw_pairs(write_texts, posts, count, seed):
 
 
 def split_of(post):
-    """train (80 %), valid1 (8 %, to choose models by) or valid2 (12 %, to report): a function of
-    the post's id, so that a post stays in its split in every round, whoever writes about it."""
-    place = zlib.crc32(post["id"].encode()) % 100
-    if place < 80:
-        return "train"
-    return "valid1" if place < 88 else "valid2"
+    """To train a reward model, to choose one by, or to report: a function of the post's id, so that
+    a post stays in its split in every round, whoever writes about it."""
+    return SPLITS[zlib.crc32(post["id"].encode()) % 100]
 
 
 def pair_of(post, row, texts, names, cfg):
     """OpenAI's comparison before anybody chose, and the author's summary as its `reference`.
 
     names: who wrote the texts. In a share --with-reference of the pairs the author's summary takes
-    the place of the second text, and which of the two comes first is drawn.
+    the place of the second text, and it is drawn which of the two comes first.
     """
     rng, reference = generator(cfg.seed, "with reference", row=row), post.get("summary", "").strip()
     summaries = [{"text": " " + text, "policy": name, "note": None}
