@@ -369,6 +369,7 @@ def test_what_is_measured_is_written_before_the_next_step_can_fail(world, tmp_pa
         pages.main(["--run", str(world / "run"), "--out", str(tmp_path / step), "--device", "cpu"])
         assert evaluate.UNFINISHED in (tmp_path / step / "report.md").read_text()
         assert report["policies"]["supervised"] == whole["policies"]["supervised"]
+        report = json.loads((tmp_path / step / "report.json").read_text())
         assert (report["reward_model"] == whole["reward_model"]) == ("reward_model" in done)
     assert whole["notes"] == []
 
