@@ -34,7 +34,6 @@ import re
 import time
 from collections import namedtuple
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +109,7 @@ def load_judge(name, supervised, posts):
     if name in JUDGES:
         return name, JUDGES[name]
     if not name.startswith("reward:"):
-        raise Problem(f"--judge {name} is unknown: auto, gold, rouge, reward:DIR (programs and "
-                      "people: python -m tools.judges)")
+        raise Problem(f"--judge {name} is unknown: auto, gold, rouge, reward:DIR, or tools.judges'")
     model = sample.load_checkpoint(name[7:], supervised.world, "scalar", like=supervised)
     data.check_queries(model.tokenizer, posts, model.query_length)   # "gold" of Gao et al. (2022)
     return name, graded(lambda *rows: {"overall": np.array(sample.score_texts(model, *rows))})
@@ -167,13 +165,6 @@ def best_of(scores, values, n):
     return np.take_along_axis(values, scores.argsort(1, kind="stable"), 1) @ weights     # (P,)
 
 
-def copied(summary, source):
-    """Share of a summary's word pairs that stand in the source, in the same order (footnote 9): of
-    "my dog ate it" 2 of 3 stand in "yesterday my dog ate my shoe"."""
-    ours, theirs = (list(pairwise(data.words(text))) for text in (summary, source))
-    return data.longest_common_subsequence(ours, theirs) / max(1, len(ours))
-
-
 # ---------------------------------------------------------------------------- 3. policies compared
 
 def win_rate(values, seed):
@@ -185,7 +176,6 @@ def win_rate(values, seed):
 def compare(needed, texts):
     """What greedy summaries tell: the report's `policies`, `against_supervised`, `difference`."""
     posts, judge, seed = needed.posts, needed.judge, needed.report["seed"]
-    sources = [f"{p['title']}\n{p['article' if 'article' in p else 'post']}" for p in posts]
     encode = needed.policies["supervised"].tokenizer.encode_ordinary      # one measure for all
     length = {name: np.array([len(encode(" " + t)) for t in some]) for name, some in texts.items()}
     won = {name: judge.compare(posts, some, texts["reference"]) for name, some in texts.items()}
@@ -200,7 +190,7 @@ def compare(needed, texts):
             "length_controlled_win_rate": same_length[name],
             "kl": 0.0 if name == "supervised" else None,           # PPO's is added later
             **{key: float(np.mean([o[key] for o in overlap])) for key in overlap[0]},
-            "copied": float(np.mean(list(map(copied, some, sources)))),
+            "copied": None,                                        # left to tools.report
             "axes": {a: float(grades[a].mean()) if a in grades else None for a in AXIS_NAMES}}
         if name not in ("supervised", "reference"):
             against[name] = win_rate(judge.compare(posts, some, texts["supervised"]), seed)
@@ -307,12 +297,11 @@ def overoptimisation(needed, samples, temperature):
 
 # ------------------------------------------------------------------------------------ 5. the report
 
-# All that an evaluation reads: read and checked before the first summary costs anything.
 Needed = namedtuple("Needed", "began posts examples policies reward labels judge out report")
 
 
 def prepare(cfg, world):
-    """Read and check everything; see Needed. Raises: Problem for the first thing that is wrong."""
+    """Read and check what is Needed before the first summary costs anything; else a Problem."""
     began, run, reward, labels = time.perf_counter(), Path(cfg.run), None, []
     supervised = sample.load_checkpoint(run / "supervised", world)
     policies = {name: supervised if name == "supervised" else
@@ -334,8 +323,7 @@ def prepare(cfg, world):
     for _ in checkpoints(ppo) if reward and ppo else ():
         pass                                             # every snapshot can be read
     out = Path(cfg.out or run / "report")
-    if world.rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     return Needed(began, posts, examples, policies, reward, labels, judge, out, {
         "judge": name, "data": str(folder), "human_axes": None, "reward_model": None,
         "overoptimisation": [], "notes": [UNFINISHED], "seed": cfg.seed})
@@ -386,8 +374,8 @@ def evaluate(cfg, world):
                       "ROUGE-L", "tokens", "KL"))
 
     def rate(row):
-        low, high = row["win_rate_95"]
-        return f"{row['win_rate']:.1%} [{100 * low:.0f}, {100 * high:.0f}]"
+        ends = (100 * end for end in row["win_rate_95"])
+        return "{:.1%} [{:.0f}, {:.0f}]".format(row["win_rate"], *ends)
     for name, p in report["policies"].items():
         rival = report["against_supervised"].get(name)
         print(line.format(name, rate(p), f"{p['length_controlled_win_rate']:.1%}",

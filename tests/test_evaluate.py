@@ -16,11 +16,12 @@ import ppo
 import sample
 import toy
 from data import encode_query, encode_response
-from evaluate import best_of, bootstrap, copied, length_controlled, log_prob, wins
+from evaluate import best_of, bootstrap, length_controlled, log_prob, wins
 from model import lay_out, load_model, token_logp
 from runtime import Problem, write
 from runtime.files import save_tensors, write_atomically
 from tools import report as pages
+from tools.report import copied
 
 
 @pytest.fixture(scope="module")
@@ -368,8 +369,8 @@ def test_what_is_measured_is_written_before_the_next_step_can_fail(world, tmp_pa
         assert evaluate.UNFINISHED in report["notes"]
         pages.main(["--run", str(world / "run"), "--out", str(tmp_path / step), "--device", "cpu"])
         assert evaluate.UNFINISHED in (tmp_path / step / "report.md").read_text()
-        assert report["policies"]["supervised"] == whole["policies"]["supervised"]
         report = json.loads((tmp_path / step / "report.json").read_text())
+        assert report["policies"]["supervised"] == whole["policies"]["supervised"]
         assert (report["reward_model"] == whole["reward_model"]) == ("reward_model" in done)
     assert whole["notes"] == []
 

@@ -49,7 +49,7 @@ from runtime.world import World
 from sample import load_checkpoint, summarise
 from tools.label_stats import numbers
 from tools.label_store import DAMAGE, Store
-from tools.report import policy_table, rounded
+from tools.report import add_copied, policy_table, rounded
 
 ANSWER = re.compile(r"""[\s\ufeff("'*`[]*(A|B|tie)[])"'*`.:\s]*""", re.IGNORECASE)
 
@@ -228,6 +228,10 @@ def act(cfg, world):
         texts = evaluate.measure(needed, world)
         if other:
             compare_with(other, needed, texts, world)
+    posts = needed.posts
+    add_copied(needed.report, {p["id"]: p for p in posts}, [
+        {"id": p["id"], **{name: some[i] for name, some in texts.items()}}
+        for i, p in enumerate(posts)])
     print(policy_table(needed.report))
 
 

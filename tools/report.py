@@ -16,11 +16,12 @@ Read after: evaluate.py.
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from data import fields_of, find, read_posts
+from data import fields_of, find, longest_common_subsequence, read_posts, words
 from evaluate import (
     AXIS_NAMES,
     FOLDERS,
@@ -82,6 +83,22 @@ def with_summaries(posts, folders):
              if find(folder, split) for p in read_posts(folder, split, need_summary=False)
              if p.get("summary", "").strip()}
     return [known.get(identity(post)) for post in posts]
+
+
+def copied(summary, source):
+    """Share of a summary's word pairs that stand in the source, in the same order (footnote 9): of
+    "my dog ate it" 2 of 3 stand in "yesterday my dog ate my shoe"."""
+    ours, theirs = (list(pairwise(words(text))) for text in (summary, source))
+    return longest_common_subsequence(ours, theirs) / max(1, len(ours))
+
+
+def add_copied(report, known, said):
+    """The mean of `copied` for each policy. known: {id: post}. said: lines of summaries.jsonl."""
+    said = [(line, known[line["id"]]) for line in said if line["id"] in known]
+    for name, row in report["policies"].items():
+        shares = [copied(line[name], f"{p['title']}\n{p['article' if 'article' in p else 'post']}")
+                  for line, p in said]
+        row["copied"] = round(float(np.mean(shares)), 5) if shares else None
 
 
 def add_ceiling(report, run, world):
@@ -357,6 +374,7 @@ def act(cfg, world):
     known = {p["id"]: p for p in held_out(report["data"])} if said else {}
     posts = [known[line["id"]] for line in said[:SHOWN] if line["id"] in known]
     report = completed(report, cfg, world)
+    add_copied(report, known, said)
     example = (posts[0], {k: v for k, v in said[0].items() if k != "id"}) if posts else None
     text, seen = markdown(report, example), None
     if world.rank == 0:
