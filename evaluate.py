@@ -109,7 +109,7 @@ def load_judge(name, supervised, posts):
     if name in JUDGES:
         return name, JUDGES[name]
     if not name.startswith("reward:"):
-        raise Problem(f"--judge {name} is unknown: auto, gold, rouge, reward:DIR, or tools.judges'")
+        raise Problem(f"--judge {name} is unknown: auto, gold, rouge, reward:DIR; others: tools.judges")
     model = sample.load_checkpoint(name[7:], supervised.world, "scalar", like=supervised)
     data.check_queries(model.tokenizer, posts, model.query_length)   # "gold" of Gao et al. (2022)
     return name, graded(lambda *rows: {"overall": np.array(sample.score_texts(model, *rows))})
@@ -120,8 +120,7 @@ def load_judge(name, supervised, posts):
 def bootstrap(values, seed, about=None, resamples=2000):
     """Standard error and 95 % interval of a mean: draw n posts with replacement, take their mean,
     repeat; how far do the means spread? about: the post of each value, if posts have several."""
-    # DIFFERS: the paper's error bars are one standard error.
-    place, rng = {}, generator(seed, "bootstrap")
+    place, rng = {}, generator(seed, "bootstrap")  # DIFFERS: the paper's bars: one standard error
     of = [place.setdefault(post, len(place)) for post in about or range(len(values))]     # (n,)
     sums, counts, n = np.bincount(of, values), np.bincount(of), len(place)                # (posts,)
     drawn = (rng.integers(n, size=n) for _ in range(resamples))
