@@ -109,7 +109,7 @@ def load_judge(name, supervised, posts):
     if name in JUDGES:
         return name, JUDGES[name]
     if not name.startswith("reward:"):
-        raise Problem(f"--judge {name} is unknown: auto, gold, rouge, reward:DIR; others: tools.judges")
+        raise Problem(f"--judge {name} is unknown: auto, gold, rouge, reward:DIR (or tools.judges)")
     model = sample.load_checkpoint(name[7:], supervised.world, "scalar", like=supervised)
     data.check_queries(model.tokenizer, posts, model.query_length)   # "gold" of Gao et al. (2022)
     return name, graded(lambda *rows: {"overall": np.array(sample.score_texts(model, *rows))})
