@@ -34,14 +34,15 @@ import re
 import time
 from collections import namedtuple
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import data
 import sample
 import toy
+from model import lay_out, skeleton, token_logp
 from runtime import Machine, Problem, flag, generator, launch, write
 
 
@@ -57,7 +58,6 @@ class Config(Machine):
 
 
 FOLDERS = {"pretrained": "pretrained", "supervised": "supervised", "human_feedback": "ppo"}
-EXAMPLES = 3                 # solved posts shown to the pretrained model, as many as fit
 SAMPLES = 256                # posts, at most, of which a sample is drawn: KL, over-optimisation
 POOL, POOL_POSTS = 16, 150   # best of n: samples of a post; posts, at most
 LEAD_3 = re.compile(r"(?s)(?:.*?[.!?][\"')\u2019\u201d]*(?=\s)){3}|.*")   # of news: three sentences
@@ -102,18 +102,17 @@ JUDGES = {"gold": graded(gold), "rouge": graded(rouge)}
 def load_judge(name, supervised, posts):
     """--judge with auto replaced, and the Judge. Raises: Problem when it cannot judge the posts."""
     foreign = [p["id"] for p in posts if not p["id"].startswith("toy")]
-    if name == "gold" and foreign:
-        raise Problem(f"--judge gold knows toy posts only, not {foreign[0]!r}: use --judge rouge")
     if name == "auto":
         name = "rouge" if foreign else "gold"
-    if name.startswith("reward:"):                       # the "gold" model of Gao et al. (2022)
-        model = sample.load_reward(name[7:], supervised.world, supervised.tokenizer)
-        data.check_queries(model.tokenizer, posts, model.query_length)
-        return name, graded(lambda *rows: {"overall": np.array(sample.score_texts(model, *rows))})
-    if name not in JUDGES:
-        raise Problem(f"--judge {name} is unknown: auto, gold, rouge, reward:DIR (programs and "
-                      "people: python -m tools.judges)")
-    return name, JUDGES[name]
+    if name == "gold" and foreign:
+        raise Problem(f"--judge gold knows toy posts only, not {foreign[0]!r}: use --judge rouge")
+    if name in JUDGES:
+        return name, JUDGES[name]
+    if not name.startswith("reward:"):
+        raise Problem(f"--judge {name} is unknown: auto, gold, rouge, reward:DIR (or tools.judges)")
+    model = sample.load_checkpoint(name[7:], supervised.world, "scalar", like=supervised)
+    data.check_queries(model.tokenizer, posts, model.query_length)   # "gold" of Gao et al. (2022)
+    return name, graded(lambda *rows: {"overall": np.array(sample.score_texts(model, *rows))})
 
 
 # ------------------------------------------------------------------------------------ 2. statistics
@@ -121,19 +120,12 @@ def load_judge(name, supervised, posts):
 def bootstrap(values, seed, about=None, resamples=2000):
     """Standard error and 95 % interval of a mean: draw n posts with replacement, take their mean,
     repeat; how far do the means spread? about: the post of each value, if posts have several."""
-    # DIFFERS: the paper's error bars are one standard error.
-    place, rng = {}, generator(seed, "bootstrap")
+    place, rng = {}, generator(seed, "bootstrap")  # DIFFERS: the paper's bars: one standard error
     of = [place.setdefault(post, len(place)) for post in about or range(len(values))]     # (n,)
     sums, counts, n = np.bincount(of, values), np.bincount(of), len(place)                # (posts,)
     drawn = (rng.integers(n, size=n) for _ in range(resamples))
     means = np.array([sums[posts].sum() / counts[posts].sum() for posts in drawn])
     return means.std(), np.quantile(means, [0.025, 0.975]).tolist()
-
-
-def win_rate(values, seed):
-    """The mean of comparisons, (n,) of 1, 1/2 or 0, for the report."""
-    return {"win_rate": float(np.mean(values)), "win_rate_95": bootstrap(values, seed)[1],
-            "n": len(values)}
 
 
 def length_controlled(preferred, log_length, ridge=1e-3):
@@ -172,39 +164,23 @@ def best_of(scores, values, n):
     return np.take_along_axis(values, scores.argsort(1, kind="stable"), 1) @ weights     # (P,)
 
 
-def copied(summary, source):
-    """Share of a summary's word pairs that stand in the source, in the same order (footnote 9): of
-    "my dog ate it" 2 of 3 stand in "yesterday my dog ate my shoe"."""
-    ours, theirs = (list(pairwise(data.words(text))) for text in (summary, source))
-    return data.longest_common_subsequence(ours, theirs) / max(1, len(ours))
-
-
 # ---------------------------------------------------------------------------- 3. policies compared
 
-def sample_with_kl(policy, supervised, posts, temperature, seed, name):
-    """A sample of each post, with the policy's lengths as in PPO -> texts; log pi(text) - log
-    pi_sft(text), (n,) nats, whose mean estimates the KL divergence."""
-    queries = [data.encode_query(policy.tokenizer, p, policy.query_length, policy.fill)
-               for p in posts]
-    said = sample.respond(policy.model, queries, policy.response_length, temperature, seed, "kl",
-                          progress=policy.world.bar(len(posts), name), world=policy.world)
-    rows = queries, said, temperature, policy.world
-    kl = sample.log_prob(policy.model, *rows) - sample.log_prob(supervised.model, *rows)
-    if not np.isfinite(kl).all():
-        raise Problem(f"{policy.folder}, {name}: its KL from {supervised.folder} is not finite: "
-                      "one of the two has diverged; train it again with a lower --lr")
-    return [data.decode_response(policy.tokenizer, r) for r in said], kl
+def win_rate(values, seed):
+    """The mean of comparisons, (n,) of 1, 1/2 or 0, for the report."""
+    return {"win_rate": float(np.mean(values)), "win_rate_95": bootstrap(values, seed)[1],
+            "n": len(values)}
 
 
 def compare(needed, texts):
     """What greedy summaries tell: the report's `policies`, `against_supervised`, `difference`."""
-    posts, judge, rows, seed = needed.posts, needed.judge, {}, needed.report["seed"]
-    sources = [f"{p['title']}\n{p['article' if 'article' in p else 'post']}" for p in posts]
+    posts, judge, seed = needed.posts, needed.judge, needed.report["seed"]
     encode = needed.policies["supervised"].tokenizer.encode_ordinary      # one measure for all
     length = {name: np.array([len(encode(" " + t)) for t in some]) for name, some in texts.items()}
     won = {name: judge.compare(posts, some, texts["reference"]) for name, some in texts.items()}
-    same_length = length_controlled(won, {n: np.log(x / length["reference"])
-                                          for n, x in length.items()})
+    same_length = length_controlled(won, {name: np.log(some / length["reference"])
+                                          for name, some in length.items()})
+    rows, against = {}, {}
     for name, some in texts.items():
         overlap = [data.rouge(t, p["summary"]) for t, p in zip(some, posts, strict=True)]
         grades = judge.grade(posts, some) if judge.grade else {}
@@ -213,10 +189,10 @@ def compare(needed, texts):
             "length_controlled_win_rate": same_length[name],
             "kl": 0.0 if name == "supervised" else None,           # PPO's is added later
             **{key: float(np.mean([o[key] for o in overlap])) for key in overlap[0]},
-            "copied": float(np.mean([copied(*pair) for pair in zip(some, sources, strict=True)])),
+            "copied": None,                                        # left to tools.report
             "axes": {a: float(grades[a].mean()) if a in grades else None for a in AXIS_NAMES}}
-    against = {name: win_rate(judge.compare(posts, some, texts["supervised"]), seed)
-               for name, some in texts.items() if name not in ("supervised", "reference")}
+        if name not in ("supervised", "reference"):
+            against[name] = win_rate(judge.compare(posts, some, texts["supervised"]), seed)
     against["reference"] = win_rate(1 - won["supervised"], seed)          # asked already
     found = {"policies": rows, "against_supervised": against}
     if "human_feedback" in won:
@@ -237,19 +213,48 @@ def labels_of(run, flags):
 
 
 def reward_accuracy(needed):
-    """How often the reward model agrees with labels that it has not seen, and how often the judge
-    does, the `ceiling`: labels are noisy, so nobody agrees with all."""
-    posts, name = [c["info"] for c in needed.labels], needed.report["judge"]
+    """How often the reward model agrees with labels that it has not seen. Labels are noisy: how
+    often the judge agrees with them, the `ceiling`, is left to tools.report."""
+    posts = [c["info"] for c in needed.labels]
     chosen, rejected = ([c["summaries"][c["choice"] ^ side]["text"] for c in needed.labels]
                         for side in (0, 1))
     scores = np.reshape(sample.score_texts(needed.reward, posts * 2, chosen + rejected), (2, -1))
     right, about = wins(scores[0], scores[1]), [data.query_text(p) for p in posts]   # (n,) each
-    known = [i for i, p in enumerate(posts)              # (rouge's ceiling: tools.report)
-             if name.startswith("reward:") or name == "gold" and p["id"].startswith("toy")]
-    judged = needed.judge.compare(*([x[i] for i in known] for x in (posts, chosen, rejected)))
     return {"accuracy": float(right.mean()), "n": len(posts), "posts": len(set(about)),
-            "accuracy_95": bootstrap(right, needed.report["seed"], about)[1],
-            "ceiling": float(judged.mean()) if known else None}
+            "accuracy_95": bootstrap(right, needed.report["seed"], about)[1], "ceiling": None}
+
+
+@torch.no_grad()
+def log_prob(policy, queries, responses, temperature):
+    """log pi(response), nats, the sum over its tokens -> (B,) array. policy: Checkpoint."""
+    def act(queries, responses):
+        rows = lay_out(queries, responses, policy.model.config.n_vocab).to(policy.world.device)
+        logp = token_logp(policy.model(rows.tokens, at=rows.columns), rows.targets, temperature)
+        return logp.masked_fill(~rows.is_response, 0.0).double().sum(1).tolist()     # (b,)
+    return np.array(sample.spread(act, policy, queries, responses))
+
+
+def sample_with_kl(policy, supervised, posts, temperature, seed, name):
+    """A sample of each post, with the policy's lengths as in PPO -> texts; log pi(text) - log
+    pi_sft(text), (n,) nats, whose mean estimates the KL divergence."""
+    queries = policy.queries(posts)
+    said = sample.respond(policy, queries, temperature, seed, "kl", bar=name)
+    ours, theirs = (log_prob(who, queries, said, temperature) for who in (policy, supervised))
+    if not np.isfinite(ours - theirs).all():
+        raise Problem(f"{policy.folder}, {name}: its KL from {supervised.folder} is not finite: "
+                      "one of the two has diverged; train it again with a lower --lr")
+    return [data.decode_response(policy.tokenizer, r) for r in said], ours - theirs
+
+
+def checkpoints(ppo):
+    """PPO's snapshots in training's order, then its final policy: yields (step, Checkpoint)."""
+    final = ppo.flags["episodes"] // ppo.flags["batch"]
+    for path in sorted(Path(ppo.folder, "snapshots").glob("step-*.pt")):
+        if (step := int(path.stem[5:])) < final:
+            model = skeleton(ppo.model.config, ppo.world, frozen=True)
+            ppo.world.load(model, path)
+            yield step, ppo._replace(model=model)
+    yield final, ppo
 
 
 def opinions(reward, judge, posts, texts):
@@ -275,15 +280,14 @@ def overoptimisation(needed, samples, temperature):
     def add(method, seen, n, kl, beta=None, step=None):     # the best of n, by the reward model
         rows.append({"method": method, "beta": beta, "n": n, "kl": kl, "step": step, **{
             key: float(best_of(seen["rm"], x, n or 1).mean()) for key, x in seen.items()}})
-    for step, model in sample.checkpoints(ppo) if ppo else ():
-        texts, kl = samples if model is ppo.model else sample_with_kl(
-            ppo._replace(model=model), supervised, posts, temperature, seed, f"step {step}")
+    for step, policy in checkpoints(ppo) if ppo else ():
+        texts, kl = samples if policy is ppo else sample_with_kl(
+            policy, supervised, posts, temperature, seed, f"step {step}")
         seen = opinions(needed.reward, needed.judge, posts, texts)
         add("ppo", seen, None, float(kl.mean()), ppo.flags["kl_coef"], step)
     posts = posts[:POOL_POSTS]
     pool = sample.summarise(supervised, [p for p in posts for _ in range(POOL)], seed=seed,
-                            temperature=temperature, purpose="pool",
-                            progress=supervised.world.bar(len(posts) * POOL, "pool"))
+                            temperature=temperature, purpose="pool", bar="pool")
     seen = opinions(needed.reward, needed.judge, posts, pool)
     for n in [2 ** k for k in range(POOL.bit_length())]:                             # 1, 2, 4, ...
         add("best_of_n", seen, n, math.log(n) - (n - 1) / n)
@@ -292,36 +296,33 @@ def overoptimisation(needed, samples, temperature):
 
 # ------------------------------------------------------------------------------------ 5. the report
 
-# All that an evaluation reads: read and checked before the first summary costs anything.
 Needed = namedtuple("Needed", "began posts examples policies reward labels judge out report")
 
 
 def prepare(cfg, world):
-    """Read and check everything; see Needed. Raises: Problem for the first thing that is wrong."""
+    """Read and check what is Needed before the first summary costs anything; else a Problem."""
     began, run, reward, labels = time.perf_counter(), Path(cfg.run), None, []
-    policies = {name: sample.load_checkpoint(run / stage, world) for name, stage in FOLDERS.items()
-                if name == "supervised" or (run / stage / "model.pt").exists()}
-    supervised, ppo = policies["supervised"], policies.get("human_feedback")
-    own = supervised.flags.get("data")
+    supervised = sample.load_checkpoint(run / "supervised", world)
+    policies = {name: supervised if name == "supervised" else
+                sample.load_checkpoint(run / stage, world, like=supervised)
+                for name, stage in FOLDERS.items() if (run / stage / "model.pt").exists()}
+    ppo, own = policies.get("human_feedback"), supervised.flags.get("data")
     folder = cfg.data or own or "--data"                 # which is no folder, and named as missing
     posts = sample.held_out(folder)
     posts = [posts[i] for i in generator(cfg.seed, "evaluate").permutation(len(posts))[:cfg.posts]]
     examples = sample.worked_examples(folder if data.find(folder, "train") else own,
-                                      EXAMPLES if "pretrained" in policies else 0, cfg.seed)
+                                      sample.EXAMPLES if "pretrained" in policies else 0, cfg.seed)
     if (run / "reward" / "model.pt").exists():
-        reward = sample.load_reward(run / "reward", world, supervised.tokenizer)
+        reward = sample.load_checkpoint(run / "reward", world, "scalar", like=supervised)
         labels = labels_of(run, reward.flags)
         data.check_queries(reward.tokenizer, [c["info"] for c in labels], reward.query_length)
     for reader in filter(None, (*policies.values(), reward)):
-        if not data.same_tokenizer(reader.tokenizer, supervised.tokenizer):
-            raise Problem(f"{reader.folder} is of another run: it has another tokenizer")
         data.check_queries(reader.tokenizer, posts, reader.query_length)
     name, judge = load_judge(cfg.judge, supervised, posts)
-    for _ in sample.checkpoints(ppo) if reward and ppo else ():
+    for _ in checkpoints(ppo) if reward and ppo else ():
         pass                                             # every snapshot can be read
     out = Path(cfg.out or run / "report")
-    if world.rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     return Needed(began, posts, examples, policies, reward, labels, judge, out, {
         "judge": name, "data": str(folder), "human_axes": None, "reward_model": None,
         "overoptimisation": [], "notes": [UNFINISHED], "seed": cfg.seed})
@@ -339,8 +340,7 @@ def measure(needed, world):
             write(needed.out / "report.json", json.loads(
                 json.dumps(report), parse_float=lambda x: round(float(x), 5)))
     texts = {name: sample.summarise(p, posts, needed.examples if name == "pretrained" else (),
-                                    progress=world.bar(len(posts), name))
-             for name, p in policies.items()}
+                                    bar=name) for name, p in policies.items()}
     texts["reference"] = [p["summary"].strip() for p in posts]
     if "article" in posts[0]:
         texts["lead_3"] = [LEAD_3.match(p["article"].strip())[0] for p in posts]
@@ -373,14 +373,14 @@ def evaluate(cfg, world):
                       "ROUGE-L", "tokens", "KL"))
 
     def rate(row):
-        low, high = row["win_rate_95"]
-        return f"{row['win_rate']:.1%} [{100 * low:.0f}, {100 * high:.0f}]"
+        ends = (100 * end for end in row["win_rate_95"])
+        return "{:.1%} [{:.0f}, {:.0f}]".format(row["win_rate"], *ends)
     for name, p in report["policies"].items():
-        rival, kl = report["against_supervised"].get(name), p["kl"]
-        print(line.format(
-            name, rate(p), f"{p['length_controlled_win_rate']:.1%}", rate(rival) if rival else "-",
-            f"{p['axes']['overall']:.2f}", f"{p['rouge_l']:.3f}", f"{p['length']:.1f}",
-            "-" if kl is None else f"{kl:.1f}"))
+        rival = report["against_supervised"].get(name)
+        print(line.format(name, rate(p), f"{p['length_controlled_win_rate']:.1%}",
+                          rate(rival) if rival else "-", f"{p['axes']['overall']:.2f}",
+                          f"{p['rouge_l']:.3f}", f"{p['length']:.1f}",
+                          "-" if p["kl"] is None else f"{p['kl']:.1f}"))
     print(f"\n{needed.out}/report.json holds every number")
 
 

@@ -31,10 +31,9 @@ from typing import NamedTuple
 
 import numpy as np
 import tiktoken
-import torch
 
 import data
-from model import GPT, generate, lay_out, load_model, score, skeleton, token_logp
+from model import GPT, generate, load_model, score, uniforms
 from runtime import ALONE, Machine, Problem, config_of, flag, generator, launch, write
 
 
@@ -55,8 +54,8 @@ class Config(Machine):
     seed: int = flag(0, "which post is shown, and every random number")
 
 
-SPLITS = {"train": 80, "valid1": 88, "valid2": 100}         # where each ends, in per cent
-EXAMPLES = 2               # shown to a policy that is only pretrained; 512 tokens hold no more
+SPLITS = ["train"] * 80 + ["valid1"] * 8 + ["valid2"] * 12       # where a hundredth of posts goes
+EXAMPLES = 3               # shown to a policy that is only pretrained, as many as fit
 TRIES = 4                  # to draw a second summary that differs from the first
 
 
@@ -71,44 +70,103 @@ class Checkpoint(NamedTuple):
     flags: dict                  # how it was trained
     world: object                # the World: the processes that share its work
 
+    def queries(self, posts):
+        """Posts or articles as token lists."""
+        return [data.encode_query(self.tokenizer, p, self.query_length, self.fill) for p in posts]
 
-def load_checkpoint(folder, world=ALONE, head="lm"):
-    """A Checkpoint. head: "lm" for a policy, "scalar" for a reward model; a Problem otherwise."""
+    def responses(self, texts):
+        """Summaries as token lists. One that is cut gets its <|endoftext|> all the same."""
+        return [data.encode_response(self.tokenizer, t, self.response_length) for t in texts]
+
+
+def load_checkpoint(folder, world=ALONE, head="lm", like=None):
+    """A Checkpoint. head: "lm" for a policy, "scalar" for a reward model. like: another Checkpoint,
+    whose tokens it should read. Raises: Problem when it is of another kind, or of another run."""
     flags, model = config_of(folder)["flags"], load_model(folder, world, frozen=True)
+    tokenizer, kinds = data.load_tokenizer(folder), {"lm": "policy", "scalar": "reward model"}
     if model.config.head != head:
-        kinds = {"lm": "policy", "scalar": "reward model"}
         raise Problem(f"{folder} holds a {kinds[model.config.head]}, not a {kinds[head]}: are the "
                       "folders swapped?")
-    tokenizer = data.load_tokenizer(folder)
-    if tokenizer.n_vocab != model.config.n_vocab:
-        raise Problem(f"{folder} speaks {model.config.n_vocab} tokens, its tokenizer has "
-                      f"{tokenizer.n_vocab}: they are not of one run")
-    response_length = flags.get("response_length") or 48
-    room = model.config.context - response_length
-    if room < 1:
-        raise Problem(f"{folder}: {response_length} tokens of a summary leave no room for a post")
+    if tokenizer.n_vocab != model.config.n_vocab or (
+            like and not data.same_tokenizer(tokenizer, like.tokenizer)):
+        other = like.folder if like else "its network"
+        raise Problem(f"{folder} has another tokenizer than {other}: use networks of one run")
+    length = flags.get("response_length") or 48
+    room = model.config.context - length
     return Checkpoint(str(folder), model, tokenizer, min(flags.get("query_length") or room, room),
-                      response_length, bool(flags.get("fill")), flags, world)
+                      length, bool(flags.get("fill")), flags, world)
 
 
-def load_reward(folder, world, tokenizer):
-    """A reward model. Raises: Problem unless it reads this tokenizer, its policy's."""
-    reward = load_checkpoint(folder, world, "scalar")
-    if not data.same_tokenizer(tokenizer, reward.tokenizer):
-        raise Problem(f"{folder} has another tokenizer than the policy: train the reward model "
-                      "from this policy (reward.py --init)")
-    return reward
+# ------------------------------------------------------------------------------ writing and scoring
+
+def spread(act, network, first, second, rows_at_once=128, bar=None):
+    """What act says of each row, in their order. A row is an item of `first` and one of `second`.
+
+    act(items, items) -> a result for each of some rows. Each process takes its share of all, as
+    many at a time as fit the device; rows of similar length come together, so that little is
+    padding. network: Checkpoint. bar: name of a progress bar.
+    """
+    lengths = [len(a) + len(b) for a, b in zip(first, second, strict=True)]
+    world, found = network.world, {}
+    mine = world.share(sorted(range(len(lengths)), key=lengths.__getitem__))
+    shown = world.bar(len(lengths), bar) if bar else None
+    with world.gathered(network.model):
+        for start in range(0, len(mine), rows_at_once):
+            some = mine[start:start + rows_at_once]
+            results = act([first[i] for i in some], [second[i] for i in some])
+            found |= zip(some, results, strict=True)
+            if bar:
+                shown.update(len(some) * world.size)
+    found = world.merge(found)
+    return [found[i] for i in range(len(lengths))]
 
 
-def held_out(folder):
-    """Posts nobody trained on: the test split, or else the validation split."""
-    return data.read_posts(folder, "test" if data.find(folder, "test") else "valid")
+def respond(policy, queries, temperature=0.0, seed=0, purpose="summary", attempt=0, rows=None,
+            **how):
+    """Continue B queries (token lists) -> B token lists, without padding. policy: Checkpoint.
+
+    rows: B numbers, by default 0, 1, ...; the random numbers of row i follow from (seed, purpose,
+        attempt, rows[i]) alone, so it is continued in the same way whatever other rows there are.
+    how: rows_at_once, bar; see `spread`.
+    """
+    length, vocab = policy.response_length, policy.tokenizer.n_vocab
+    draws = uniforms(seed, purpose, attempt, rows or range(len(queries)), length)        # (B, R)
+
+    def act(queries, u):
+        u = np.array(u) if temperature else None                             # (b, R); None: greedy
+        tokens, _ = generate(policy.model, queries, length, temperature or 1.0, u)       # (b, R)
+        return [[t for t in row if t < vocab] for row in tokens.tolist()]
+    return spread(act, policy, queries, draws, **how)
 
 
-def random_post(folder, seed):
-    """A held-out post."""
-    posts = held_out(folder)
-    return posts[generator(seed, "post").integers(len(posts))]
+def summarise(policy, posts, examples=(), **how):
+    """One summary for each post or article -> texts. policy: Checkpoint. how: as for `respond`.
+
+    examples: solved posts that come before each query, as many as fit. Of the answer only the first
+    line counts then: after it a pretrained model makes up the next post.
+    """
+    if examples:                                 # DIFFERS: the paper shows 13, in a larger context
+        room = policy.model.config.context - policy.response_length
+        queries = [encode_examples(policy.tokenizer, p, examples, room) for p in posts]
+    else:
+        queries = policy.queries(posts)
+    texts = [data.decode_response(policy.tokenizer, r) for r in respond(policy, queries, **how)]
+    return [text.split("\n")[0].strip() for text in texts] if examples else texts
+
+
+def encode_examples(tokenizer, post, examples, limit):
+    """A post's query behind solved examples, as many as fit into `limit` tokens in all."""
+    def example_of(post):
+        return post if "article" in post else post | {"format": "example"}
+
+    tokens = data.encode_query(tokenizer, example_of(post), limit)
+    query, solved = tokenizer.decode(tokens), ""
+    for other in examples:
+        solved += f"{data.query_text(example_of(other))} {other['summary'].strip()}\n\n=====\n\n"
+        longer = tokenizer.encode_ordinary(solved + query)
+        if len(longer) <= limit:
+            tokens = longer
+    return tokens
 
 
 def worked_examples(folder, count, seed=0):
@@ -117,122 +175,15 @@ def worked_examples(folder, count, seed=0):
     return [posts[i] for i in generator(seed, "examples").permutation(len(posts))[:count]]
 
 
-# ------------------------------------------------------------------------------ writing and scoring
-
-def checkpoints(policy):
-    """PPO's snapshots in training's order, then its final policy: yields (iterations, GPT).
-
-    policy: the Checkpoint of a finished run of ppo.py.
-    """
-    final = policy.flags["episodes"] // policy.flags["batch"]
-    for path in sorted(Path(policy.folder, "snapshots").glob("step-*.pt")):
-        if (step := int(path.stem[5:])) < final:
-            model = skeleton(policy.model.config, policy.world, frozen=True)
-            policy.world.load(model, path)
-            yield step, model
-    yield final, policy.model
-
-
-def spread(act, network, lengths, world, rows_at_once=128, progress=None):
-    """act(indices) -> a result for each of those rows; here for all rows, in their order.
-
-    Every process of the world takes its share, rows_at_once rows at a time, which is what fits the
-    device. Rows of similar length come together, so that little is padding. progress: a bar.
-    """
-    mine, found = world.share(sorted(range(len(lengths)), key=lengths.__getitem__)), {}
-    with world.gathered(network):
-        for start in range(0, len(mine), rows_at_once):
-            some = mine[start:start + rows_at_once]
-            found |= zip(some, act(some), strict=True)
-            if progress is not None:
-                progress.update(len(some) * world.size)
-    found = world.merge(found)
-    return [found[i] for i in range(len(lengths))]
-
-
-def respond(model, queries, length, temperature=0.0, seed=0, purpose="summary", attempt=0,
-            rows=None, world=ALONE, **how):
-    """Continue B queries (token lists) by at most `length` tokens each -> B token lists.
-
-    rows: B numbers, by default 0, 1, ...; the random numbers of row i follow from (seed, purpose,
-        attempt, rows[i]) alone, so it is continued in the same way whatever other rows there are.
-    how: rows_at_once, progress; see `spread`.
-    """
-    rows = rows or range(len(queries))
-
-    def act(some):
-        u = None                                                             # greedy
-        if temperature:                                                      # (b, R) in [0, 1)
-            u = np.array([generator(seed, purpose, attempt, rows[i]).random(length) for i in some])
-        tokens, _ = generate(model, [queries[i] for i in some], length, temperature or 1.0, u)
-        return [[t for t in row if t < model.config.n_vocab]                 # no padding
-                for row in tokens.tolist()]
-    return spread(act, model, [len(q) for q in queries], world, **how)
-
-
-def encode_examples(tokenizer, record, examples, limit):
-    """A prompt for a model that was only pretrained: solved examples, then the post to summarise.
-
-    examples: posts with summaries, taken in order as long as everything fits into `limit` tokens.
-    """
-    def example_of(post):
-        return post if "article" in post else post | {"format": "example"}
-
-    tokens = data.encode_query(tokenizer, example_of(record), limit)
-    query, solved = tokenizer.decode(tokens), ""
-    for post in examples:
-        solved += f"{data.query_text(example_of(post))} {post['summary'].strip()}\n\n=====\n\n"
-        longer = tokenizer.encode_ordinary(solved + query)
-        if len(longer) > limit:
-            break
-        tokens = longer
-    return tokens
-
-
-def summarise(policy, records, examples=(), **how):
-    """One summary for each post or article -> texts. policy: Checkpoint. how: as for `respond`.
-
-    examples: solved posts that come before each query, as many as fit. Of the answer only the first
-    line counts then: after it a pretrained model makes up the next post.
-    """
-    if examples:                                 # DIFFERS: the paper shows 13, in a larger context
-        room = policy.model.config.context - policy.response_length
-        queries = [encode_examples(policy.tokenizer, r, examples, room) for r in records]
-    else:
-        queries = [data.encode_query(policy.tokenizer, r, policy.query_length, policy.fill)
-                   for r in records]
-    responses = respond(policy.model, queries, policy.response_length, world=policy.world, **how)
-    texts = [data.decode_response(policy.tokenizer, tokens) for tokens in responses]
-    return [text.split("\n")[0].strip() for text in texts] if examples else texts
-
-
-@torch.no_grad()
-def log_prob(model, queries, responses, temperature, world):
-    """log pi(response), nats, the sum over its tokens -> (B,) array. model: GPT."""
-    def act(some):
-        rows = lay_out([queries[i] for i in some], [responses[i] for i in some],
-                       model.config.n_vocab).to(world.device)
-        logp = token_logp(model(rows.tokens, at=rows.columns), rows.targets, temperature)
-        return logp.masked_fill(~rows.is_response, 0.0).double().sum(1).tolist()     # (b,)
-    lengths = [len(q + r) for q, r in zip(queries, responses, strict=True)]
-    return np.array(spread(act, model, lengths, world))
-
-
-def score_texts(reward, records, texts, rows_at_once=128, progress=None):
+def score_texts(reward, posts, texts, rows_at_once=128):
     """The reward model's score of each text as a summary of its post -> floats. reward: Checkpoint.
 
-    Texts are encoded as those of comparisons are, so a summary that ran out of room gets an
-    <|endoftext|> here; PPO, which sees tokens, gives such a one a fixed low score instead.
+    A summary that ran out of room gets an <|endoftext|> here, as those of comparisons do; PPO,
+    which sees tokens, gives such a one a fixed low score instead.
     """
-    queries = [data.encode_query(reward.tokenizer, r, reward.query_length, reward.fill)
-               for r in records]
-    responses = [data.encode_response(reward.tokenizer, t, reward.response_length) for t in texts]
-
-    def act(some):
-        return score(reward.model, [queries[i] for i in some],
-                     [responses[i] for i in some]).tolist()                  # (b,)
-    lengths = [len(q + r) for q, r in zip(queries, responses, strict=True)]
-    scores = spread(act, reward.model, lengths, reward.world, rows_at_once, progress)
+    def act(queries, responses):
+        return score(reward.model, queries, responses).tolist()              # (b,)
+    scores = spread(act, reward, reward.queries(posts), reward.responses(texts), rows_at_once)
     if not all(map(math.isfinite, scores)):
         raise Problem(f"{reward.folder}: scores that are not finite: that network diverged; "
                       "train it again with a lower --lr")
@@ -241,87 +192,84 @@ def score_texts(reward, records, texts, rows_at_once=128, progress=None):
 
 # --------------------------------------------------------------------------- one post on the screen
 
+def held_out(folder):
+    """Posts nobody trained on: the test split, or else the validation split."""
+    return data.read_posts(folder, "test" if data.find(folder, "test") else "valid")
+
+
 def typed_post(cfg):
     """The post of --post or --post-file as a record; None when neither was typed."""
-    if cfg.post is None and cfg.post_file is None:
-        return None
     text = cfg.post if cfg.post_file is None else cfg.post_file
+    if text is None:
+        return None
     if not text.strip():
-        where = "--post" if cfg.post_file is None else "--post-file"
-        raise Problem(f"{where} is blank: there is nothing to summarise")
+        raise Problem("the post of --post or --post-file is blank: there is nothing to summarise")
     title, post = re.fullmatch(r"(?:TITLE: (.*)\n)?([\s\S]*)", text.strip()).groups()
     return {"id": "typed", "subreddit": "relationships", "title": title or "", "post": post.strip()}
 
 
 def warn_if_foreign(post, folder):
     """Say on stderr when more than half of a post's words occur in no training post."""
-    if not folder or data.find(folder, "train") is None:
-        return
-    known = set()
-    for other in data.read_posts(folder, "train", need_summary=False):
-        known.update(data.words(data.query_text(other)))
+    others = data.read_posts(folder, "train", False) if data.find(folder, "train") else []
+    known = {word for other in others for word in data.words(data.query_text(other))}
     unknown = [word for word in data.words(post["post"]) if word not in known]
-    if 2 * len(unknown) > len(data.words(post["post"])):
+    if others and 2 * len(unknown) > len(data.words(post["post"])):
         print(f"warning: {len(unknown)} of the post's words ({', '.join(unknown[:5])}, ...) occur "
-              "in no post the policy learned from: expect nonsense", file=sys.stderr)
+              f"in no training post of {folder}: expect nonsense", file=sys.stderr)
 
 
-def show(cfg, policy, folder, record):
-    """Print the policy's summaries of a post, the one with the highest reward first."""
-    reward = load_reward(cfg.reward, policy.world, policy.tokenizer) if cfg.reward else None
+def show(cfg, policy, folder, post):
+    """Print the policy's summaries of a post, the one with the highest score first."""
+    reward = load_checkpoint(cfg.reward, policy.world, "scalar", policy) if cfg.reward else None
 
     def tell(texts):
-        scores = score_texts(reward, [record] * len(texts), texts) if reward else [0.0]
+        scores = score_texts(reward, [post] * len(texts), texts) if reward else [0.0]
         for points, text in sorted(zip(scores, texts, strict=True), reverse=True):
             print(f"{text}  (score {points:+.2f})" if reward else text)
 
-    examples = []
-    if policy.flags.get("loss_on") == "all":                   # it was only pretrained
-        examples = worked_examples(folder, EXAMPLES, cfg.seed)
-    texts = summarise(policy, [record] * cfg.best_of, examples, temperature=cfg.temperature,
+    pretrained = policy.flags.get("loss_on") == "all"                  # and no more than that
+    examples = worked_examples(folder, EXAMPLES if pretrained else 0, cfg.seed)
+    texts = summarise(policy, [post] * cfg.best_of, examples, temperature=cfg.temperature,
                       seed=cfg.seed)
-    if "summary" in record:
-        print(data.query_text(record).removesuffix("TL;DR:") + "the author's own:")
-        tell([record["summary"].strip()])
+    if "summary" in post:
+        print(data.query_text(post).removesuffix("TL;DR:") + "the author's own:")
+        tell([post["summary"].strip()])
         print(f"\n{Path(policy.folder).name}:")
     tell(texts)
 
 
 # ------------------------------------------------------------------------------ pairs for labelling
 
-def split_of(record):
-    """train (80 %), valid1 (8 %, to choose models by) or valid2 (12 %, to report): a function of
-    the post's id, so that a post stays in its split in every round, whoever writes about it."""
-    place = zlib.crc32(record["id"].encode()) % 100
-    return next(split for split, end in SPLITS.items() if place < end)
-
-
 def draw_pairs(write_texts, posts, count, seed):
     """Two different texts for each of `count` posts in random order: [(row of the post, (a, b))].
 
-    write_texts(rows, attempt): a text for each of these rows; another attempt, another text. Where
-    the second text equals the first it is drawn again; if it still does after TRIES, the post is
-    left out and another takes its place. When the posts run out, the list is shorter.
+    write_texts(rows, attempt): {row: text}; another attempt, another text. A second text that
+    equals the first is drawn again, TRIES times in all; if it still does, another post takes that
+    one's place. When the posts run out, the list is shorter.
     """
     order, pairs = generator(seed, "pairs").permutation(len(posts)).tolist(), []
     while order and len(pairs) < count:
         missing = count - len(pairs)
         rows, order = order[:missing], order[missing:]
-        first, second = write_texts(rows, 0), write_texts(rows, 1)
-        for attempt in range(2, TRIES + 1):
-            equal = [k for k in range(len(rows)) if first[k] == second[k]]
-            again = write_texts([rows[k] for k in equal], attempt)
-            for k, text in zip(equal, again, strict=True):
-                second[k] = text
-        pairs += [(row, (a, b)) for row, a, b in zip(rows, first, second, strict=True) if a != b]
+        first, second, equal = write_texts(rows, 0), {}, rows
+        for attempt in range(1, TRIES + 1):
+            second |= write_texts(equal, attempt)
+            equal = [row for row in rows if first[row] == second[row]]
+        pairs += [(row, (first[row], second[row])) for row in rows if row not in equal]
     return pairs
+
+
+def split_of(post):
+    """To train a reward model, to choose one by, or to report: a function of the post's id, so that
+    a post stays in its split in every round, whoever writes about it."""
+    return SPLITS[zlib.crc32(post["id"].encode()) % 100]
 
 
 def pair_of(post, row, texts, names, cfg):
     """OpenAI's comparison before anybody chose, and the author's summary as its `reference`.
 
     names: who wrote the texts. In a share --with-reference of the pairs the author's summary takes
-    the place of the second text, and which of the two comes first is drawn.
+    the place of the second text, and it is drawn which of the two comes first.
     """
     rng, reference = generator(cfg.seed, "with reference", row=row), post.get("summary", "").strip()
     summaries = [{"text": " " + text, "policy": name, "note": None}
@@ -336,18 +284,18 @@ def pair_of(post, row, texts, names, cfg):
 def write_pairs(cfg, policy, folder):
     """Write --pairs pairs of samples of the folder's training posts to --out."""
     began, posts = time.perf_counter(), data.read_posts(folder, "train", need_summary=False)
-    count, name = min(cfg.pairs, len(posts)), f"{Path(cfg.policy).name}_t{cfg.temperature:g}"
-    with policy.world.bar(2 * count, "pairs") as bar:
-        def write_texts(rows, attempt):
-            return summarise(policy, [posts[row] for row in rows], rows=rows, attempt=attempt,
-                             temperature=cfg.temperature, seed=cfg.seed, purpose="pairs",
-                             progress=bar)
-        found = draw_pairs(write_texts, posts, count, cfg.seed)
+    name = f"{Path(cfg.policy).name}_t{cfg.temperature:g}"
+
+    def write_texts(rows, attempt):
+        texts = summarise(policy, [posts[row] for row in rows], rows=rows, attempt=attempt,
+                          temperature=cfg.temperature, seed=cfg.seed, purpose="pairs", bar="pairs")
+        return dict(zip(rows, texts, strict=True))
+    found = draw_pairs(write_texts, posts, cfg.pairs, cfg.seed)
+    if not found:
+        raise Problem("no post got two different summaries: raise --temperature")
     if len(found) < cfg.pairs:
         print(f"warning: {len(found)} pairs, not {cfg.pairs}: {folder} has {len(posts)} training "
               "posts, and some of them got the same summary twice", file=sys.stderr)
-    if not found:
-        raise Problem("no post got two different summaries: raise --temperature")
     if policy.world.rank == 0:
         pairs = [pair_of(posts[row], row, texts, (name, name), cfg) for row, texts in found]
         write(cfg.out, pairs, cfg, pairs=len(pairs), temperature=cfg.temperature,
@@ -357,27 +305,27 @@ def write_pairs(cfg, policy, folder):
 
 def work(cfg, world):
     """Show one post's summaries, or write pairs of them."""
-    record, usual = typed_post(cfg), 0.0
-    if cfg.best_of > 1 or cfg.pairs:
-        usual = 1.0 if cfg.pairs else 0.7
-    cfg = replace(cfg, temperature=usual if cfg.temperature is None else cfg.temperature)
+    post, usual = typed_post(cfg), 0.7 if cfg.best_of > 1 else 0.0
+    if cfg.temperature is None:
+        cfg = replace(cfg, temperature=1.0 if cfg.pairs else usual)
     if cfg.best_of > 1 and not cfg.reward:
         raise Problem(f"--best-of {cfg.best_of} needs a --reward model to choose with")
-    if cfg.pairs and not (cfg.out and cfg.best_of == 1 and cfg.temperature > 0):
-        raise Problem("--pairs needs --out, a file to write, and a --temperature above 0, or both "
-                      "samples are the same; the best of n in pairs: python -m tools.pairs")
+    if bool(cfg.pairs) != bool(cfg.out):
+        raise Problem("--pairs (how many) and --out (a file for them) need each other")
+    if cfg.pairs and (post or cfg.reward or cfg.temperature == 0):
+        raise Problem("--pairs are two samples of training posts: no --post, no --reward (the best "
+                      "of n in pairs: python -m tools.pairs), and a --temperature above 0")
     with world.mixed():
         policy = load_checkpoint(cfg.policy, world)
-        folder = cfg.data or policy.flags.get("data")
-        if not folder and (cfg.pairs or record is None):
-            raise Problem(f"{cfg.policy} does not say which posts it learned from: give --data, or "
-                          "a --post to summarise")
+        folder = cfg.data or policy.flags.get("data") or "--data"    # no folder: named as missing
         if cfg.pairs:
             write_pairs(cfg, policy, folder)
+        elif post:
+            warn_if_foreign(post, folder)
+            show(cfg, policy, folder, post)
         else:
-            if record:
-                warn_if_foreign(record, policy.flags.get("data"))
-            show(cfg, policy, folder, record or random_post(folder, cfg.seed))
+            posts = held_out(folder)
+            show(cfg, policy, folder, posts[generator(cfg.seed, "post").integers(len(posts))])
 
 
 def main(argv=None):

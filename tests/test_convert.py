@@ -327,7 +327,7 @@ def test_an_imported_policy_reads_queries_filled_with_spaces(imported, posts, to
     other = sample.summarise(policy._replace(fill=False), posts[:3])
     by_hand = model.generate(policy.model, [filled], 8)[0][0]
     assert said[0] == data.decode_response(tokenizer, by_hand) and said != other
-    reward = sample.load_reward(imported / "reward", model.ALONE, tokenizer)
+    reward = sample.load_checkpoint(imported / "reward", head="scalar", like=policy)
     summary = data.encode_response(tokenizer, "my cat", 128)
     assert reward.fill and reward.response_length == 128
     assert sample.score_texts(reward, posts[:1], ["my cat"]) == pytest.approx(
@@ -335,7 +335,7 @@ def test_an_imported_policy_reads_queries_filled_with_spaces(imported, posts, to
     sample.main(f"--policy {imported / 'supervised'} --post hello --device cpu --best-of 2 "
                 f"--reward {imported / 'reward'}".split())
     assert "score" in capsys.readouterr().out
-    with pytest.raises(Problem, match="give --data"):
+    with pytest.raises(Problem, match="--data: holds neither"):
         sample.main(["--policy", str(imported / "supervised"), "--device", "cpu"])
 
 
@@ -497,7 +497,7 @@ def test_transformers_gives_equal_logits_and_equal_text(kind, request, tmp_path,
         tokens = torch.tensor([query])
         assert far(policy.model(tokens), net(tokens).logits.detach().numpy()) < 1e-4
         said = net.generate(tokens, do_sample=False, max_new_tokens=policy.response_length)
-        ours = sample.respond(policy.model, [query], policy.response_length)[0]
+        ours = sample.respond(policy, [query])[0]
         assert said[0, len(query):].tolist() == ours
 
 

@@ -320,12 +320,12 @@ def test_sample_and_evaluate_say_the_same_in_two_processes(world, supervised, da
     from sample import load_checkpoint, respond
     posts = data.read_posts(data_dir, "train")[:11]
     queries = [data.encode_query(tokenizer, p, 80) for p in posts]
-    alone = respond(load_checkpoint(supervised).model, queries, 12, 1.0, rows_at_once=4)
+    alone = respond(load_checkpoint(supervised), queries, 1.0, rows_at_once=4)
 
     def act(parallel):
         with join_world(Machine("cpu", parallel=parallel)) as both:
             policy = load_checkpoint(supervised, both)
-            said = respond(policy.model, queries, 12, 1.0, rows_at_once=4, world=both)
+            said = respond(policy, queries, 1.0, rows_at_once=4)
             assert said == alone
     assert ranks(2, act, "ddp") == ranks(2, act, "fsdp") == [0, 0]
 

@@ -15,13 +15,13 @@ import label
 import ppo
 import sample
 import toy
-from data import encode_query, encode_response, load_tokenizer
-from evaluate import best_of, bootstrap, copied, length_controlled, wins
+from data import encode_query, encode_response
+from evaluate import best_of, bootstrap, length_controlled, log_prob, wins
 from model import lay_out, load_model, token_logp
-from runtime import ALONE, Problem, write
+from runtime import Problem, write
 from runtime.files import save_tensors
-from sample import log_prob
 from tools import report as pages
+from tools.report import copied
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +146,15 @@ def test_copied_counts_word_pairs_in_the_posts_order():
 
 
 def test_kl_is_the_difference_of_two_models_log_probabilities(world):
-    a, b = (load_model(world / "run" / name) for name in ("ppo", "supervised"))
+    a, b = (sample.load_checkpoint(world / "run" / name) for name in ("ppo", "supervised"))
     queries, responses = [[5, 6, 7], [8]], [[9, 10], [11, 12, 13]]
-    found = log_ratio(a, b, queries, responses, 0.7, ALONE)
+    found = log_ratio(a, b, queries, responses, 0.7)
     for row, (q, r) in enumerate(zip(queries, responses, strict=True)):
         tokens, n = torch.tensor([q + r]), len(q)
-        logp = [token_logp(m(tokens)[:, n - 1:-1], torch.tensor([r]), 0.7).sum() for m in (a, b)]
+        logp = [token_logp(m(tokens)[:, n - 1:-1], torch.tensor([r]), 0.7).sum()
+                for m in (a.model, b.model)]
         assert found[row] == pytest.approx((logp[0] - logp[1]).item(), abs=1e-4)
-    assert log_ratio(a, a, queries, responses, 0.7, ALONE).tolist() == [0, 0]
+    assert log_ratio(a, a, queries, responses, 0.7).tolist() == [0, 0]
 
 
 # ---------------------------------------------------------------------------------------- reports
@@ -234,8 +235,8 @@ def test_each_policy_is_measured_with_its_own_settings(world, tmp_path):
     posts = sample.held_out(world / "data")
     posts = [posts[i] for i in evaluate.generator(0, "evaluate").permutation(len(posts))]
     queries = [encode_query(ours.tokenizer, p, 200, fill=True) for p in posts]
-    written = sample.respond(ours.model, queries, 5, 0.9, 0, "kl")
-    kl = log_ratio(ours.model, theirs.model, queries, written, 0.9, ALONE).mean()
+    written = sample.respond(ours, queries, 0.9, 0, "kl")
+    kl = log_ratio(ours, theirs, queries, written, 0.9).mean()
     rows = report["overoptimisation"]
     assert report["policies"]["human_feedback"]["kl"] == pytest.approx(kl, abs=1e-4)
     assert rows[1]["kl"] == pytest.approx(kl, abs=1e-4) and rows[0]["kl"] == 0
@@ -368,6 +369,7 @@ def test_what_is_measured_is_written_before_the_next_step_can_fail(world, tmp_pa
         assert evaluate.UNFINISHED in report["notes"]
         pages.main(["--run", str(world / "run"), "--out", str(tmp_path / step), "--device", "cpu"])
         assert evaluate.UNFINISHED in (tmp_path / step / "report.md").read_text()
+        report = json.loads((tmp_path / step / "report.json").read_text())
         assert report["policies"]["supervised"] == whole["policies"]["supervised"]
         assert (report["reward_model"] == whole["reward_model"]) == ("reward_model" in done)
     assert whole["notes"] == []
@@ -397,18 +399,18 @@ def test_real_posts_are_judged_by_rouge(world, tmp_path):
 
 def test_kl_of_the_report_is_the_one_that_ppo_logs(world):
     """The same row's summary, temperature and networks: sum over tokens of log pi - log pi_sft."""
-    policy, reference = (load_model(world / "run" / n) for n in ("ppo", "supervised"))
-    tokenizer = load_tokenizer(world / "run/ppo")
+    networks = [sample.load_checkpoint(world / "run" / n) for n in ("ppo", "supervised")]
+    tokenizer = networks[0].tokenizer
     post = {"subreddit": "a", "title": "b", "post": "My sister sold my bike."}
     query = encode_query(tokenizer, post, 300)
     response = encode_response(tokenizer, "she did", 12)
     rows = lay_out([query], [response], tokenizer.n_vocab)
-    logp = [token_logp(m(rows.tokens, at=rows.columns), rows.targets, 0.9).detach()
-            for m in (policy, reference)]
+    logp = [token_logp(c.model(rows.tokens, at=rows.columns), rows.targets, 0.9).detach()
+            for c in networks]
     zero = torch.zeros(1)
     rollout = ppo.Rollout(*rows, *logp, logp[0], zero)
     total = ppo.token_rewards(rollout, kl_coef=1.0).sum().item()
-    found = log_ratio(policy, reference, [query], [response], 0.9, ALONE)
+    found = log_ratio(*networks, [query], [response], 0.9)
     assert found[0] == pytest.approx(-total, 1e-4)
 
 

@@ -84,11 +84,9 @@ def test_what_a_row_says_depends_on_no_other_row(world):
 
 
 def test_greedy_needs_no_seed_and_samples_do(world):
-    policy = load_checkpoint(world / "policy")
-    queries = [[1, 2, 3], [4, 5]]
-    assert respond(policy.model, queries, 8, seed=0) == respond(policy.model, queries, 8, seed=1)
-    assert respond(policy.model, queries, 8, 1.0, seed=0) != respond(policy.model, queries, 8, 1.0,
-                                                                     seed=1)
+    policy, queries = load_checkpoint(world / "policy"), [[1, 2, 3], [4, 5]]
+    assert respond(policy, queries, seed=0) == respond(policy, queries, seed=1)
+    assert respond(policy, queries, 1.0, seed=0) != respond(policy, queries, 1.0, seed=1)
 
 
 def test_after_worked_examples_the_answer_is_one_line(world, monkeypatch):
@@ -96,7 +94,7 @@ def test_after_worked_examples_the_answer_is_one_line(world, monkeypatch):
     posts = read_posts(world / "data", "train")
     asked = []
 
-    def fake(model, queries, length, **how):
+    def fake(policy, queries, **how):
         asked.extend(queries)
         return [policy.tokenizer.encode_ordinary(" One line.\n\n=====\n\nSubreddit:")]
 
@@ -189,7 +187,7 @@ def test_a_policy_that_is_only_pretrained_is_shown_examples(world, tmp_path, mon
     monkeypatch.setattr(sample, "summarise", lambda p, records, examples, **how: shown.extend(
         examples) or ["a"])
     sample.main(["--policy", str(policy), "--device", "cpu", "--post", "a"])
-    assert len(shown) == sample.EXAMPLES and shown == sample.worked_examples(world / "data", 2)
+    assert len(shown) == sample.EXAMPLES and shown == sample.worked_examples(world / "data", 3)
     run(world, "--post", "a")
     assert len(shown) == sample.EXAMPLES
 
@@ -203,6 +201,13 @@ def test_a_post_from_a_file_and_from_standard_input_are_one(world, tmp_path, cap
     assert capsys.readouterr().out == said
 
 
+def test_a_post_in_foreign_words_is_warned_of(world, capsys):
+    run(world, "--post", "Zebras quack phenomenally.")
+    assert "warning: 3 of the post's words (zebras, quack, phenomenally" in capsys.readouterr().err
+    run(world, "--post", "My sister sold my bike.")
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_typed_post_may_begin_with_its_title():
     cfg = Config(policy="", post="TITLE: my bike\n\nMy sister sold it.")
     assert sample.typed_post(cfg) == {"id": "typed", "subreddit": "relationships", "title": "my bike",
@@ -212,9 +217,9 @@ def test_a_typed_post_may_begin_with_its_title():
 @pytest.mark.parametrize("flags, words", [
     (["--post-file", "{tmp}/none.txt"], "none.txt cannot be read"),
     (["--post-file", "{tmp}/binary"], "binary cannot be read"),
-    (["--post-file", "{tmp}/blank"], "--post-file is blank"),
-    (["--post", "  "], "--post is blank"),
-    (["--post", ""], "--post is blank"),
+    (["--post-file", "{tmp}/blank"], "is blank"),
+    (["--post", "  "], "is blank"),
+    (["--post", ""], "is blank"),
     (["--post", "a", "--best-of", "4"], "--reward"),
     (["--best-of", "0"], "--best-of is 0"),
     (["--post", "a", "--reward", "{world}/other"], "tokenizer"),
@@ -222,12 +227,14 @@ def test_a_typed_post_may_begin_with_its_title():
     (["--post", "a", "--policy", "{world}/reward"], "swapped"),
     (["--post", "a", "--policy", "{world}/nowhere"], "nowhere"),
     (["--post", "a", "--policy", ""], "config.json is missing"),
-    (["--post", "a", "--policy", "{world}/wordy"], "no room"),
+    (["--post", "a", "--policy", "{world}/wordy"], "takes more than 0 tokens"),
     (["--data", "{tmp}/nowhere"], "nowhere"),
     (["--pairs", "4"], "--out"),
     (["--pairs", "4", "--out", "{tmp}/p", "--temperature", "0"], "--temperature"),
     (["--pairs", "4", "--out", "{tmp}/p", "--temperature", "1e-6"], "two different"),
     (["--pairs", "many"], "--pairs"),
+    (["--out", "{tmp}/p"], "need each other"),
+    (["--pairs", "4", "--out", "{tmp}/p", "--post", "a"], "no --post"),
     (["--pairs", "4", "--out", "{tmp}/p", "--best-of", "2", "--reward", "{world}/reward"],
      "tools.pairs"),
     (["--pairs", "4", "--out", "{tmp}/p", "--temperature", "-1"], "--temperature"),

@@ -41,12 +41,13 @@ import torch
 
 import label
 import toy
-from data import encode_query, encode_response
 from evaluate import (
     LEAD_3,
     best_of,
+    checkpoints,
     gold,
     load_judge,
+    log_prob,
     opinions,
     rouge,
     sample_with_kl,
@@ -56,15 +57,7 @@ from runtime import Machine, Problem, flag, generator, write
 from runtime.files import read_jsonl
 from runtime.flags import entry, parse
 from runtime.world import join_world
-from sample import (
-    checkpoints,
-    held_out,
-    load_checkpoint,
-    log_prob,
-    score_texts,
-    summarise,
-    worked_examples,
-)
+from sample import held_out, load_checkpoint, score_texts, summarise, worked_examples
 from tools.figures_draw import draw_everything
 from tools.figures_numbers import hold_against
 
@@ -448,7 +441,7 @@ def greedy(cfg, world):
         policy = load_checkpoint(cfg.policy, world)
         found["parameters"] = parameters(policy.model)
         texts = summarise(policy, posts, worked_examples(cfg.data, cfg.examples, cfg.seed),
-                          progress=world.bar(len(posts), "greedy"))
+                          bar="greedy")
     found |= {**judge.grade(posts, texts), "win": judge.compare(posts, texts, authors),
               "characters": [len(t) for t in texts],
               "authors_characters": [len(t) for t in authors],
@@ -470,11 +463,12 @@ def samples(cfg, world):
     wanted = {0, final, *(max(1, round(final * (k / n) ** 2)) for k in range(1, n))}
     supervised = load_checkpoint(ppo.flags["policy"], world)
     reward, rows = load_checkpoint(ppo.flags["reward"], world, "scalar"), []
-    for step, model in chain([(0, supervised.model)], checkpoints(ppo)):
+    start = ppo._replace(model=supervised.model)
+    for step, policy in chain([(0, start)], checkpoints(ppo)):
         if step not in wanted:
             continue
-        texts, kl = sample_with_kl(ppo._replace(model=model), supervised, posts,
-                                   ppo.flags["temperature"], cfg.seed, f"step {step}")
+        texts, kl = sample_with_kl(policy, supervised, posts, ppo.flags["temperature"], cfg.seed,
+                                   f"step {step}")
         rows.append({"kl": kl, **{name: seen[:, 0] for name, seen in
                                   opinions(reward, judge, posts, texts).items()}})
         rows[-1]["step"] = step
@@ -487,7 +481,7 @@ def samples(cfg, world):
 def write_pool(policy, posts, n, seed):
     """n samples of each post at temperature 1, post by post."""
     return summarise(policy, [p for p in posts for _ in range(n)], temperature=1.0, seed=seed,
-                     purpose="pool", progress=policy.world.bar(n * len(posts), "pool"))
+                     purpose="pool", bar="pool")
 
 
 def pool(cfg, world):
@@ -509,10 +503,7 @@ def pool(cfg, world):
 def measures(policy, cfg, world):
     """Ways of comparing summaries that need no labels: {name: (records, texts) -> (n,)}."""
     def likelihood(records, texts):
-        queries = [encode_query(policy.tokenizer, r, policy.query_length, policy.fill)
-                   for r in records]
-        responses = [encode_response(policy.tokenizer, t, policy.response_length) for t in texts]
-        return log_prob(policy.model, queries, responses, 1.0, world)
+        return log_prob(policy, policy.queries(records), policy.responses(texts), 1.0)
     return {"ROUGE": lambda records, texts: rouge(records, texts)["overall"],
             "log-prob": likelihood,
             "length": lambda records, texts: np.array([float(len(t)) for t in texts])}

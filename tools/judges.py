@@ -48,7 +48,7 @@ from runtime.world import World
 from sample import load_checkpoint, summarise
 from tools.label_stats import numbers
 from tools.label_store import DAMAGE, Store
-from tools.report import policy_table, rounded
+from tools.report import add_copied, policy_table, rounded
 
 ANSWER = re.compile(r"""[\s\ufeff("'*`[]*(A|B|tie)[])"'*`.:\s]*""", re.IGNORECASE)
 
@@ -192,7 +192,7 @@ def report_of_people(cfg, path):
 def compare_with(other, needed, texts, world):
     """Add to the report how often the run's best policy beats another; texts: of `measure`."""
     posts, best = needed.posts, "human_feedback" if "human_feedback" in texts else "supervised"
-    texts["against"] = summarise(other, posts, progress=world.bar(len(posts), "against"))
+    texts["against"] = summarise(other, posts, bar="against")
     if world.rank == 0:
         write(needed.out / "summaries.jsonl", [
             {"id": post["id"], **{name: some[i] for name, some in texts.items()}}
@@ -227,6 +227,10 @@ def act(cfg, world):
         texts = evaluate.measure(needed, world)
         if other:
             compare_with(other, needed, texts, world)
+    posts = needed.posts
+    add_copied(needed.report, {p["id"]: p for p in posts}, [
+        {"id": p["id"], **{name: some[i] for name, some in texts.items()}}
+        for i, p in enumerate(posts)])
     print(policy_table(needed.report))
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import torch
 
-from data import decode_response, encode_query
+from data import decode_response
+from evaluate import checkpoints
 from model import skeleton
 from ppo import (
     GAMMA,
@@ -37,7 +38,6 @@ from ppo import (
     whiten,
 )
 from runtime import ALONE
-from sample import checkpoints
 from tools.critics import first_critic
 
 TEMPLATE = Path(__file__).with_name("microscope.html")
@@ -57,10 +57,10 @@ def stops(supervised, ppo, reward, cfg):
                                      folder.glob("snapshots/critic-*.pt")) if step < final]
     chosen = torch.linspace(0, len(steps) - 1, min(SNAPSHOTS, len(steps))).round().int().tolist()
     chosen = [steps[i] for i in chosen]
-    for step, policy in checkpoints(ppo):
+    for step, snapshot in checkpoints(ppo):
         if step in chosen:
             ALONE.load(critic, folder / f"snapshots/critic-{step:06d}.pt")
-            yield f"iteration {step} of {final}", policy, critic
+            yield f"iteration {step} of {final}", snapshot.model, critic
     ALONE.load(critic, folder / "critic.pt")
     yield f"final, iteration {final}", ppo.model, critic
 
@@ -125,7 +125,7 @@ def look(supervised, ppo, reward, posts, grade):
     summarised. grade: of a Judge in evaluate.py; None for one that gives no grades.
     """
     cfg = settings(supervised, ppo, reward)
-    queries = [encode_query(ppo.tokenizer, post, ppo.query_length, ppo.fill) for post in posts]
+    queries = ppo.queries(posts)
     seen = []
     for name, policy, critic in stops(supervised, ppo, reward, cfg):
         if seen:

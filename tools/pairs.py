@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data import check_queries, read_posts, same_tokenizer
+from data import check_queries, read_posts
 from runtime import Machine, Problem, flag, generator, launch
 from runtime.files import json_lines, replacing, write_config
 from runtime.flags import check_new
@@ -32,7 +32,6 @@ from sample import (
     Checkpoint,
     draw_pairs,
     load_checkpoint,
-    load_reward,
     pair_of,
     score_texts,
     summarise,
@@ -72,9 +71,7 @@ def load_policies(cfg, world):
     for path in (Path(word.strip()) for word in cfg.others.split(",") if word.strip()):
         snapshot = path.suffix == ".pt"               # runs/X/ppo/snapshots/step-00000010.pt
         folder = path.parent.parent if snapshot else path
-        other = load_checkpoint(folder, world)
-        if not same_tokenizer(other.tokenizer, policy.tokenizer):
-            raise Problem(f"--others {path} has another tokenizer than --policy {cfg.policy}")
+        other = load_checkpoint(folder, world, like=policy)
         name = folder.name + (f"_{path.stem}" if snapshot else "")
         name = f"{folder.parent.name}_{name}" if name in found else name
         if name in found:
@@ -141,7 +138,7 @@ def records_of(cfg, writers, reward, posts, world):
                     said = write_texts(cfg, writers[name], reward, posts, mine, attempt)
                     texts |= zip(mine, said, strict=True)
                     bar.update(len(mine))
-            return [texts[row] for row in rows]
+            return texts
         found = draw_pairs(write, posts, count, cfg.seed)
     records = [pair_of(posts[row], row, texts, whose(row), cfg) for row, texts in found]
     if not records:
@@ -171,7 +168,9 @@ def act(cfg, world):
         folder = cfg.data or policy.flags.get("data")
         if not folder:
             raise Problem(f"{cfg.policy} does not say which posts it learned from: give --data")
-        reward = load_reward(cfg.reward, world, policy.tokenizer) if cfg.reward else None
+        reward = None
+        if cfg.reward:
+            reward = load_checkpoint(cfg.reward, world, "scalar", like=policy)
         posts, writers = read_posts(folder, "train", need_summary=False), writers_of(cfg, policies)
         if cfg.pairs > len(posts):
             raise Problem(f"--pairs {cfg.pairs}: {folder} has only {len(posts)} training posts")

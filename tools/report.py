@@ -16,23 +16,22 @@ Read after: evaluate.py.
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from data import fields_of, find, read_posts
+from data import fields_of, find, longest_common_subsequence, read_posts, words
 from evaluate import (
     AXIS_NAMES,
     FOLDERS,
     bootstrap,
-    graded,
     labels_of,
     load_judge,
-    rouge,
 )
 from runtime import Machine, Problem, config_of, flag, launch, write
 from runtime.files import read_jsonl, read_text, replacing
-from sample import held_out, load_checkpoint, load_reward
+from sample import held_out, load_checkpoint
 from tools.microscope import look, page
 
 
@@ -85,26 +84,46 @@ def with_summaries(posts, folders):
     return [known.get(identity(post)) for post in posts]
 
 
-def add_ceiling(report, run):
-    """How often ROUGE agrees with the labels on which the reward model was tried, and a note on
-    those where no judge can be asked."""
-    flags = config_of(Path(run) / "reward")["flags"]
+def copied(summary, source):
+    """Share of a summary's word pairs that stand in the source, in the same order (footnote 9): of
+    "my dog ate it" 2 of 3 stand in "yesterday my dog ate my shoe"."""
+    ours, theirs = (list(pairwise(words(text))) for text in (summary, source))
+    return longest_common_subsequence(ours, theirs) / max(1, len(ours))
+
+
+def add_copied(report, known, said):
+    """The mean of `copied` for each policy. known: {id: post}. said: lines of summaries.jsonl."""
+    said = [(line, known[line["id"]]) for line in said if line["id"] in known]
+    for name, row in report["policies"].items():
+        shares = [copied(line[name], f"{p['title']}\n{p['article' if 'article' in p else 'post']}")
+                  for line, p in said]
+        row["copied"] = round(float(np.mean(shares)), 5) if shares else None
+
+
+def add_ceiling(report, run, world):
+    """How often the judge agrees with the labels on which the reward model was tried: labels are
+    noisy, so nobody agrees with all. And a note on those where no judge can be asked."""
+    name, flags = report["judge"], config_of(Path(run) / "reward")["flags"]
     labels = labels_of(run, flags)
     posts, why = [c["info"] for c in labels], "their posts are not of the toy world"
-    if report["judge"] == "gold":
+    if name == "gold":
         posts = [p if p["id"].startswith("toy") else None for p in posts]
-    elif report["judge"] == "rouge":
+    elif name == "rouge":
         folders = (flags.get("data"), config_of(Path(run) / "supervised")["flags"].get("data"),
                    report["data"])
         folders = list(dict.fromkeys(folder for folder in folders if folder))
         posts = with_summaries(posts, folders)
         why = ("the authors' summaries are not known: posts of these texts do not stand in "
                + " or ".join(folders))
-        known = [(p, *(c["summaries"][c["choice"] ^ side]["text"] for side in (0, 1)))
-                 for p, c in zip(posts, labels, strict=True) if p]
-        if known:
-            agrees = graded(rouge).compare(*zip(*known, strict=True))
-            report["reward_model"]["ceiling"] = round(float(agrees.mean()), 5)
+    known = [(p, *(c["summaries"][c["choice"] ^ side]["text"] for side in (0, 1)))
+             for p, c in zip(posts, labels, strict=True) if p]
+    if known and not name.startswith("command:"):        # which would be asked, and paid, again
+        supervised = None
+        if name.startswith("reward:"):
+            supervised = load_checkpoint(Path(run) / "supervised", world)
+        with world.mixed():
+            agrees = load_judge(name, supervised, [])[1].compare(*zip(*known, strict=True))
+        report["reward_model"]["ceiling"] = round(float(agrees.mean()), 5)
     if None in posts:
         add_note(report, f"For {posts.count(None)} of {len(posts)} labels there is no opinion of "
                          f"the judge beside the reward model's: {why}.")
@@ -142,12 +161,12 @@ def human_axes(path, seed):
             for policy, found in grades.items()}
 
 
-def completed(report, cfg):
+def completed(report, cfg, world):
     """The report with what evaluate.py leaves open."""
     seconds = {**seconds_of(cfg.run), "evaluate": report["seconds"]["evaluate"]}
     report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 5)}
     if report["reward_model"]:
-        add_ceiling(report, cfg.run)
+        add_ceiling(report, cfg.run, world)
     elif "labels" not in report and (Path(cfg.run) / "reward" / "model.pt").exists():
         add_note(report, "The reward model is not tried on labels: neither the run nor its "
                          "training has any of split valid2 here.")
@@ -337,7 +356,8 @@ def microscope(run, report, posts, world):
     if not posts or not all((Path(run) / name).exists() for name in needed):
         return None
     supervised, ppo = (load_checkpoint(Path(run) / name, world) for name in ("supervised", "ppo"))
-    reward, grade = load_reward(Path(run) / "reward", world, supervised.tokenizer), None
+    reward = load_checkpoint(Path(run) / "reward", world, "scalar", like=supervised)
+    grade = None
     if not report["judge"].startswith("command:"):
         grade = load_judge(report["judge"], supervised, posts)[1].grade
     with world.mixed():
@@ -352,7 +372,8 @@ def act(cfg, world):
     lines = [line for line in lines if {"episodes", "score", "kl"} <= line.keys()]
     known = {p["id"]: p for p in held_out(report["data"])} if said else {}
     posts = [known[line["id"]] for line in said[:SHOWN] if line["id"] in known]
-    report = completed(report, cfg)
+    report = completed(report, cfg, world)
+    add_copied(report, known, said)
     example = (posts[0], {k: v for k, v in said[0].items() if k != "id"}) if posts else None
     text, seen = markdown(report, example), None
     if world.rank == 0:
