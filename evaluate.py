@@ -213,15 +213,19 @@ def labels_of(run, flags):
 
 
 def reward_accuracy(needed):
-    """How often the reward model agrees with labels that it has not seen. Labels are noisy: how
-    often the judge agrees with them, the `ceiling`, is left to tools.report."""
-    posts = [c["info"] for c in needed.labels]
+    """How often the reward model agrees with labels that it has not seen, and how often the judge
+    does, the `ceiling`: labels are noisy, so nobody agrees with all."""
+    posts, name = [c["info"] for c in needed.labels], needed.report["judge"]
     chosen, rejected = ([c["summaries"][c["choice"] ^ side]["text"] for c in needed.labels]
                         for side in (0, 1))
     scores = np.reshape(sample.score_texts(needed.reward, posts * 2, chosen + rejected), (2, -1))
     right, about = wins(scores[0], scores[1]), [data.query_text(p) for p in posts]   # (n,) each
+    known = [i for i, p in enumerate(posts)              # (rouge's ceiling: tools.report)
+             if name.startswith("reward:") or name == "gold" and p["id"].startswith("toy")]
+    judged = needed.judge.compare(*([x[i] for i in known] for x in (posts, chosen, rejected)))
     return {"accuracy": float(right.mean()), "n": len(posts), "posts": len(set(about)),
-            "accuracy_95": bootstrap(right, needed.report["seed"], about)[1], "ceiling": None}
+            "accuracy_95": bootstrap(right, needed.report["seed"], about)[1],
+            "ceiling": float(judged.mean()) if known else None}
 
 
 @torch.no_grad()

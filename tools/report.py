@@ -26,8 +26,10 @@ from evaluate import (
     AXIS_NAMES,
     FOLDERS,
     bootstrap,
+    graded,
     labels_of,
     load_judge,
+    rouge,
 )
 from runtime import Machine, Problem, config_of, flag, launch, write
 from runtime.files import read_jsonl, read_text, replacing
@@ -100,30 +102,26 @@ def add_copied(report, known, said):
         row["copied"] = round(float(np.mean(shares)), 5) if shares else None
 
 
-def add_ceiling(report, run, world):
-    """How often the judge agrees with the labels on which the reward model was tried: labels are
-    noisy, so nobody agrees with all. And a note on those where no judge can be asked."""
-    name, flags = report["judge"], config_of(Path(run) / "reward")["flags"]
+def add_ceiling(report, run):
+    """How often ROUGE agrees with the labels on which the reward model was tried, and a note on
+    those where no judge can be asked."""
+    flags = config_of(Path(run) / "reward")["flags"]
     labels = labels_of(run, flags)
     posts, why = [c["info"] for c in labels], "their posts are not of the toy world"
-    if name == "gold":
+    if report["judge"] == "gold":
         posts = [p if p["id"].startswith("toy") else None for p in posts]
-    elif name == "rouge":
+    elif report["judge"] == "rouge":
         folders = (flags.get("data"), config_of(Path(run) / "supervised")["flags"].get("data"),
                    report["data"])
         folders = list(dict.fromkeys(folder for folder in folders if folder))
         posts = with_summaries(posts, folders)
         why = ("the authors' summaries are not known: posts of these texts do not stand in "
                + " or ".join(folders))
-    known = [(p, *(c["summaries"][c["choice"] ^ side]["text"] for side in (0, 1)))
-             for p, c in zip(posts, labels, strict=True) if p]
-    if known and not name.startswith("command:"):        # which would be asked, and paid, again
-        supervised = None
-        if name.startswith("reward:"):
-            supervised = load_checkpoint(Path(run) / "supervised", world)
-        with world.mixed():
-            agrees = load_judge(name, supervised, [])[1].compare(*zip(*known, strict=True))
-        report["reward_model"]["ceiling"] = round(float(agrees.mean()), 5)
+        known = [(p, *(c["summaries"][c["choice"] ^ side]["text"] for side in (0, 1)))
+                 for p, c in zip(posts, labels, strict=True) if p]
+        if known:
+            agrees = graded(rouge).compare(*zip(*known, strict=True))
+            report["reward_model"]["ceiling"] = round(float(agrees.mean()), 5)
     if None in posts:
         add_note(report, f"For {posts.count(None)} of {len(posts)} labels there is no opinion of "
                          f"the judge beside the reward model's: {why}.")
@@ -161,12 +159,12 @@ def human_axes(path, seed):
             for policy, found in grades.items()}
 
 
-def completed(report, cfg, world):
+def completed(report, cfg):
     """The report with what evaluate.py leaves open."""
     seconds = {**seconds_of(cfg.run), "evaluate": report["seconds"]["evaluate"]}
     report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 5)}
     if report["reward_model"]:
-        add_ceiling(report, cfg.run, world)
+        add_ceiling(report, cfg.run)
     elif "labels" not in report and (Path(cfg.run) / "reward" / "model.pt").exists():
         add_note(report, "The reward model is not tried on labels: neither the run nor its "
                          "training has any of split valid2 here.")
@@ -372,7 +370,7 @@ def act(cfg, world):
     lines = [line for line in lines if {"episodes", "score", "kl"} <= line.keys()]
     known = {p["id"]: p for p in held_out(report["data"])} if said else {}
     posts = [known[line["id"]] for line in said[:SHOWN] if line["id"] in known]
-    report = completed(report, cfg, world)
+    report = completed(report, cfg)
     add_copied(report, known, said)
     example = (posts[0], {k: v for k, v in said[0].items() if k != "id"}) if posts else None
     text, seen = markdown(report, example), None
