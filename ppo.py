@@ -11,8 +11,7 @@ moved from the supervised one. PPO (Schulman et al. 2017) raises the mean total 
     grad of the mean total = sum of  grad pi * total = sum of  pi * grad log pi * total
                            = mean of  total * grad log pi,  over the policy's own summaries
 
-Each summary that it writes becomes more probable in proportion to its total. (The total holds log
-pi as well. What that adds is -beta times the mean of grad log pi: 0, by the next formula.)
+Each summary becomes more probable in proportion to its total. (Its own log pi adds 0, by step 2.)
 
 2. Advantage. log pi(summary) is a sum over tokens. Let c be the same whichever token comes next:
 
@@ -23,9 +22,8 @@ before the token, plus what was then expected of the rest. What is left is A, th
 much better it turned out than was expected. The gradient is the mean of  A * grad log pi(token).
 
 3. Ratio. Writing is slow, so a batch serves several optimizer steps. After the first the policy is
-no longer pi_old, which wrote the batch. A token now counts for ratio = pi(token) / pi_old(token):
-
-    grad of  A * ratio = A * ratio * grad log pi(token)          at ratio 1: the gradient of 2.
+no longer pi_old, which wrote the batch. A token now counts for ratio = pi(token) / pi_old(token).
+The gradient of  A * ratio  is A * ratio * grad log pi(token): at ratio 1 that of step 2.
 
 4. Clip. Far from pi_old this correction cannot be trusted. Once the ratio has moved 20 % in the
 direction that A pushes, the loss goes flat: its gradient is 0. See `policy_loss`.
@@ -37,8 +35,7 @@ Four networks of one architecture take part:
     critic         trained   starts as the reward model; predicts the rewards that are to come
     reward_model   frozen    scores whole summaries
 
-One response, "He quit <|endoftext|>", to a query of n tokens; beta = .05, score = 2, gamma = 1,
-lambda = .95:
+One response, "He quit <|endoftext|>", to n tokens; beta .05, score 2, gamma 1, lambda .95:
 
     column                                                    n-1     n      n+1    n+2    n+3
     token                                                     ":"    "He"   "quit"  eot    pad
@@ -61,7 +58,6 @@ better than expected. It also made possible what followed: A[0] = .18 + .95 * .3
 Before:  reward.py.    After: evaluate.py (is it really better?).
 """
 import time
-from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -102,12 +98,11 @@ class Config(Common):
     snapshot_every: int = flag(0, "iterations between snapshots/ of policy and critic; 0: none")
 
 
+# DIFFERS: toy and laptop sample at temperature 1 and take 4 optimizer steps an epoch.
+SMALL = dict(temperature=1.0, episodes=3072, batch=256, minibatches=4, micro_batch=64, save_every=5)
 PRESETS = {     # the last two rows: the paper's (B.1); where it is silent, the 2019 code's
-    "toy": dict(query_length=256, temperature=1.0, episodes=3072, batch=256, minibatches=4,
-                rollout_batch=128, micro_batch=64, lr=3e-4, save_every=5),
-    # DIFFERS: toy and laptop sample at temperature 1 and take 4 optimizer steps an epoch.
-    "laptop": dict(query_length=320, response_length=32, temperature=1.0, episodes=3072, batch=256,
-                   minibatches=4, rollout_batch=64, micro_batch=64, lr=2e-4, save_every=5),
+    "toy": dict(SMALL, query_length=256, rollout_batch=128, lr=3e-4),
+    "laptop": dict(SMALL, query_length=320, response_length=32, lr=2e-4),
     "gpt2": dict(lr=1.5e-5, save_every=50),
     "1.3b": dict(lr=1.5e-5, batch=512, micro_batch=8, save_every=50),
     "6.7b": dict(lr=7e-6, batch=256, micro_batch=4, rollout_batch=32, save_every=50)}
@@ -166,14 +161,14 @@ def roll_out(policy, reference, critic, reward_model, queries, ids, iteration, c
 
 
 def token_rewards(rollout, kl_coef):
-    """What each token earns: minus beta times its log ratio; the last one also the score.
+    """What each token earns: minus beta times its log ratio; the last one also the score. (B, R)
 
-    A row sums to the total of section 3.4. Returns: (B, R), 0 past the end.
-    Why is the log ratio in the reward and not in the loss? Here a token also pays for where it
-    leads (see `gae`). There it would teach nothing: its gradient is grad log pi, whose mean is 0.
-    k3 = r - 1 - log r, with r = pi_sft / pi, has the same mean, the KL, and is never negative. In
-    the reward it takes the log ratio's place here. In the loss its gradient is (1 - r) * grad log
-    pi: add its sum in `minibatch_loss`, kl_coef times its mean in `update`; keep the score here.
+    A row sums to the total of section 3.4. Why is the log ratio not in the loss? There its gradient
+    is grad log pi, whose mean is 0: it would teach nothing. As a reward it also counts for the
+    tokens that led to it (`gae`). It is the estimate k1 of the KL. Another is never negative:
+    k3 = r - 1 - log r, r = pi_sft / pi. As a reward it takes the log ratio's place here. As a loss
+    its gradient is (1 - r) * grad log pi: name its sum in `minibatch_loss`, add kl_coef times its
+    mean to the loss in `update`, and leave only the score here.
     """
     reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)                           # (B, R)
     end = rollout.is_response.sum(1, keepdim=True) - 1                                  # (B, 1)
@@ -181,9 +176,8 @@ def token_rewards(rollout, kl_coef):
 
 
 def gae(reward, value, gamma, lam):
-    """Generalised advantage estimation (Schulman et al. 2016), from the last token to the first.
+    """Generalised advantage estimation (Schulman et al. 2016): the table above, from the right.
 
-    The formulas, with numbers, are in the table above: delta says how wrong the critic was at t.
     reward, value: (B, R), 0 past the end, where nothing more is expected. At lam = 1 the values
     cancel: A[t] is the rewards from t on minus value[t], right but noisy. At lam = 0 it is delta[t]
     alone: quiet, but only as good as the critic. Returns: advantage and return, both (B, R).
@@ -231,12 +225,7 @@ def policy_loss(logp, old_logp, advantage, clip):
 
 
 def value_loss(value, old_value, returns, clip):
-    """The critic's loss: flat, too, once a value has come `clip` closer to the return.
-
-        loss = 1/2 sum max((value - return)^2, (clamp(value, old - clip, old + clip) - return)^2)
-
-    All (N,), response tokens only. Returns: ().
-    """
+    """The critic's loss: flat, too, once a value has come `clip` closer to the return. All (N,)."""
     clipped = torch.clamp(value, old_value - clip, old_value + clip)                    # (N,)
     return 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2).sum()
 
@@ -261,6 +250,10 @@ def minibatch_loss(policy, critic, batch, cfg):
             "rollout_mismatch": change.abs().sum()}        # before the first step: rounding only
 
 
+def linear(step, steps, peak):
+    return peak * (1 - step / steps)                    # the learning rate falls from peak to 0
+
+
 def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
     """Learn from a batch: `epochs` passes over it, in `minibatches` optimizer steps each.
 
@@ -275,7 +268,7 @@ def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
         for ids in torch.from_numpy(order).tensor_split(cfg.minibatches):
             ids = ids[ends[ids].argsort(stable=True)]       # similar lengths together: less padding
             count = rollout.is_response[ids].sum()          # tokens, of all processes
-            totals = defaultdict(int)
+            totals = {}
             for part in accumulate(world.share(ids), cfg.micro_batch, policy, critic):
                 batch = Rollout(*(field[part] for field in rollout))
                 with world.mixed():
@@ -284,7 +277,7 @@ def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
                 loss = means["policy_loss"] + VF_COEF * means["value_loss"]
                 (loss * world.size).backward()              # as in sft.py
                 for name, x in means.items():
-                    totals[name] += x.detach()
+                    totals[name] = totals.get(name, 0) + x.detach()
             losses = {name: world.sum(x).item() for name, x in totals.items()}
             norms = optimizer_step({"grad_norm": policy, "critic_grad_norm": critic},
                                    optimizer, lr, iteration, MAX_NORM)
@@ -297,23 +290,21 @@ def statistics(rollout, cfg, eot):
     """What the log says of a batch before anything is learned from it: {name: number}."""
     is_response = rollout.is_response                                                   # (B, R)
     log_ratio = rollout.old_logp - rollout.ref_logp                                     # (B, R)
-    score, kl = rollout.score.mean(), log_ratio.sum(1).mean()            # kl: nats a summary
-    returns = rollout.returns[is_response]                                              # (N,)
-    error = returns - rollout.value[is_response]                                        # (N,)
+    score, kl = rollout.score.mean().item(), log_ratio.sum(1).mean().item()    # kl: a summary's
+    value, returns = rollout.value[is_response], rollout.returns[is_response]           # (N,), (N,)
     # Token pairs that stood in the same summary before: near 0 in prose, 1 in a loop.
     texts = [tokens[real] for tokens, real in zip(rollout.targets, is_response, strict=True)]
     pairs = [list(pairwise(tokens.tolist())) for tokens in texts]
     repeated = sum(len(some) - len(set(some)) for some in pairs)
-    numbers = {"score": score, "kl": kl, "reward": score - cfg.kl_coef * kl,
-               "length": is_response.sum(1).float().mean(),
-               "eot_rate": (rollout.targets == eot).any(1).float().mean(),
-               "entropy": -rollout.old_logp[is_response].mean(),
-               "kl_k3": ((-log_ratio).expm1() + log_ratio).sum(1).mean(),    # r - 1 - log r
-               "score_std": rollout.score.std(),
-               "repeated": repeated / max(1, sum(len(some) for some in pairs)),
-               "explained_variance": 1 - error.var() / returns.var(),
-               "return_mean": returns.mean()}
-    return {name: float(number) for name, number in numbers.items()}
+    return {"score": score, "kl": kl, "reward": score - cfg.kl_coef * kl,
+            "length": is_response.sum(1).float().mean().item(),
+            "eot_rate": (rollout.targets == eot).any(1).float().mean().item(),
+            "entropy": -rollout.old_logp[is_response].mean().item(),
+            "kl_k3": ((-log_ratio).expm1() + log_ratio).sum(1).mean().item(),    # r - 1 - log r
+            "score_std": rollout.score.std().item(),
+            "repeated": repeated / max(1, sum(len(some) for some in pairs)),
+            "explained_variance": 1 - ((returns - value).var() / returns.var()).item(),
+            "return_mean": returns.mean().item()}
 
 
 def prepare(cfg, world):
@@ -323,8 +314,7 @@ def prepare(cfg, world):
                       f"{cfg.minibatches} --minibatches, and be at most --episodes {cfg.episodes}")
     tokenizer = data.load_tokenizer(cfg.policy)
     if not data.same_tokenizer(tokenizer, data.load_tokenizer(cfg.reward)):
-        raise Problem(f"{cfg.policy} and {cfg.reward} have different tokenizers: train the reward "
-                      "model from this policy (reward.py --init)")
+        raise Problem("--policy and --reward have different tokenizers: see --init of reward.py")
     policy, critic = load_model(cfg.policy, world), load_model(cfg.reward, world)
     reference = load_model(cfg.policy, world, frozen=True)
     reward_model = load_model(cfg.reward, world, frozen=True)
@@ -332,12 +322,11 @@ def prepare(cfg, world):
         raise Problem(f"{cfg.policy} is no policy, or {cfg.reward} no reward model: swapped?")
     room = min(policy.config.context, critic.config.context)
     if cfg.query_length + cfg.response_length > room:
-        raise Problem(f"--query-length {cfg.query_length} and --response-length "
-                      f"{cfg.response_length} do not fit the context of {room}: lower one")
+        raise Problem(f"--query-length plus --response-length is over the context of {room} tokens")
     posts = data.read_posts(cfg.data, "train", need_summary=False)
     data.check_queries(tokenizer, posts, cfg.query_length)
-    networks = (policy, reference, critic, reward_model)
-    return tokenizer, posts, *(world.parallelize(network, cfg) for network in networks)
+    return tokenizer, posts, *(world.parallelize(network, cfg) for network in
+                               (policy, reference, critic, reward_model))
 
 
 def train(cfg, world):
@@ -371,7 +360,7 @@ def train(cfg, world):
         rollout = rollout._replace(advantage=advantage, returns=returns)
 
         # 3-4. gradients, descent: epochs of minibatches
-        lr = cfg.lr * (1 - iteration / iterations)            # falls linearly to 0
+        lr = linear(iteration, iterations, cfg.lr)
         learned = update(policy, critic, optimizer, rollout, lr, iteration, cfg, world)
         done = time.perf_counter()
 

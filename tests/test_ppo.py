@@ -565,6 +565,10 @@ def test_feedback_raises_the_score(run_ppo):
     assert last > first + 2.5 * error        # rounding alone moves it between 3.9 and 4.6 of them
 
 
+def test_the_learning_rate_falls_linearly_to_0():
+    assert [ppo.linear(step, 4, 1.0) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
 # -------------------------------------------------------------------------------------- bad input
 
 @pytest.mark.parametrize("more, match", [
