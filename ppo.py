@@ -145,8 +145,7 @@ def roll_out(policy, reference, critic, reward_model, queries, ids, iteration, c
             responses = [tokens[tokens != pad].tolist() for tokens in said.cpu()]
             rows = lay_out(queries[some], responses, pad, R).to(world.device)
             if world.bf16:
-                # A token at a time, `generate` rounds differently from the full forward pass of
-                # `update`: by .01 nats in bf16, which the ratio would take for learning.
+                # `generate` rounds differently from `update`, by .01: it would pass for learning.
                 old_logp = log_probs(policy, rows, cfg.temperature)                     # (b, R)
             ref_logp = log_probs(reference, rows, cfg.temperature)                      # (b, R)
             value = critic(rows.tokens, at=rows.columns)                                # (b, R)
@@ -165,10 +164,12 @@ def token_rewards(rollout, kl_coef):
 
     A row sums to the total of section 3.4. Why is the log ratio not in the loss? There its gradient
     is grad log pi, whose mean is 0: it would teach nothing. As a reward it also counts for the
-    tokens that led to it (`gae`). It is the estimate k1 of the KL. Another is never negative:
-    k3 = r - 1 - log r, r = pi_sft / pi. As a reward it takes the log ratio's place here. As a loss
-    its gradient is (1 - r) * grad log pi: name its sum in `minibatch_loss`, add kl_coef times its
-    mean to the loss in `update`, and leave only the score here.
+    tokens that led to it (`gae`).
+
+    The log ratio is the estimate k1 of the KL. k3 = r - 1 - log r, r = pi_sft / pi, is another, and
+    never negative. As a reward it takes the log ratio's place here. As a loss its gradient is
+    (1 - r) * grad log pi: name its sum in `minibatch_loss`, add kl_coef times its mean to the loss
+    in `update` (another kl_coef: this is not whitened), and leave only the score here.
     """
     reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)                           # (B, R)
     end = rollout.is_response.sum(1, keepdim=True) - 1                                  # (B, 1)
@@ -230,16 +231,16 @@ def value_loss(value, old_value, returns, clip):
     return 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2).sum()
 
 
-def minibatch_loss(policy, critic, batch, cfg):
-    """Losses of a Rollout of b rows, and what the log says of them: {name: sum over tokens, ()}."""
-    is_response = batch.is_response                                                     # (b, R)
+def minibatch_loss(policy, critic, micro, cfg):
+    """Losses of a micro-batch, a Rollout of b rows, and more to log: {name: sum over tokens}."""
+    is_response = micro.is_response                                                     # (b, R)
     # No wider than these rows need: the last column read predicts the token in the next.
-    R, T = int(is_response.sum(1).max()), int(batch.columns.max()) + 2
-    rows = Rows(batch.tokens[:, :T], batch.columns[:, :R], batch.targets[:, :R], is_response[:, :R])
+    R, T = int(is_response.sum(1).max()), int(micro.columns.max()) + 2
+    rows = Rows(micro.tokens[:, :T], micro.columns[:, :R], micro.targets[:, :R], is_response[:, :R])
     logp = log_probs(policy, rows, cfg.temperature)[rows.is_response]                   # (N,)
     value = critic(rows.tokens, at=rows.columns)[rows.is_response]                      # (N,)
     old_logp, old_value, advantage, returns = [
-        x[is_response] for x in (batch.old_logp, batch.value, batch.advantage, batch.returns)]
+        x[is_response] for x in (micro.old_logp, micro.value, micro.advantage, micro.returns)]
     # One --clip-ratio limits both: a ratio, and a value in the unit of the scores.
     loss, flat = policy_loss(logp, old_logp, advantage, cfg.clip_ratio)
     change = (logp - old_logp).detach()                                                 # (N,)
@@ -250,8 +251,8 @@ def minibatch_loss(policy, critic, batch, cfg):
             "rollout_mismatch": change.abs().sum()}        # before the first step: rounding only
 
 
-def linear(step, steps, peak):
-    return peak * (1 - step / steps)                    # the learning rate falls from peak to 0
+def linear(iteration, iterations, peak):
+    return peak * (1 - iteration / iterations)          # the learning rate falls from peak to 0
 
 
 def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
@@ -265,14 +266,14 @@ def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
     numbers = []                                      # of each optimizer step: {name: number}
     for epoch in range(cfg.epochs):
         order = generator(cfg.seed, "minibatch", iteration, epoch).permutation(len(ends))
-        for ids in torch.from_numpy(order).tensor_split(cfg.minibatches):
-            ids = ids[ends[ids].argsort(stable=True)]       # similar lengths together: less padding
-            count = rollout.is_response[ids].sum()          # tokens, of all processes
+        for picked in torch.from_numpy(order).tensor_split(cfg.minibatches):
+            picked = picked[ends[picked].argsort(stable=True)]    # similar lengths: less padding
+            count = rollout.is_response[picked].sum()          # tokens, of all processes
             totals = {}
-            for part in accumulate(world.share(ids), cfg.micro_batch, policy, critic):
-                batch = Rollout(*(field[part] for field in rollout))
+            for part in accumulate(world.share(picked), cfg.micro_batch, policy, critic):
+                micro = Rollout(*(field[part] for field in rollout))
                 with world.mixed():
-                    sums = minibatch_loss(policy, critic, batch, cfg)
+                    sums = minibatch_loss(policy, critic, micro, cfg)
                 means = {name: x / count for name, x in sums.items()}
                 loss = means["policy_loss"] + VF_COEF * means["value_loss"]
                 (loss * world.size).backward()              # as in sft.py
@@ -282,7 +283,7 @@ def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
             norms = optimizer_step({"grad_norm": policy, "critic_grad_norm": critic},
                                    optimizer, lr, iteration, MAX_NORM)
             numbers.append({**losses, **norms})
-    mean = {name: sum(step[name] for step in numbers) / len(numbers) for name in numbers[0]}
+    mean = {name: sum(one[name] for one in numbers) / len(numbers) for name in numbers[0]}
     return {**mean, "rollout_mismatch": numbers[0]["rollout_mismatch"]}
 
 
@@ -295,14 +296,14 @@ def statistics(rollout, cfg, eot):
     # Token pairs that stood in the same summary before: near 0 in prose, 1 in a loop.
     texts = [tokens[real] for tokens, real in zip(rollout.targets, is_response, strict=True)]
     pairs = [list(pairwise(tokens.tolist())) for tokens in texts]
-    repeated = sum(len(some) - len(set(some)) for some in pairs)
+    repeated = sum(len(each) - len(set(each)) for each in pairs)
     return {"score": score, "kl": kl, "reward": score - cfg.kl_coef * kl,
             "length": is_response.sum(1).float().mean().item(),
             "eot_rate": (rollout.targets == eot).any(1).float().mean().item(),
             "entropy": -rollout.old_logp[is_response].mean().item(),
             "kl_k3": ((-log_ratio).expm1() + log_ratio).sum(1).mean().item(),    # r - 1 - log r
             "score_std": rollout.score.std().item(),
-            "repeated": repeated / max(1, sum(len(some) for some in pairs)),
+            "repeated": repeated / max(1, sum(len(each) for each in pairs)),
             "explained_variance": 1 - ((returns - value).var() / returns.var()).item(),
             "return_mean": returns.mean().item()}
 
