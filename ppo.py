@@ -163,8 +163,7 @@ def token_rewards(rollout, kl_coef):
     """What each token earns: minus beta times its log ratio; the last one also the score. (B, R)
 
     A row sums to the total of section 3.4. Why is the log ratio not in the loss? There its gradient
-    is grad log pi, whose mean is 0: it would teach nothing. As a reward it also counts for the
-    tokens that led to it (`gae`).
+    is grad log pi, whose mean is 0. As a reward it also counts for the tokens before it (`gae`).
 
     The log ratio is the estimate k1 of the KL. k3 = r - 1 - log r, r = pi_sft / pi, is another, and
     never negative. As a reward it takes the log ratio's place here. As a loss its gradient is
