@@ -134,7 +134,7 @@ def look(supervised, ppo, reward, posts, grade):
         rollout = roll_out(policy, supervised.model, critic, reward.model, queries,
                            range(len(queries)), 0, cfg, ppo.world)
         # Every rank wrote all of these few, so that each row is there `size` times.
-        rollout = Rollout(*(x[::ppo.world.size] for x in rollout))
+        rollout = Rollout(*(x[::ppo.world.size] for x in rollout if x is not None))
         seen.append((name, rollout, token_numbers(rollout, cfg)))
     return {"beta": cfg.kl_coef, "clip": cfg.clip_ratio, "temperature": cfg.temperature,
             "posts": [{"title": post.get("title", ""), "summary": post.get("summary", "").strip(),
