@@ -206,7 +206,7 @@ def whiten(advantage, is_response):
 def policy_loss(logp, old_logp, advantage, clip):
     """PPO's loss: less of it means more of what turned out better than expected.
 
-        loss = sum max(-A * ratio, -A * clamp(ratio, 1 - clip, 1 + clip))
+        loss = max(-A * ratio, -A * clamp(ratio, 1 - clip, 1 + clip))
 
     The larger of the two: so clipping takes away what a token could still gain, never what it
     costs. The four cases at clip = .2; in two of them the larger does not depend on the ratio:
@@ -217,37 +217,37 @@ def policy_loss(logp, old_logp, advantage, clip):
         -1    1.5    bad, but more probable             1.5      1.2    lowers pi
         -1     .5    bad, and already less probable      .5       .8    flat: enough for this batch
 
-    All (N,), response tokens only. Returns: () and the number of tokens with flat loss, ().
+    Of each token, and whether it is flat: (b, R), (b, R) bool.
     """
-    ratio = (logp - old_logp).exp()                                                     # (N,)
+    ratio = (logp - old_logp).exp()                                                     # (b, R)
     plain, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
-    return torch.maximum(plain, clipped).sum(), (clipped > plain).sum()
+    return torch.maximum(plain, clipped), clipped > plain
 
 
 def value_loss(value, old_value, returns, clip):
-    """The critic's loss: flat, too, once a value has come `clip` closer to the return. All (N,)."""
-    clipped = torch.clamp(value, old_value - clip, old_value + clip)                    # (N,)
-    return 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2).sum()
+    """The critic's loss: flat, too, once a value has come `clip` closer to the return. (b, R)"""
+    clipped = torch.clamp(value, old_value - clip, old_value + clip)                    # (b, R)
+    return 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2)
 
 
-def minibatch_loss(policy, critic, micro, cfg):
-    """Losses of a micro-batch, a Rollout of b rows, and more to log: {name: sum over tokens}."""
-    is_response = micro.is_response                                                     # (b, R)
-    # No wider than these rows need: the last column read predicts the token in the next.
-    R, T = int(is_response.sum(1).max()), int(micro.columns.max()) + 2
-    rows = Rows(micro.tokens[:, :T], micro.columns[:, :R], micro.targets[:, :R], is_response[:, :R])
-    logp = log_probs(policy, rows, cfg.temperature)[rows.is_response]                   # (N,)
-    value = critic(rows.tokens, at=rows.columns)[rows.is_response]                      # (N,)
-    old_logp, old_value, advantage, returns = [
-        x[is_response] for x in (micro.old_logp, micro.value, micro.advantage, micro.returns)]
+def minibatch_loss(policy, critic, micro, T, R, cfg):
+    """Losses of a micro-batch, a Rollout of b rows that reach to column T and have at most R
+    response tokens, and more to log: {name: sum over tokens}."""
+    rows = Rows(micro.tokens[:, :T], micro.columns[:, :R], micro.targets[:, :R],
+                micro.is_response[:, :R])
+    old_logp, old_value, advantage, returns = [                                         # (b, R)
+        x[:, :R] for x in (micro.old_logp, micro.value, micro.advantage, micro.returns)]
+    logp = log_probs(policy, rows, cfg.temperature)                                     # (b, R)
+    value = critic(rows.tokens, at=rows.columns)                                        # (b, R)
     # One --clip-ratio limits both: a ratio, and a value in the unit of the scores.
-    loss, flat = policy_loss(logp, old_logp, advantage, cfg.clip_ratio)
-    change = (logp - old_logp).detach()                                                 # (N,)
-    return {"policy_loss": loss,
-            "value_loss": value_loss(value, old_value, returns, cfg.clip_ratio),
-            "clip_fraction": flat,                         # tokens whose policy loss is flat
-            "approx_kl": 0.5 * (change ** 2).sum(),        # near the KL from pi_old to pi
-            "rollout_mismatch": change.abs().sum()}        # before the first step: rounding only
+    loss, is_flat = policy_loss(logp, old_logp, advantage, cfg.clip_ratio)
+    change = (logp - old_logp).detach()                                                 # (b, R)
+    of_tokens = {"policy_loss": loss,
+                 "value_loss": value_loss(value, old_value, returns, cfg.clip_ratio),
+                 "clip_fraction": is_flat.to(loss),
+                 "approx_kl": 0.5 * change ** 2,           # near the KL from pi_old to pi
+                 "rollout_mismatch": change.abs()}         # before the first step: rounding only
+    return {name: x.masked_fill(~rows.is_response, 0).sum() for name, x in of_tokens.items()}
 
 
 def linear(iteration, iterations, peak):
@@ -261,27 +261,31 @@ def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
     same, as in the gradient of step 2; so a summary of 40 tokens counts twice as much as one of 20.
     Returns: for the log, means over all optimizer steps; of rollout_mismatch, the first step's.
     """
-    ends = rollout.columns.amax(1).cpu()                                                # (B,)
+    # Known to the CPU once, so that no micro-batch has to wait for the device to say its size.
+    lengths, ends = torch.stack([rollout.is_response.sum(1), rollout.columns.amax(1)]).cpu()  # (B,)
     numbers = []                                      # of each optimizer step: {name: number}
     for epoch in range(cfg.epochs):
         order = generator(cfg.seed, "minibatch", iteration, epoch).permutation(len(ends))
         for picked in torch.from_numpy(order).tensor_split(cfg.minibatches):
             picked = picked[ends[picked].argsort(stable=True)]    # similar lengths: less padding
-            count = rollout.is_response[picked].sum()          # tokens, of all processes
+            count = int(lengths[picked].sum())                    # tokens, of all processes
             totals = {}
             for part in accumulate(world.share(picked), cfg.micro_batch, policy, critic):
+                # The last column that is read predicts the token in the next one.
+                T, R = int(ends[part].max()) + 2, int(lengths[part].max())
+                part = part.to(world.device, non_blocking=True)
                 micro = Rollout(*(field[part] for field in rollout))
                 with world.mixed():
-                    sums = minibatch_loss(policy, critic, micro, cfg)
+                    sums = minibatch_loss(policy, critic, micro, T, R, cfg)
                 means = {name: x / count for name, x in sums.items()}
                 loss = means["policy_loss"] + VF_COEF * means["value_loss"]
                 (loss * world.size).backward()              # as in sft.py
                 for name, x in means.items():
                     totals[name] = totals.get(name, 0) + x.detach()
-            losses = {name: world.sum(x).item() for name, x in totals.items()}
+            losses = world.sum(torch.stack(list(totals.values()))).tolist()
             norms = optimizer_step({"grad_norm": policy, "critic_grad_norm": critic},
                                    optimizer, lr, iteration, MAX_NORM)
-            numbers.append({**losses, **norms})
+            numbers.append({**dict(zip(totals, losses, strict=True)), **norms})
     mean = {name: sum(one[name] for one in numbers) / len(numbers) for name in numbers[0]}
     return {**mean, "rollout_mismatch": numbers[0]["rollout_mismatch"]}
 
