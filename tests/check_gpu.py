@@ -77,7 +77,7 @@ def decoding(cfg, world):
     queries = [q for q, _ in random_rows(cfg, 4)]
     u = uniforms(0, "check", 0, range(4), 24)
     with torch.no_grad(), world.mixed(), world.gathered(network):
-        said, logp = generate(network, queries, 24, uniforms=u)
+        said, logp = generate(network, queries, 24, u=u)
         kept = [[t for t in row if t < VOCABULARY] for row in said.tolist()]
         rows = lay_out(queries, kept, VOCABULARY, 24).to(world.device)
         again = token_logp(network(rows.tokens, at=rows.columns), rows.targets)
