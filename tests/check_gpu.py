@@ -82,7 +82,7 @@ def decoding(cfg, world):
         rows = lay_out(queries, kept, VOCABULARY, 24).to(world.device)
         again = token_logp(network(rows.tokens, at=rows.columns), rows.targets)
         began = clock(world)
-        generate(network, queries * 16, 48, uniforms=uniforms(0, "check", 1, range(64), 48))
+        generate(network, queries * 16, 48, u=uniforms(0, "check", 1, range(64), 48))
         seconds = clock(world) - began
     return float((again - logp)[rows.is_response].abs().max()), 64 * 48 / seconds
 
