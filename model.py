@@ -213,7 +213,7 @@ class Rows(NamedTuple):
         return self.columns[:, :1] + self.is_response.sum(1, keepdim=True)
 
     def to(self, device):
-        return Rows(*(x.to(device) for x in self))
+        return Rows(*(x.to(device, non_blocking=True) for x in self))     # (the CPU goes on)
 
 
 def lay_out(queries, responses, pad, length=None):

@@ -235,8 +235,9 @@ def minibatch_loss(policy, critic, micro, T, R, cfg):
     response tokens, and more to log: {name: sum over tokens}."""
     rows = Rows(micro.tokens[:, :T], micro.columns[:, :R], micro.targets[:, :R],
                 micro.is_response[:, :R])
-    old_logp, old_value, advantage, returns = [                                         # (b, R)
-        x[:, :R] for x in (micro.old_logp, micro.value, micro.advantage, micro.returns)]
+    old_logp, old_value, advantage, returns = [         # (b, R) each, 0 past the end
+        x[:, :R].masked_fill(~rows.is_response, 0)
+        for x in (micro.old_logp, micro.value, micro.advantage, micro.returns)]
     logp = log_probs(policy, rows, cfg.temperature)                                     # (b, R)
     value = critic(rows.tokens, at=rows.columns)                                        # (b, R)
     # One --clip-ratio limits both: a ratio, and a value in the unit of the scores.
@@ -263,7 +264,7 @@ def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
     """
     # Known to the CPU once, so that no micro-batch has to wait for the device to say its size.
     lengths, ends = torch.stack([rollout.is_response.sum(1), rollout.columns.amax(1)]).cpu()  # (B,)
-    numbers = []                                      # of each optimizer step: {name: number}
+    losses, norms = [], []                            # of each optimizer step
     for epoch in range(cfg.epochs):
         order = generator(cfg.seed, "minibatch", iteration, epoch).permutation(len(ends))
         for picked in torch.from_numpy(order).tensor_split(cfg.minibatches):
@@ -282,12 +283,13 @@ def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
                 (loss * world.size).backward()              # as in sft.py
                 for name, x in means.items():
                     totals[name] = totals.get(name, 0) + x.detach()
-            losses = world.sum(torch.stack(list(totals.values()))).tolist()
-            norms = optimizer_step({"grad_norm": policy, "critic_grad_norm": critic},
-                                   optimizer, lr, iteration, MAX_NORM)
-            numbers.append({**dict(zip(totals, losses, strict=True)), **norms})
-    mean = {name: sum(one[name] for one in numbers) / len(numbers) for name in numbers[0]}
-    return {**mean, "rollout_mismatch": numbers[0]["rollout_mismatch"]}
+            losses.append(world.sum(torch.stack(list(totals.values()))))                # (5,)
+            norms.append(optimizer_step({"grad_norm": policy, "critic_grad_norm": critic},
+                                        optimizer, lr, iteration, MAX_NORM))
+    mean, first = (dict(zip(totals, x.tolist(), strict=True))
+                   for x in (torch.stack(losses).mean(0), losses[0]))
+    mean |= {name: sum(norm[name] for norm in norms) / len(norms) for name in norms[0]}
+    return {**mean, "rollout_mismatch": first["rollout_mismatch"]}
 
 
 def statistics(rollout, cfg, eot):

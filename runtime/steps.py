@@ -43,9 +43,8 @@ def adam(modules, beta2=0.999, eps=1e-8, weight_decay=0.0):
 def optimizer_step(networks, optimizer, lr, step, clip=1.0):
     """Clip each network's gradient to norm `clip` (0: never), then step and clear.
 
-    networks: {name of the norm in the log: network}; a weight of two of them counts in the first.
-    Returns: {name: norm before clipping}. Raises: Problem when one is not finite; the weights are
-    then still those of the optimizer step before.
+    networks: {name of the norm in the log: network}; a weight of two counts in the first. Returns:
+    {name: norm before clipping}. Raises: Problem when one is not finite, before any weight changes.
     """
     norms, clipped = [], set()
     for network in networks.values():

@@ -187,8 +187,8 @@ def test_the_policy_loss_is_the_loop_over_tokens():
         held = min(max(ratio, 0.8), 1.2)
         total += max(-a * ratio, -a * held)
         clipped += -a * held > -a * ratio
-    loss, count = policy_loss(*map(torch.from_numpy, (logp, old, advantage)), 0.2)
-    assert loss.item() == pytest.approx(total, rel=1e-12) and count.item() == clipped
+    loss, is_flat = policy_loss(*map(torch.from_numpy, (logp, old, advantage)), 0.2)
+    assert loss.sum().item() == pytest.approx(total, rel=1e-12) and is_flat.sum() == clipped
     assert 5 < clipped < 55
 
 
@@ -199,13 +199,14 @@ def test_the_value_loss_is_the_loop_over_tokens():
     for v, before, goal in zip(value, old, returns, strict=True):
         held = min(max(v, before - 0.2), before + 0.2)
         total += 0.5 * max((v - goal) ** 2, (held - goal) ** 2)
-    assert value_loss(*map(torch.from_numpy, (value, old, returns)), 0.2).item() == pytest.approx(
-        total, rel=1e-12)
+    loss = value_loss(*map(torch.from_numpy, (value, old, returns)), 0.2)
+    assert loss.sum().item() == pytest.approx(total, rel=1e-12)
 
 
 def test_a_clipped_token_has_no_gradient():
     logp = torch.tensor([0.5, -0.5, 0.5, -0.5], requires_grad=True)
-    policy_loss(logp, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0]), 0.2)[0].backward()
+    loss, _ = policy_loss(logp, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0]), 0.2)
+    loss.sum().backward()
     assert (logp.grad != 0).tolist() == [False, True, True, False]
 
 
@@ -230,8 +231,8 @@ def test_at_ratio_1_the_loss_has_the_gradient_of_the_policy_gradient():
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     chosen, advantage = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0])
     logp = logits.log_softmax(-1)[range(5), chosen]
-    ours, = torch.autograd.grad(policy_loss(logp, logp.detach(), advantage, 0.2)[0], logits,
-                                retain_graph=True)
+    loss, _ = policy_loss(logp, logp.detach(), advantage, 0.2)
+    ours, = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
     plain, = torch.autograd.grad(-(advantage * logp).sum(), logits)           # - A grad log pi
     assert torch.allclose(ours, plain)
 
@@ -262,8 +263,9 @@ def test_a_minibatch_weighs_each_token_as_a_loop_would(rolled, world):
         pi, clipped = policy_loss(logp, rollout.old_logp[i, :n], advantage[i, :n], 0.2)
         vf = value_loss(value, rollout.value[i, :n], returns[i, :n], 0.2)
         change = logp - rollout.old_logp[i, :n]
-        expected += torch.stack([pi, vf, clipped, 0.5 * (change ** 2).sum(), change.abs().sum()])
-    sums = ppo.minibatch_loss(moved, judge, rollout._replace(advantage=advantage, returns=returns), cfg)
+        expected += torch.stack([pi.sum(), vf.sum(), clipped.sum(), 0.5 * (change ** 2).sum(), change.abs().sum()])
+    weighed = rollout._replace(advantage=advantage, returns=returns)
+    sums = ppo.minibatch_loss(moved, judge, weighed, rollout.tokens.shape[1], R, cfg)
     assert list(sums) == ["policy_loss", "value_loss", "clip_fraction", "approx_kl", "rollout_mismatch"]
     assert [x.item() for x in sums.values()] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-4)
     assert expected[2] > 3
