@@ -291,7 +291,7 @@ def read_queries(model, queries, column, room, together):
 
 
 @torch.no_grad()
-def generate(model, queries, length, temperature=1.0, u=None, look_every=4, together=16):
+def generate(model, queries, length, temperature=1.0, u=None, look_every=8, together=16):
     """Continue each query until <|endoftext|> or `length` tokens. In principle, a query at a time:
         for t in range(length):
             token, logp = choose(model(tokens)[:, -1], temperature, u[:, t])         # (1,), (1,)

@@ -336,9 +336,9 @@ def test_a_mistake_is_told_with_its_line(chapter, where, broken, at, message, ne
 
 # ------------------------------------------------------------------------- how often the CPU waits
 
-# At most so often for each micro-batch, and for what else an optimizer step does. The goal is 1, 1.
+# At most so often for each micro-batch, and for what else an optimizer step does.
 MOST = {"sft": (1, 1), "reward": (1, 1), "ppo": (1, 1)}
-MOST_A_TOKEN = 1 / 4                 # while generating, whatever the number of rows; the goal is 1/8
+MOST_A_TOKEN = 1 / 8                 # while generating, whatever the number of rows
 
 
 def waits_of_a_step(use, micro_batch, folder, needs):
