@@ -1,24 +1,26 @@
-"""Chapter 3. One decoder for every network of the paper: policy, reference, reward model, value.
+"""Chapter 3. One decoder for every network of the paper: policy, reference, reward model, critic.
 
     x = token embedding + position embedding
     x = x + attention(norm(x));  x = x + mlp(norm(x))            once per layer, "pre-norm"
     logits = norm(x) @ token_embedding.T                         head = "lm": policy, reference
-    score  = norm(x) @ w + b                                     head = "scalar": reward, value
+    score  = norm(x) @ w + b                                     head = "scalar": reward, critic
 
-GPT-2 (Radford et al. 2019), the paper's architecture (section 3.4) up to details: a plain GPT, then
-the two extras that learning from feedback needs, then generation. The letters of all shapes:
+GPT-2 (Radford et al. 2019), the paper's architecture (section 3.4) up to details. First `GPT`,
+complete and plain. Then what learning from feedback reads of it: `Rows` and `token_logp`. Then
+`FastGPT`, the same network with two shortcuts, which all the scripts use; a test compares the two.
+The letters of all shapes:
 
-    B rows (b: some)    T columns    R columns that are read    S columns looked at
-    C channels    H heads    D = C / H    V vocabulary    N response tokens of a batch
+    B rows (b: some)    T columns    C channels    H heads    D = C / H    V vocabulary
+    later: R columns that are read    S columns looked at    N response tokens of a batch
 
 A row is query | response | padding; a token's position is its column. Padding comes last, so causal
 attention alone hides it. DIFFERS: the paper's code pads queries to 512 tokens with visible spaces.
 
-To change attention: `attention`, which knows the columns of q and of k. Rotary positions: there too
-(turn q and k by their columns), and no wpe in GPT.embed. The layer: Block.forward. The head:
-GPT.predict. New weights: __init__, and `initial`.
+To change the layer or attention: the forward of Block and of FastBlock. Rotary positions: there,
+turn q and k by their columns, and leave out wpe in GPT.embed. The head: GPT.predict. New weights:
+__init__, and `initial`.
 
-Try it:  python -m tools.plan sizes           what the sizes below hold
+Try it:  python -m tools.plan sizes           what the sizes at the end hold
 Before:  data.py, toy.py (what the tokens are).    After: sft.py (how it learns).
 """
 import math
@@ -26,7 +28,6 @@ from collections import namedtuple
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -34,15 +35,6 @@ from torch import nn
 from data import stack
 from runtime import ALONE, Problem, generator, launch, read_network
 
-Size = namedtuple("Size", "layers width heads context")
-SIZES = {
-    "toy": Size(2, 128, 4, 512), "toy-tiny": Size(1, 32, 2, 512),        # ours: minutes on a laptop
-    "toy-small": Size(2, 64, 4, 512), "toy-large": Size(3, 192, 6, 512),
-    "laptop": Size(4, 256, 4, 512),                                      # ours: for real text
-    "gpt2": Size(12, 768, 12, 1024), "gpt2-medium": Size(24, 1024, 16, 1024),   # GPT-2's
-    "gpt2-large": Size(36, 1280, 20, 1024), "gpt2-xl": Size(48, 1600, 25, 1024),
-    "1.3b": Size(24, 2048, 16, 2048), "3b": Size(32, 2560, 32, 2048),        # the paper's, Table 3
-    "6.7b": Size(32, 4096, 32, 2048), "13b": Size(40, 5120, 40, 2048)}
 # DIFFERS: new networks use the exact GELU; GPT-2's tanh costs 7 % of a PPO iteration on a CPU.
 ACTIVATIONS = {"exact_gelu": F.gelu, "gelu": lambda x: F.gelu(x, approximate="tanh"),
                "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}     # in the paper's own models
@@ -66,27 +58,16 @@ class ModelConfig:
         return math.ceil((self.n_vocab + 1) / 64) * 64
 
 
-def sized(size, n_vocab, head="lm"):
-    """The ModelConfig of a named size. Raises: Problem for a name that is not in SIZES."""
-    if size not in SIZES:
-        raise Problem(f"size {size!r} is unknown: one of {', '.join(SIZES)}")
-    return ModelConfig(n_vocab, *SIZES[size], head)
-
 # ------------------------------------------------------------------------------------ a plain GPT
 
-
-def attention(q, k, v, columns=None):
-    """softmax(q k' / sqrt(D)) v: what each column finds in those up to its own.
-        fit = q @ k.mT / sqrt(D)                                         # (B, H, R, S)
-        weight = fit.masked_fill(~seen, -inf).softmax(-1)                # (B, H, R, S)
-        return weight @ v                                                # (B, H, R, D)
-    A fused kernel does the same, and stores no (R, S) table; a test runs these lines against it.
-    q: (B, H, R, D), of the columns `columns` (B, R); None: of 0 .. R - 1.
-    k, v: (B, H, S, D), of the columns 0 .. S - 1."""
-    if columns is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)           # (B, H, R, D)
-    seen = torch.arange(k.shape[2], device=k.device) <= columns[:, None, :, None]    # (B, 1, R, S)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)               # (B, H, R, D)
+def attention(q, k, v):
+    """softmax(q k' / sqrt(D)) v: what each column finds in itself and those before it.
+    q, k, v: (B, H, T, D). Returns: (B, H, T, D)."""
+    T, D = q.shape[2:]
+    seen = torch.ones(T, T, dtype=torch.bool, device=q.device).tril()        # (T, T), by row
+    fit = q @ k.mT / math.sqrt(D)                                            # (B, H, T, T)
+    weight = fit.masked_fill(~seen, -math.inf).softmax(-1)                   # (B, H, T, T)
+    return weight @ v                                                        # (B, H, T, D)
 
 
 class Block(nn.Module):
@@ -101,96 +82,74 @@ class Block(nn.Module):
         self.norm_2, self.up, self.down = nn.LayerNorm(C), nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
         self.activation = ACTIVATIONS[config.activation]
 
-    def forward(self, x, *extras):
-        """(B, T, C) -> (B, R, C). A plain GPT has no extras: its columns = None, and R = S = T."""
-        normed, columns = self.norm_1(x), None                                   # (B, T, C)
-        kv = self.to_heads(self.attention.kv(normed))                            # (B, 2H, T, D)
-        if extras:
-            x, normed, kv, columns = apply_extras(x, normed, kv, *extras)        # below, after GPT
-        q = self.to_heads(self.attention.q(normed))                              # (B, H, R, D)
-        k, v = kv.chunk(2, 1)                                                    # (B, H, S, D) each
-        found = attention(q, k, v, columns)                                      # (B, H, R, D)
-        x = x + self.attention.out(found.transpose(1, 2).flatten(2))             # (B, R, C)
-        return x + self.down(self.activation(self.up(self.norm_2(x))))           # (B, R, C)
+    def forward(self, x):
+        """(B, T, C) -> (B, T, C)"""
+        normed = self.norm_1(x)                                                  # (B, T, C)
+        q = self.to_heads(self.attention.q(normed))                              # (B, H, T, D)
+        k, v = self.to_heads(self.attention.kv(normed)).chunk(2, 1)              # (B, H, T, D) each
+        x = x + self.from_heads(attention(q, k, v))                              # (B, T, C)
+        return x + self.mlp(self.norm_2(x))                                      # (B, T, C)
 
-    def to_heads(self, x):               # (B, T, n D) -> (B, n, T, D); n = H, and 2H for kv
+    def to_heads(self, x):               # (B, T, n D) -> (B, n, T, D); n = H, and 2H for k and v
         return x.unflatten(-1, (-1, self.D)).transpose(1, 2)
+
+    def from_heads(self, x):             # (B, H, T, D) -> (B, T, C)
+        return self.attention.out(x.transpose(1, 2).flatten(2))
+
+    def mlp(self, x):                    # (B, T, C) -> (B, T, C)
+        return self.down(self.activation(self.up(x)))
 
 
 class GPT(nn.Module):
     """A decoder with one of two heads: "lm" predicts the next token, "scalar" gives one number."""
 
-    def __init__(self, config):
+    def __init__(self, config, block=Block):
         super().__init__()
         self.config, C = config, config.width
         self.wte, self.wpe = nn.Embedding(config.rows, C), nn.Embedding(config.context, C)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(C)
         if config.head == "scalar":
             self.head = nn.Linear(C, 1)
         elif not config.tied:
             self.head = nn.Embedding(config.rows, C)
 
-    def forward(self, tokens, at=None, columns=None, cache=None):
+    def forward(self, tokens):
         """tokens: (B, T) long, padding only at the end of a row. Returns: logits (B, T, V) of the
-        next token, or scalars (B, T). The rest is for the extras; a plain GPT has none of it."""
-        if at is not None or cache is not None:
-            return self.with_extras(tokens, at, columns, cache)                  # (B, R, V)
-        x = self.embed(tokens)                                                   # (B, T, C)
+        next token, or scalars (B, T)."""
+        self.check(tokens.shape[1])
+        x = self.embed(tokens, torch.arange(tokens.shape[1], device=tokens.device))  # (B, T, C)
         for block in self.blocks:
             x = block(x)                                                         # (B, T, C)
         return self.predict(x)                                                   # (B, T, V)
+
+    def embed(self, tokens, columns):    # (B, T), (T,) -> (B, T, C)
+        return self.wte(tokens) + self.wpe(columns)
+
+    def predict(self, x):
+        """The head, in fp32: bf16's 8 bits are too few for log-probs. (B, T, C) -> (B, T, V)"""
+        x = self.norm(x)
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            if self.config.head == "scalar":
+                return F.linear(x, self.head.weight.to(x), self.head.bias.to(x))[..., 0]  # (B, T)
+            table = self.wte.weight if self.config.tied else self.head.weight
+            return F.linear(x, table[:self.config.n_vocab].to(x))                # (B, T, V)
 
     def check(self, T):
         if T > self.config.context:
             raise Problem(f"{T} tokens do not fit this network's context of {self.config.context}: "
                           "lower --query-length or --response-length, or take a larger --size")
 
-    def embed(self, tokens, columns=None):
-        """Each token, plus its column: one of 0 .. T - 1 unless given. (B, T) -> (B, T, C)"""
-        self.check(tokens.shape[1])
-        if columns is None:
-            columns = torch.arange(tokens.shape[1], device=tokens.device)        # (T,)
-        return self.wte(tokens) + self.wpe(columns)                              # (B, T, C)
-
-    def predict(self, x):
-        """The head, in fp32: bf16's 8 bits are too few for log-probs. x: (B, R, C)"""
-        x = self.norm(x)
-        with torch.autocast(x.device.type, enabled=False):
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            if self.config.head == "scalar":
-                return F.linear(x, self.head.weight.to(x), self.head.bias.to(x))[..., 0]  # (B, R)
-            table = self.wte.weight if self.config.tied else self.head.weight
-            return F.linear(x, table[:self.config.n_vocab].to(x))                # (B, R, V)
-
-    # Extra 1, `at`: PPO reads 48 of 560 columns, and with GPT-2's vocabulary the head is a third of
-    # the compute and nearly all of the memory. So the head computes these columns alone, and so
-    # does the last block, which of the others needs only keys and values.
-    # Extra 2, `cache`: generation adds a column at a time, and keys and values of those before it
-    # stay the same. A tensor (B, 2H, S, D) a block keeps them: one column is computed, not all T.
-
-    def with_extras(self, tokens, at, columns, cache):
-        """Logits (B, R, V) or scalars (B, R):
-            model(tokens, at=at)                      of the columns `at` (B, R) alone
-            model(tokens, at=at, cache=cache)         the same, and fills the cache
-            model(token, columns=new, cache=cache)    of one more token a row, in column `new`"""
-        none = [None] * len(self.blocks)
-        x = self.embed(tokens, columns)                                          # (B, T, C)
-        for block, read, kept in zip(self.blocks, none[1:] + [at], cache or none, strict=True):
-            x = block(x, read, columns, kept)            # (B, T, C); (B, R, C) after the last
-        return self.predict(x)                                                   # (B, R, V)
-
-
-def apply_extras(x, normed, kv, at, columns, cache):
-    """Inside a block: which columns look (x, normed), at which (kv), and where they stand."""
-    if cache is not None and columns is None:            # whole queries fill the cache: S = T
-        kv = cache.copy_(kv)                                                     # (B, 2H, S, D)
-    elif cache is not None:                              # one token a row, to its own column
-        kv = cache.scatter_(2, columns[:, None, :, None].expand_as(kv), kv)      # (B, 2H, S, D)
-    if at is not None:
-        some = at[..., None].expand(-1, -1, x.shape[-1])                         # (B, R, C)
-        x, normed, columns = x.gather(1, some), normed.gather(1, some), at       # (B, R, C) twice
-    return x, normed, kv, columns
+    @torch.no_grad()
+    def write(self, tokens, length, temperature=1.0):
+        """`length` more tokens for each row: (B, T) -> (B, T + length). (sample.py's `generate`
+        does the same for rows of several lengths, until each has ended, and 20 times faster.)"""
+        for _ in range(length):
+            logits = self(tokens)[:, -1] / temperature                           # (B, V)
+            token = torch.multinomial(logits.softmax(-1), 1)                     # (B, 1)
+            tokens = torch.cat([tokens, token], 1)                               # (B, T + 1)
+        return tokens
 
 # ------------------------------------------------------------------------------ rows and log-probs
 
@@ -237,6 +196,58 @@ def token_logp(logits, tokens, temperature=1.0):
     nll = F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none")
     return -nll.view(tokens.shape)
 
+# --------------------------------------------------------------------- the same GPT with shortcuts
+
+# 1. `at`: PPO reads 48 of 560 columns, and with GPT-2's vocabulary the head is a third of the
+#    compute and nearly all of the memory. So the head computes these columns alone, and so does the
+#    last block, which of the others needs only keys and values.
+# 2. `cache`: writing adds a column at a time, and keys and values of those before it stay the same.
+#    A tensor (B, 2H, S, D) a block keeps them: one column is computed, not all T.
+# 3. A fused kernel does what `attention` does, and stores no (T, T) table.
+
+
+class FastBlock(Block):
+    def forward(self, x, at=None, columns=None, cache=None):
+        """(B, T, C) -> (B, R, C): of the columns `at` (B, R), or all. cache: keys and values, kept.
+        columns: where x stands; None: at 0 .. T - 1, and with a cache that is the whole query."""
+        normed = self.norm_1(x)                                                  # (B, T, C)
+        kv = self.to_heads(self.attention.kv(normed))                            # (B, 2H, T, D)
+        if cache is not None and columns is None:        # whole queries fill the cache: S = T
+            kv = cache.copy_(kv)                                                 # (B, 2H, S, D)
+        elif cache is not None:                          # one token a row, to its own column
+            kv = cache.scatter_(2, columns[:, None, :, None].expand_as(kv), kv)  # (B, 2H, S, D)
+        if at is not None:
+            some = at[..., None].expand(-1, -1, x.shape[-1])                     # (B, R, C)
+            x, normed, columns = x.gather(1, some), normed.gather(1, some), at   # (B, R, C) twice
+        q = self.to_heads(self.attention.q(normed))                              # (B, H, R, D)
+        k, v = kv.chunk(2, 1)                                                    # (B, H, S, D) each
+        seen = None                                                              # causal
+        if columns is not None:                                                  # (B, 1, R, S)
+            seen = torch.arange(k.shape[2], device=k.device) <= columns[:, None, :, None]
+        found = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None)
+        x = x + self.from_heads(found)                                           # (B, R, C)
+        return x + self.mlp(self.norm_2(x))                                      # (B, R, C)
+
+
+class FastGPT(GPT):
+    def __init__(self, config):
+        super().__init__(config, FastBlock)
+
+    def forward(self, tokens, at=None, columns=None, cache=None):
+        """Logits (B, R, V) or scalars (B, R):
+            model(tokens)                             of all columns, as GPT
+            model(tokens, at=at)                      of the columns `at` (B, R) alone
+            model(tokens, at=at, cache=cache)         the same, and fills the cache
+            model(token, columns=new, cache=cache)    of one more token a row, in column `new`"""
+        self.check(tokens.shape[1])
+        here = torch.arange(tokens.shape[1], device=tokens.device) if columns is None else columns
+        x = self.embed(tokens, here)                                             # (B, T, C)
+        cache = cache or [None] * len(self.blocks)
+        for block, kept in zip(self.blocks[:-1], cache, strict=False):
+            x = block(x, None, columns, kept)                                    # (B, T, C)
+        x = self.blocks[-1](x, at, columns, cache[-1])                           # (B, R, C)
+        return self.predict(x)                                                   # (B, R, V)
+
 
 @torch.no_grad()
 def score(model, queries, responses):
@@ -244,95 +255,25 @@ def score(model, queries, responses):
     rows = lay_out(queries, responses, model.config.n_vocab).to(model.wte.weight.device)
     return model(rows.tokens, at=rows.last)[:, 0]                                    # (B,)
 
-# ------------------------------------------------------------------------------------- generation
-
-
-def uniforms(seed, purpose, step, rows, n):
-    """Random numbers in [0, 1), one for each of n tokens of each row: (len(rows), n) float64.
-    All randomness in this book is a function of (seed, purpose, step, row), never of what was drawn
-    before. So row 8 gets the same alone, in any batch, on any of many processes, after a restart:
-        uniforms(0, "rollout", 3, [7, 8], 2)      [[0.96, 0.97], [0.44, 0.16]]
-        uniforms(0, "rollout", 3, [8], 2)                       [[0.44, 0.16]]"""
-    drawn = [generator(seed, purpose, step, int(row)).random(n) for row in rows]
-    return np.array(drawn).reshape(len(drawn), n)
-
-
-def choose(logits, temperature=1.0, u=None):
-    """One token a row: the first whose cumulative probability exceeds u.
-        probabilities .5 .3 .2, cumulative .5 .8 1:  u = .6 gives token 1, as do 30 % of all u
-    logits: (B, V). u: (B,) in [0, 1); None: the most probable token, the paper's T = 0.
-    Returns: tokens (B,) long and their log-probs (B,), nats."""
-    logp = (logits / temperature).log_softmax(-1)                                    # (B, V)
-    if u is None:
-        token = logp.argmax(-1)                                                      # (B,)
-    else:
-        sums = logp.exp().cumsum(-1, dtype=u.dtype)                                  # (B, V)
-        u = u[:, None].to(sums) * sums[:, -1:]   # the last is rounded, say 0.9999998: stay below
-        token = torch.searchsorted(sums, u, right=True)[:, 0]                        # (B,)
-        token = token.clamp(max=logits.shape[-1] - 1)        # in fp32 (MPS) u can be rounded to 1
-    return token, logp.gather(-1, token[:, None])[:, 0]
-
-
-def read_queries(model, queries, column, room, together):
-    """Run the queries, which end at the columns `column` (B, 1), `together` at a time. Returns:
-    logits (B, V) of the token after each, and the cache, with room for so many columns."""
-    config, device, dtype, logits = model.config, column.device, model.wte.weight.dtype, []
-    if torch.is_autocast_enabled(device.type):           # bf16 arithmetic: so are keys and values
-        dtype = torch.get_autocast_dtype(device.type)
-    # Columns to come hold zeros, for attention takes 0 times what is there, and 0 * NaN is NaN.
-    shape = (len(queries), 2 * config.heads, room, config.width // config.heads)
-    cache = [torch.zeros(shape, dtype=dtype, device=device) for _ in model.blocks]
-    for start in range(0, len(queries), together):
-        some = slice(start, start + together)
-        tokens = stack(queries[some], config.n_vocab).to(device)                     # (b, T)
-        part = [kv[some, :, :tokens.shape[1]] for kv in cache]           # (b, 2H, T, D), not copied
-        logits.append(model(tokens, at=column[some], cache=part)[:, 0])              # (b, V)
-    return torch.cat(logits), cache
-
-
-@torch.no_grad()
-def generate(model, queries, length, temperature=1.0, u=None, look_every=8, together=16):
-    """Continue each query until <|endoftext|> or `length` tokens. In principle, a query at a time:
-        for t in range(length):
-            token, logp = choose(model(tokens)[:, -1], temperature, u[:, t])         # (1,), (1,)
-            tokens = torch.cat([tokens, token[:, None]], 1)                          # (1, T + 1)
-    This is 20 times faster on the toy, mostly by the cache. Queries of about the same length are
-    read `together`, so that little is padding (10 % faster). Rows that have ended leave the batch
-    (25 % faster): every `look_every` tokens, for to look, the CPU must wait for the GPU.
-    queries: B token lists. u: (B, length) in [0, 1), a number for each token; None: greedy.
-    Returns: tokens (B, length) long, padding after <|endoftext|>; log-probs (B, length), there 0"""
-    pad, eot, device = model.config.n_vocab, model.config.n_vocab - 1, model.wte.weight.device
-    order = sorted(range(len(queries)), key=lambda i: len(queries[i]))
-    queries, longest = [queries[i] for i in order], len(queries[order[-1]])
-    model.check(longest + length)
-    if u is not None:                                    # MPS has no float64
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        u = torch.as_tensor(u, dtype=exact).to(device)                               # (B, R)
-    row = torch.tensor(order, device=device)             # (b,) which rows are still in the cache
-    column = torch.tensor([[len(query) - 1] for query in queries], device=device)    # (b, 1)
-    logits, cache = read_queries(model, queries, column, longest + length, together)
-    out = torch.full((len(queries), length), pad, device=device)                     # (B, R)
-    logps = logits.new_zeros(out.shape)                                              # (B, R)
-    for t in range(length):
-        token, logps[row, t] = choose(logits, temperature, None if u is None else u[row, t])
-        out[row, t] = token                                                          # (b,)
-        if (t + 1) % look_every == 0:
-            left = (out[row] != eot).all(1).nonzero()[:, 0]             # rows that go on
-            if len(left) == 0:
-                break
-            if len(left) <= 0.75 * len(row):             # copying costs, so not for every row
-                row, token, column = row[left], token[left], column[left]
-                for i in range(len(cache)):              # one by one: memory for one more layer
-                    cache[i] = cache[i][left]                                        # (b, 2H, S, D)
-        if t + 1 < length:
-            column, S = column + 1, longest + t + 1                                  # (b, 1), ()
-            logits = model(token[:, None], columns=column,                           # (b, V)
-                           cache=[kv[:, :, :S] for kv in cache])[:, 0]
-    ends = (out == eot).long()                           # 0 0 1 0 1: a row goes on until it leaves
-    after = ends.cumsum(1) - ends > 0                    # F F F T T
-    return out.masked_fill(after, pad), logps.masked_fill(after, 0)
-
 # --------------------------------------------------------------------- first values, loading, sizes
+
+
+Size = namedtuple("Size", "layers width heads context")
+SIZES = {
+    "toy": Size(2, 128, 4, 512), "toy-tiny": Size(1, 32, 2, 512),        # ours: minutes on a laptop
+    "toy-small": Size(2, 64, 4, 512), "toy-large": Size(3, 192, 6, 512),
+    "laptop": Size(4, 256, 4, 512),                                      # ours: for real text
+    "gpt2": Size(12, 768, 12, 1024), "gpt2-medium": Size(24, 1024, 16, 1024),   # GPT-2's
+    "gpt2-large": Size(36, 1280, 20, 1024), "gpt2-xl": Size(48, 1600, 25, 1024),
+    "1.3b": Size(24, 2048, 16, 2048), "3b": Size(32, 2560, 32, 2048),        # the paper's, Table 3
+    "6.7b": Size(32, 4096, 32, 2048), "13b": Size(40, 5120, 40, 2048)}
+
+
+def sized(size, n_vocab, head="lm"):
+    """The ModelConfig of a named size. Raises: Problem for a name that is not in SIZES."""
+    if size not in SIZES:
+        raise Problem(f"size {size!r} is unknown: one of {', '.join(SIZES)}")
+    return ModelConfig(n_vocab, *SIZES[size], head)
 
 
 def initial(name, shape, config, seed):
@@ -359,7 +300,7 @@ def initial(name, shape, config, seed):
 def skeleton(config, world=ALONE, frozen=False):
     """A GPT whose weights have memory, the share that `world` gives this process, but no values."""
     with torch.device("meta"):              # no memory: the whole may be more than one process has
-        model = GPT(config)
+        model = FastGPT(config)
     return world.allocate(model, frozen)
 
 

@@ -67,8 +67,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import data
-from model import Rows, generate, lay_out, load_model, token_logp, uniforms
+from model import Rows, lay_out, load_model, token_logp
 from runtime import Common, Problem, Run, accumulate, adam, flag, generator, launch, optimizer_step
+from sample import generate, uniforms
 from sft import filled
 
 GAMMA = 1.0       # discount a token; 1: a summary is worth the same however long it is

@@ -31,9 +31,10 @@ from typing import NamedTuple
 
 import numpy as np
 import tiktoken
+import torch
 
 import data
-from model import GPT, generate, load_model, score, uniforms
+from model import GPT, load_model, score
 from runtime import ALONE, Machine, Problem, config_of, flag, generator, launch, write
 
 
@@ -95,6 +96,94 @@ def load_checkpoint(folder, world=ALONE, head="lm", like=None):
     room = model.config.context - length
     return Checkpoint(str(folder), model, tokenizer, min(flags.get("query_length") or room, room),
                       length, bool(flags.get("fill")), flags, world)
+
+
+# ---------------------------------------------------------------------------------- token by token
+
+def uniforms(seed, purpose, step, rows, n):
+    """Random numbers in [0, 1), one for each of n tokens of each row: (len(rows), n) float64.
+    All randomness in this book is a function of (seed, purpose, step, row), never of what was drawn
+    before. So row 8 gets the same alone, in any batch, on any of many processes, after a restart:
+        uniforms(0, "rollout", 3, [7, 8], 2)      [[0.96, 0.97], [0.44, 0.16]]
+        uniforms(0, "rollout", 3, [8], 2)                       [[0.44, 0.16]]"""
+    drawn = [generator(seed, purpose, step, int(row)).random(n) for row in rows]
+    return np.array(drawn).reshape(len(drawn), n)
+
+
+def choose(logits, temperature=1.0, u=None):
+    """One token a row: the first whose cumulative probability exceeds u.
+        probabilities .5 .3 .2, cumulative .5 .8 1:  u = .6 gives token 1, as do 30 % of all u
+    logits: (B, V). u: (B,) in [0, 1); None: the most probable token, the paper's T = 0.
+    Returns: tokens (B,) long and their log-probs (B,), nats."""
+    logp = (logits / temperature).log_softmax(-1)                                    # (B, V)
+    if u is None:
+        token = logp.argmax(-1)                                                      # (B,)
+    else:
+        sums = logp.exp().cumsum(-1, dtype=u.dtype)                                  # (B, V)
+        u = u[:, None].to(sums) * sums[:, -1:]   # the last is rounded, say 0.9999998: stay below
+        token = torch.searchsorted(sums, u, right=True)[:, 0]                        # (B,)
+        token = token.clamp(max=logits.shape[-1] - 1)        # in fp32 (MPS) u can be rounded to 1
+    return token, logp.gather(-1, token[:, None])[:, 0]
+
+
+def read_queries(model, queries, column, room, together):
+    """Run the queries, which end at the columns `column` (B, 1), `together` at a time. Returns:
+    logits (B, V) of the token after each, and the cache, with room for so many columns."""
+    config, device, dtype, logits = model.config, column.device, model.wte.weight.dtype, []
+    if torch.is_autocast_enabled(device.type):           # bf16 arithmetic: so are keys and values
+        dtype = torch.get_autocast_dtype(device.type)
+    # Columns to come hold zeros, for attention takes 0 times what is there, and 0 * NaN is NaN.
+    shape = (len(queries), 2 * config.heads, room, config.width // config.heads)
+    cache = [torch.zeros(shape, dtype=dtype, device=device) for _ in model.blocks]
+    for start in range(0, len(queries), together):
+        some = slice(start, start + together)
+        tokens = data.stack(queries[some], config.n_vocab).to(device)                     # (b, T)
+        part = [kv[some, :, :tokens.shape[1]] for kv in cache]           # (b, 2H, T, D), not copied
+        logits.append(model(tokens, at=column[some], cache=part)[:, 0])              # (b, V)
+    return torch.cat(logits), cache
+
+
+@torch.no_grad()
+def generate(model, queries, length, temperature=1.0, u=None, look_every=8, together=16):
+    """Continue each query until <|endoftext|> or `length` tokens. In principle, a query at a time:
+        for t in range(length):
+            token, logp = choose(model(tokens)[:, -1], temperature, u[:, t])         # (1,), (1,)
+            tokens = torch.cat([tokens, token[:, None]], 1)                          # (1, T + 1)
+    This is 20 times faster on the toy, mostly by the cache. Queries of about the same length are
+    read `together`, so that little is padding (10 % faster). Rows that have ended leave the batch
+    (25 % faster): every `look_every` tokens, for to look, the CPU must wait for the GPU.
+    queries: B token lists. u: (B, length) in [0, 1), a number for each token; None: greedy.
+    Returns: tokens (B, length) long, padding after <|endoftext|>; log-probs (B, length), there 0"""
+    pad, eot, device = model.config.n_vocab, model.config.n_vocab - 1, model.wte.weight.device
+    order = sorted(range(len(queries)), key=lambda i: len(queries[i]))
+    queries, longest = [queries[i] for i in order], len(queries[order[-1]])
+    model.check(longest + length)
+    if u is not None:                                    # MPS has no float64
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        u = torch.as_tensor(u, dtype=exact).to(device)                               # (B, R)
+    row = torch.tensor(order, device=device)             # (b,) which rows are still in the cache
+    column = torch.tensor([[len(query) - 1] for query in queries], device=device)    # (b, 1)
+    logits, cache = read_queries(model, queries, column, longest + length, together)
+    out = torch.full((len(queries), length), pad, device=device)                     # (B, R)
+    logps = logits.new_zeros(out.shape)                                              # (B, R)
+    for t in range(length):
+        token, logps[row, t] = choose(logits, temperature, None if u is None else u[row, t])
+        out[row, t] = token                                                          # (b,)
+        if (t + 1) % look_every == 0:
+            left = (out[row] != eot).all(1).nonzero()[:, 0]             # rows that go on
+            if len(left) == 0:
+                break
+            if len(left) <= 0.75 * len(row):             # copying costs, so not for every row
+                row, token, column = row[left], token[left], column[left]
+                for i in range(len(cache)):              # one by one: memory for one more layer
+                    cache[i] = cache[i][left]                                        # (b, 2H, S, D)
+        if t + 1 < length:
+            column, S = column + 1, longest + t + 1                                  # (b, 1), ()
+            logits = model(token[:, None], columns=column,                           # (b, V)
+                           cache=[kv[:, :, :S] for kv in cache])[:, 0]
+    ends = (out == eot).long()                           # 0 0 1 0 1: a row goes on until it leaves
+    after = ends.cumsum(1) - ends > 0                    # F F F T T
+    return out.masked_fill(after, pad), logps.masked_fill(after, 0)
 
 
 # ------------------------------------------------------------------------------ writing and scoring

@@ -36,9 +36,10 @@ import ppo  # noqa: E402
 import reward  # noqa: E402
 import sft  # noqa: E402
 from data import Batches  # noqa: E402
-from model import ModelConfig, build, generate  # noqa: E402
+from model import ModelConfig, build  # noqa: E402
 from runtime import adam, optimizer_step  # noqa: E402
 from runtime.world import World  # noqa: E402
+from sample import generate  # noqa: E402
 
 NUMBERS = dict(layers=4, dim=256, heads=4, vocab=4096, rows=16, length=176, prompt=128, resp=48,
                ends=0, steps=8, warmup=2, threads=2, epochs=4, minibatches=1, micro=0)

@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from model import SIZES, build, generate, lay_out, sized, token_logp, uniforms  # noqa: E402
+from model import SIZES, build, lay_out, sized, token_logp  # noqa: E402
 from runtime import (  # noqa: E402
     ALONE,
     Common,
@@ -26,6 +26,7 @@ from runtime import (  # noqa: E402
 )
 from runtime.flags import entry, parse  # noqa: E402
 from runtime.world import join_world  # noqa: E402
+from sample import generate, uniforms  # noqa: E402
 from sft import nll  # noqa: E402
 from tools import plan  # noqa: E402
 

@@ -39,7 +39,7 @@ def world():
 def tiny():
     """tiny(n_vocab=40, head="lm", seed=0, ...): a network, none of whose weights is 0 or 1."""
     def build(n_vocab=40, head="lm", seed=0, layers=2, width=16, heads=2, context=48, **more):
-        net = model.GPT(model.ModelConfig(n_vocab, layers, width, heads, context, head, **more))
+        net = model.FastGPT(model.ModelConfig(n_vocab, layers, width, heads, context, head, **more))
         draw = torch.Generator().manual_seed(seed)
         with torch.no_grad():      # biases and gains too: a forgotten one must be seen
             for name, p in net.named_parameters():

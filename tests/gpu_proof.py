@@ -41,9 +41,10 @@ import bench  # noqa: E402
 import ppo  # noqa: E402
 import reward  # noqa: E402
 import sft  # noqa: E402
-from model import SIZES, ModelConfig, build, generate, lay_out, token_logp, uniforms  # noqa: E402
+from model import SIZES, ModelConfig, build, lay_out, token_logp  # noqa: E402
 from runtime import adam, generator, optimizer_step  # noqa: E402
 from runtime.world import Averaged, World  # noqa: E402
+from sample import generate, uniforms  # noqa: E402
 
 LIMITS = {"same": 45, "check": 75, "demo": 120, "speed": 120, "ppo": 45, "group": 45}    # seconds
 TAIL = 12                           # lines of a failed step that are shown

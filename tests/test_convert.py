@@ -325,7 +325,7 @@ def test_an_imported_policy_reads_queries_filled_with_spaces(imported, posts, to
     policy = policy._replace(response_length=8)
     said = sample.summarise(policy, posts[:3])
     other = sample.summarise(policy._replace(fill=False), posts[:3])
-    by_hand = model.generate(policy.model, [filled], 8)[0][0]
+    by_hand = sample.generate(policy.model, [filled], 8)[0][0]
     assert said[0] == data.decode_response(tokenizer, by_hand) and said != other
     reward = sample.load_checkpoint(imported / "reward", head="scalar", like=policy)
     summary = data.encode_response(tokenizer, "my cat", 128)
@@ -335,7 +335,7 @@ def test_an_imported_policy_reads_queries_filled_with_spaces(imported, posts, to
     sample.main(f"--policy {imported / 'supervised'} --post hello --device cpu --best-of 2 "
                 f"--reward {imported / 'reward'}".split())
     assert "score" in capsys.readouterr().out
-    with pytest.raises(Problem, match="--data: holds neither"):
+    with pytest.raises(Problem, match="--data: valid.jsonl .* is missing"):
         sample.main(["--policy", str(imported / "supervised"), "--device", "cpu"])
 
 

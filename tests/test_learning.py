@@ -18,6 +18,7 @@ import data
 import model
 import ppo
 import reward
+import sample
 import sft
 from runtime import adam, optimizer_step
 from runtime.world import compute_again
@@ -165,7 +166,7 @@ def costs(checkpointing=False):
 
     @torch.no_grad()
     def write():
-        model.generate(net, queries, 16, 1.0, u)
+        sample.generate(net, queries, 16, 1.0, u)
 
     learn()                                            # Adam's moments come to life
     return {"a training step": cost(learn), "16 summaries": cost(write)}

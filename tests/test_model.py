@@ -2,7 +2,8 @@
 import json
 import math
 import re
-import textwrap
+import sys
+import types
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,18 +15,15 @@ import model
 from model import (
     SIZES,
     ModelConfig,
-    attention,
-    choose,
-    generate,
     lay_out,
     load_model,
     score,
     sized,
     token_logp,
-    uniforms,
 )
 from runtime import Problem, generator
 from runtime.files import save_tensors, write_config
+from sample import choose, generate, uniforms
 from sft import nll
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "gpt2_tiny"
@@ -84,75 +82,88 @@ def test_the_forward_equals_a_numpy_decoder(tiny, head, activation):
     np.testing.assert_allclose(ours, numpy_decoder(net, tokens), atol=2e-5)
 
 
-def written_out(q, k, v, columns=None):
-    """The lines in the docstring of model.attention, run."""
-    lines = re.search(r"^( +fit = .*?)\n +A fused", attention.__doc__, re.DOTALL | re.MULTILINE)[1]
-    R, S = q.shape[2], k.shape[2]
-    columns = torch.arange(R)[None] if columns is None else columns
-    names = {"q": q, "k": k, "v": v, "D": q.shape[3], "sqrt": math.sqrt, "inf": math.inf,
-             "seen": (torch.arange(S) <= columns[:, :, None])[:, None]}          # (B, 1, R, S)
-    exec(textwrap.dedent(lines).replace("return ", "found = "), names)
-    return names["found"]
-
-
-@pytest.mark.parametrize("R, S, at", [(9, 9, None), (4, 9, [[0, 8, 3, 3], [8, 2, 5, 0], [1, 1, 7, 6]]),
-                                      (1, 9, [[8], [2], [0]])])
-def test_attention_equals_the_lines_in_its_docstring(float64, R, S, at):
+def test_attention_is_the_formula_a_column_at_a_time(float64):
     draw = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(3, 2, n, 8, generator=draw).requires_grad_() for n in (R, S, S))
-    columns = None if at is None else torch.tensor(at)
-    ours, theirs = attention(q, k, v, columns), written_out(q, k, v, columns)
-    assert (ours - theirs).abs().max() < 1e-12
-    for a, b in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (ours, theirs)),
-                    strict=True):
-        assert (a - b).abs().max() < 1e-12
-    for b, h, r in np.ndindex(3, 2, R):                    # and equals the formula, a query at a time
-        n = (r if at is None else at[b][r]) + 1
-        weight = torch.softmax(k[b, h, :n] @ q[b, h, r] / math.sqrt(8), 0)
-        assert (weight @ v[b, h, :n] - ours[b, h, r]).abs().max() < 1e-12
+    q, k, v = (torch.randn(3, 2, 9, 8, generator=draw) for _ in range(3))
+    ours = model.attention(q, k, v)
+    for b, h, t in np.ndindex(3, 2, 9):
+        weight = torch.softmax(k[b, h, :t + 1] @ q[b, h, t] / math.sqrt(8), 0)
+        assert (weight @ v[b, h, :t + 1] - ours[b, h, t]).abs().max() < 1e-12
 
 
-def test_the_network_runs_the_same_with_attention_written_out(tiny, float64, monkeypatch):
-    (net, queries), at = talkative(tiny), torch.tensor([[0, 13, 5], [1, 2, 13], [13, 0, 7]])
+def plain_of(net):
+    """The plain GPT with the weights of a FastGPT."""
+    plain = model.GPT(net.config)
+    plain.load_state_dict(net.state_dict())
+    return plain
+
+
+@pytest.mark.parametrize("head", ["lm", "scalar"])
+def test_the_gpt_with_shortcuts_is_the_plain_one(tiny, float64, head):
+    fast = tiny(head=head)
+    plain, at = plain_of(fast), torch.tensor([[0, 13, 5], [1, 2, 13], [13, 0, 7]])
     tokens = torch.randint(0, PAD, (3, 14), generator=torch.Generator().manual_seed(0))
-    u = uniforms(0, "test", 0, range(len(queries)), 24)
-
-    def everything():
-        return [net(tokens), net(tokens, at=at), *generate(net, queries, 24, 0.8, u)]
-    before, calls = everything(), []
-
-    def counted(*inputs):
-        calls.append(inputs)
-        return written_out(*inputs)
-    monkeypatch.setattr(model, "attention", counted)
-    assert all((a - b).abs().max() < 1e-10 for a, b in zip(before, everything(), strict=True))
-    assert len(calls) > 2 * 2 + 2 * 20                     # in both layers, for each token
+    rows = torch.arange(3)[:, None]
+    for ours, theirs in ((fast(tokens), plain(tokens)), (fast(tokens, at=at), plain(tokens)[rows, at])):
+        assert (ours - theirs).abs().max() < 1e-12
+        for a, b in zip(*(torch.autograd.grad(x.square().sum(), net.parameters(), allow_unused=True)
+                          for x, net in ((ours, fast), (theirs, plain))), strict=True):
+            assert (a is None and b is None) or (a - b).abs().max() < 1e-10
 
 
-def rotate(x, columns=None):
-    """Rotary positions (Su et al. 2021): each pair of channels turns by an angle for each column."""
-    if columns is None:
-        columns = torch.arange(x.shape[2])[None]                                 # (1, R)
+def test_the_plain_gpt_writes_what_generate_writes(tiny, float64):
+    net, queries = talkative(tiny)
+    said, _ = generate(net, queries, 24)                                         # greedy
+    for query, ours in zip(queries, said.tolist(), strict=True):
+        text = plain_of(net).write(torch.tensor([query]), 24, temperature=1e-6)[0, len(query):].tolist()
+        n = ours.index(EOT) + 1 if EOT in ours else 24
+        assert text[:n] == ours[:n]
+
+
+TURN = """
+def turn(x, columns=None):       # (B, n, R, D): each pair of channels turns by an angle a column
+    columns = torch.arange(x.shape[2])[None] if columns is None else columns     # (B, R)
     turns = 10_000 ** -torch.linspace(0, 1, x.shape[3] // 2)                     # (D / 2,)
     angle = columns[:, None, :, None] * turns                                    # (B, 1, R, D / 2)
-    a, b = x.chunk(2, -1)                                                        # (B, H, R, D / 2)
+    a, b = x.chunk(2, -1)
     return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
 
 
-def test_rotary_positions_need_a_change_of_attention_alone(tiny, float64, monkeypatch):
+class Block("""
+ROTARY = [("\nclass Block(", TURN),
+          ("attention(q, k, v))", "attention(turn(q), turn(k), v))"),
+          ("        if cache is not None and columns is None:", "        k, v = kv.chunk(2, 1)\n"
+           "        kv = torch.cat([turn(k, columns), v], 1)\n"
+           "        if cache is not None and columns is None:"),
+          ("normed))                              # (B, H, R, D)\n        k, v = kv",
+           "normed))\n        q, (k, v) = turn(q, columns), kv"),
+          ("self.wte(tokens) + self.wpe(columns)", "self.wte(tokens)")]
+
+
+def test_rotary_positions_are_a_change_of_at_most_15_lines(tiny, float64, monkeypatch):
+    source = Path(model.__file__).read_text()
+    changed = source
+    for old, new in ROTARY:
+        assert changed.count(old) == 1, old
+        changed = changed.replace(old, new)
+    before = source.splitlines()
+    assert len([line for line in changed.splitlines() if line and line not in before]) <= 15
+    rotary = types.ModuleType("rotary")
+    monkeypatch.setitem(sys.modules, "rotary", rotary)
+    exec(changed, rotary.__dict__)
     net, queries = talkative(tiny)
-    net.wpe.weight.data.zero_()                            # "no wpe"
-    plain, row = model.attention, torch.arange(14)[None]
-    before = net(row)
-    monkeypatch.setattr(model, "attention", lambda q, k, v, columns=None: plain(
-        rotate(q, columns), rotate(k), v, columns))
-    full, at = net(row), torch.tensor([[13, 0, 7]])
-    assert (full - before).abs().max() > 0.1
-    assert (net(row, at=at) - full[:, at[0]]).abs().max() < 1e-12
+    turned, row = rotary.FastGPT(net.config), torch.arange(14)[None]
+    turned.load_state_dict(net.state_dict())
+    full, at = turned(row), torch.tensor([[13, 0, 7]])
+    assert (full - net(row)).abs().max() > 0.1
+    plain = rotary.GPT(net.config)
+    plain.load_state_dict(net.state_dict())
+    assert (plain(row) - full).abs().max() < 1e-12
+    assert (turned(row, at=at) - full[:, at[0]]).abs().max() < 1e-12
     u = uniforms(0, "test", 0, range(len(queries)), 24)
-    tokens, logps = generate(net, queries, 24, 0.8, u)
+    tokens, logps = generate(turned, queries, 24, 0.8, u)
     for i, query in enumerate(queries):
-        said, logp = slowly(net, query, 24, 0.8, u[i])
+        said, logp = slowly(turned, query, 24, 0.8, u[i])
         assert tokens[i, :len(said)].tolist() == said
         np.testing.assert_allclose(logps[i, :len(said)], logp, atol=1e-10)
 

@@ -56,7 +56,7 @@ def rolled(networks, world):
 
 
 def clone(net):
-    twin = model.GPT(net.config)
+    twin = model.FastGPT(net.config)
     twin.load_state_dict(net.state_dict())
     return twin
 

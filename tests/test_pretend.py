@@ -19,6 +19,7 @@ import model
 import ppo
 import reward
 import runtime.world
+import sample
 import sft
 from runtime.world import World
 
@@ -107,7 +108,7 @@ def test_an_evaluation_computes_there(learned, data_dir, monkeypatch):
     monkeypatch.setattr(evaluate, "POOL", 2)
     with pretending(precision) as pretend:
         run(evaluate, f"--run {home} --data {data_dir} --judge rouge --posts 4 --out {home}/report")
-    assert {"model.py", "sample.py"} <= {wait.line.split(":")[0] for wait in pretend.waits}
+    assert {"evaluate.py", "sample.py"} <= {wait.line.split(":")[0] for wait in pretend.waits}
 
 
 def test_pretending_changes_no_number(data_dir, tmp_path):
@@ -158,8 +159,10 @@ def use_model(pretend, *_):
     """Chapter 3, every way in."""
     q, net = torch.ones(2, 2, 3, 4, device=pretend.device), net_on(pretend, ending=3.0)
     model.attention(q, q, q)
-    net(torch.tensor([[1, 2], [3, 4]], device=pretend.device))
-    said, _ = model.generate(net, QUERIES, 12, 1.0, model.uniforms(0, "pretend", 0, range(8), 12))
+    tokens = torch.tensor([[1, 2], [3, 4]], device=pretend.device)
+    net(tokens)
+    model.GPT(net.config).to(pretend.device).write(tokens, 2)
+    said, _ = sample.generate(net, QUERIES, 12, 1.0, sample.uniforms(0, "pretend", 0, range(8), 12))
     assert 1 < (said == 39).any(1).sum() < 8
     model.score(net_on(pretend, "scalar"), QUERIES, [[1, 2]] * 8)
 
@@ -298,9 +301,9 @@ def draw(logits, temperature=1.0, u=None):
 
 
 def columns_on_the_cpu(old):
-    def extras(x, normed, kv, at, columns, cache):
-        return old(x, normed, kv, at if at is None else at.cpu(), columns, cache)
-    return extras
+    def forward(block, x, at=None, *more):
+        return old(block, x, at if at is None else at.cpu(), *more)
+    return forward
 
 
 def but_for_the_targets(old):
@@ -315,8 +318,9 @@ def not_at_all(old):
 
 @pytest.mark.parametrize("chapter, where, broken, at, message", [
     ("sft", (model.Rows, "to"), not_at_all, None, "embedding"),
-    ("model", (model, "apply_extras"), columns_on_the_cpu, (model.apply_extras, "x.gather("), "gather"),
-    ("model", (model, "choose"), lambda old: draw, (draw, "# wrong"), "generator of the other device"),
+    ("model", (model.FastBlock, "forward"), columns_on_the_cpu,
+     (model.FastBlock.forward, "x.gather("), "gather"),
+    ("sample", (sample, "choose"), lambda old: draw, (draw, "# wrong"), "generator of the other device"),
     ("reward", (model, "score"), numpy_for, (numpy_for, ".numpy()"), r"\.cpu\(\) first"),
     ("ppo", (model.Rows, "to"), but_for_the_targets, (model.token_logp, "F.cross_entropy"), "nll_loss"),
 ], ids=["a batch is left on the CPU", "indices are", "a generator is", "numpy reads the device",
@@ -367,8 +371,8 @@ def test_the_cpu_seldom_waits_while_generating():
         with Pretend() as pretend:
             net = net_on(pretend, ending=-40.0)
             pretend.waits.clear()
-            said, _ = model.generate(net, QUERIES, length, 1.0,
-                                     model.uniforms(0, "pretend", 0, range(8), length))
+            said, _ = sample.generate(net, QUERIES, length, 1.0,
+                                     sample.uniforms(0, "pretend", 0, range(8), length))
         assert not (said >= 39).any()
         counts.append(Counter(map(str, pretend.waits)))
     more = counts[0] - counts[1]

@@ -18,7 +18,6 @@ from torch import nn
 
 import ppo
 import runtime
-from model import uniforms
 from runtime import (
     Common,
     Machine,
@@ -33,6 +32,7 @@ from runtime import (
 )
 from runtime.flags import parse
 from runtime.world import join_world
+from sample import uniforms
 from sft import cosine
 
 
