@@ -73,18 +73,20 @@ def read_posts(folder, split, need_summary=True):
     return posts
 
 
-def read_comparisons(paths, split=None):
-    """The comparisons in a file, or in several with commas between. split: of this one alone."""
+def read_comparisons(paths, split=None, shape=COMPARISON):
+    """The comparisons in a file, or in several with commas between. split: of this one alone.
+    shape: of a line; pairs that nobody has compared yet have another one (label.py)."""
     found = []
     for path in str(paths).split(","):
-        for where, record in read_records(path.strip(), COMPARISON):
+        for where, record in read_records(path.strip(), shape):
             if record["summaries"][0]["text"].strip() == record["summaries"][1]["text"].strip():
                 raise Problem(f"{where}: field 'summaries' holds one text twice: delete the line")
             found.append(record)
     chosen = [record for record in found if split in (None, record["split"])]
     if not chosen:
-        raise Problem(f"{paths}: no comparison of split {split or 'train'!r}, only of "
-                      f"{sorted({c['split'] for c in found})}: label more with `python label.py`")
+        raise Problem(f"{paths}: no pairs of split {split or 'train'!r}, only of "
+                      f"{sorted({c['split'] for c in found})}: `python sample.py --pairs` makes "
+                      "more, `python label.py` compares them")
     return chosen
 
 

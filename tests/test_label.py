@@ -130,7 +130,7 @@ def test_rouge_is_surer_of_larger_differences():
 
 
 @pytest.mark.parametrize("pair, words", [
-    (real_pair("a", " a "), "line 1: the two summaries are the same"),
+    (real_pair("a", " a "), "line 1: field 'summaries' holds one text twice"),
     (real_pair("a", "b", summaries=[]), "line 1: field 'summaries'"),
     (real_pair("a", "b", info="x"), "line 1: field 'info'"),
     (real_pair("a", "b", split=3), "line 1: field 'split'"),
@@ -157,7 +157,7 @@ def test_a_command_that_makes_no_sense_is_a_problem(argv):
 
 
 def test_no_pairs_is_a_problem(tmp_path):
-    with pytest.raises(Problem, match="holds no pairs"):
+    with pytest.raises(Problem, match="no pairs of split"):
         simulate(tmp_path, [])
     with pytest.raises(Problem, match="cannot be read"):
         label.main(["simulate", "--pairs", str(tmp_path / "none"), "--out", str(tmp_path / "x")])
@@ -260,7 +260,9 @@ def test_what_is_typed_at_the_terminal_becomes_the_same_record(tmp_path, monkeyp
         raise EOFError
     monkeypatch.setattr("builtins.input", answer)
     pairs = toy_pairs(20)
-    found = simulate(tmp_path, pairs, "--labeller", "me")
+    write(tmp_path / "pairs.jsonl", pairs)
+    labelling.main(["me", "--pairs", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "me.jsonl")])
+    found = read_comparisons(tmp_path / "me.jsonl")
     assert [(c["choice"], c["worker"], c["extra"]["confidence"]) for c in found] == [
         (0, "me", 2), (1, "me", 8)]
     assert [c["info"] for c in found] == [p["info"] for p in pairs[:2]]
@@ -441,6 +443,7 @@ def test_the_pool_repeats_and_others_come_in_their_shares():
 
 
 @pytest.mark.parametrize("argv, words", [
+    (["me"], "--pairs"), (["me", "--pairs", "p", "--out", "{tmp}/bad.db"], "bad.db exists already"),
     (["serve"], "--db"), (["serve", "--db", "{tmp}/new.db"], "--pairs"),
     (["serve", "--db", "{tmp}/x.db", "--pairs", "{tmp}/none.jsonl"], "none.jsonl"),
     (["serve", "--db", "{tmp}/bad.db"], "cannot be used as a database"),
