@@ -42,6 +42,11 @@ def fields_of(record):
     return ARTICLE if isinstance(record, dict) and record.get("article") is not None else POST
 
 
+def text_of(record):
+    """The text of a post or an article."""
+    return record["article" if fields_of(record) is ARTICLE else "post"]
+
+
 # {"info": {"id": "t3_1", "subreddit": "pets", "title": "My cat left", "post": "He is gone."},
 #  "summaries": [{"text": " My cat is gone.", "policy": "ref", "note": null},
 #                {"text": " He left in May.", "policy": "sup4", "note": "In May?"}],
@@ -203,18 +208,18 @@ def same_tokenizer(a, b):
 # How a record becomes a query, by its kind and what its "format" says (section B.1).
 # No space after "TL;DR:", for the response brings its own: " He quit", where " He" is one token.
 QUERIES = {
-    "post": "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:",
-    "article": "{article}\n\nTL;DR:",                  # a policy of posts is tried on news, 4.2
+    "post": "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {text}\n\nTL;DR:",
+    "article": "{text}\n\nTL;DR:",                     # a policy of posts is tried on news, 4.2
     # DIFFERS: after this newline the paper's policies of news begin without a space, ours with one.
-    "supervised article": "Article:\n{article}\n\nTL;DR:\n",
-    "example post": "Subreddit: r/{subreddit}\n\nTitle: {title}\n\n{post}\n\nTL;DR:"}
+    "supervised article": "Article:\n{text}\n\nTL;DR:\n",
+    "example post": "Subreddit: r/{subreddit}\n\nTitle: {title}\n\n{text}\n\nTL;DR:"}
 
 
 def query_text(record, text=None):
     """The query of a post or article, before it is cut. text: stands in place of its own."""
     kind = "article" if fields_of(record) is ARTICLE else "post"
     template = QUERIES.get(f"{record.get('format')} {kind}", QUERIES[kind])
-    return template.format_map(record if text is None else record | {kind: text})
+    return template.format_map(record | {"text": text_of(record) if text is None else text})
 
 
 def characters(post):
@@ -230,7 +235,7 @@ def encode_query(tokenizer, record, limit, fill=False):
 
     fill: put spaces before the query, `limit` tokens in all.
     """
-    text = record["article" if fields_of(record) is ARTICLE else "post"][:limit * LONGEST]
+    text = text_of(record)[:limit * LONGEST]
     while len(tokens := tokenizer.encode_ordinary(query_text(record, text))) > limit:
         if not text:
             raise Problem(f"post {record.get('id')!r}: takes more than {limit} tokens without its "

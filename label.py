@@ -62,19 +62,13 @@ def texts_of(pair):
     return [summary["text"].strip() for summary in pair["summaries"]]
 
 
-def answer_of(worker, felt, strength):
-    """Who felt how much more for the second summary, and how sure they are, 0 (no choice) to 4."""
-    return {"choice": 1 if felt > 0 else 0, "worker": worker,
-            "confidence": 5 + strength if felt > 0 else 5 - strength}                 # 1 .. 9
-
-
-def comparison(pair, answer):
-    """OpenAI's record of an answer. The author's summary is not in it."""
+def comparison(pair, worker, confidence):
+    """OpenAI's record of an answer, 1 to 9 but not 5. The author's summary is not in it."""
     summaries = [{"text": " " + summary["text"].strip(), "policy": summary["policy"], "note": None}
                  for summary in pair["summaries"]]
-    return {"info": pair["info"], "summaries": summaries, "choice": answer["choice"],
-            "worker": answer["worker"], "batch": pair["batch"], "split": pair["split"],
-            "extra": {"confidence": answer["confidence"]}}
+    return {"info": pair["info"], "summaries": summaries, "choice": 1 if confidence > 5 else 0,
+            "worker": worker, "batch": pair["batch"], "split": pair["split"],
+            "extra": {"confidence": confidence}}
 
 
 # ------------------------------------------------------------------------- people of the toy world
@@ -105,10 +99,12 @@ def points(taste, record, text):
 
 
 def decide(taste, record, texts, rng):
-    """One labeller's answer to one pair: the two lines of the formula above, and how sure."""
+    """One labeller's answer to one pair, 1 to 9 but not 5: the sign of what they feel, and how
+    strongly."""
     a, b = (points(taste, record, text) for text in texts)
     felt = SHARPNESS * (b - a - taste.first) + rng.logistic()
-    return answer_of(taste.worker, felt, strength=1 + min(3, int(abs(felt) / 1.2)))
+    strength = 1 + min(3, int(abs(felt) / 1.2))
+    return 5 + strength if felt > 0 else 5 - strength
 
 
 def agreement(pairs, seed):
@@ -116,13 +112,13 @@ def agreement(pairs, seed):
     same = 0
     for row, pair in enumerate(pairs):
         rng = generator(seed, "agreement", row=row)
-        a, b = (decide(LABELLERS[i], pair["info"], texts_of(pair), rng)["choice"]
+        a, b = (decide(LABELLERS[i], pair["info"], texts_of(pair), rng)
                 for i in rng.choice(len(LABELLERS), 2, replace=False))
-        same += a == b
+        same += (a > 5) == (b > 5)
     return same / len(pairs)
 
 
-# --------------------------------------------------------------------------- who answers, and when
+# ------------------------------------------------------- to ask about a pair -> worker, confidence
 
 def ask_toy(pair, seed, row, asked=()):
     """One of the eight, each as likely. Who, and their noise, is a function of (seed, row) and of
@@ -134,7 +130,7 @@ def ask_toy(pair, seed, row, asked=()):
     taste = LABELLERS[rng.integers(len(LABELLERS))]
     while taste.worker in asked:
         taste = LABELLERS[rng.integers(len(LABELLERS))]
-    return decide(taste, pair["info"], texts_of(pair), rng)
+    return taste.worker, decide(taste, pair["info"], texts_of(pair), rng)
 
 
 def ask_rouge(pair, *_):
@@ -143,7 +139,8 @@ def ask_rouge(pair, *_):
         raise Problem(f"--labeller rouge: post {pair['info']['id']!r} has no summary by its author "
                       "to compare with")
     a, b = (rouge(text, pair["reference"])["rouge_l"] for text in texts_of(pair))
-    return answer_of("rouge", b - a, strength=sum(abs(b - a) > edge for edge in (0, .05, .1, .2)))
+    strength = sum(abs(b - a) > edge for edge in (0, .05, .1, .2))                   # 0 .. 4
+    return "rouge", 5 + strength if b > a else 5 - strength
 
 
 # DIFFERS: the demo's labellers are simulated; the paper's are people.
@@ -158,12 +155,12 @@ def simulate(cfg):
     for row, pair in enumerate(pairs):
         asked = []
         for again in range(cfg.labels if pair["split"] == "train" else 1):
-            answer = ask(pair, cfg.seed, row + again * len(pairs), asked)
-            asked.append(answer["worker"])
-            if answer["confidence"] == 5:
+            worker, confidence = ask(pair, cfg.seed, row + again * len(pairs), asked)
+            asked.append(worker)
+            if confidence == 5:
                 ties += 1
             else:
-                comparisons.append(comparison(pair, answer))
+                comparisons.append(comparison(pair, worker, confidence))
     if not comparisons:
         raise Problem(f"{cfg.out}: nothing to write: --labeller {cfg.labeller} prefers neither "
                       "summary of any pair")

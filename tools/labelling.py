@@ -110,9 +110,7 @@ class Standing:
 def record_of(pair, answer):
     """OpenAI's comparison of one answer. A note is what the labeller understood before seeing the
     post; a comment, which OpenAI has not, joins `extra`."""
-    more, confidence = answer["more"], answer["confidence"]
-    record = comparison(pair, {"choice": 1 if confidence > 5 else 0, "confidence": confidence,
-                               "worker": answer["labeller"]})
+    more, record = answer["more"], comparison(pair, answer["labeller"], answer["confidence"])
     for summary, note in zip(record["summaries"], more.get("notes", ("", "")), strict=True):
         summary["note"] = note or None
     if "comment" in more:
@@ -181,8 +179,7 @@ def me(cfg):
         if said == "5":
             ties += 1
         else:
-            comparisons.append(record_of(pair, {"labeller": "me", "confidence": int(said),
-                                                "more": {}}))
+            comparisons.append(comparison(pair, "me", int(said)))
     write_comparisons(cfg, comparisons, {"ties": ties}, began)
 
 
