@@ -264,8 +264,8 @@ def grammar():
     usual, rng = set(), random.Random(0)
     for i in range(2000):
         facts = draw_facts(rng, NEWS if i % 3 == 0 else POSTS)
-        texts = [write_post(facts, rng), ideal(facts), write_summary(facts, rng)]
-        for _, kinds in sentences_of(" ".join(texts)):
+        text = f"{write_post(facts, rng)} {ideal(facts)} {write_summary(facts, rng)}"
+        for _, kinds in sentences_of(text):
             if kinds[-1] == ">":                # what is cut short is no example
                 usual.update(kinds, pairwise(kinds))
     return usual
@@ -339,10 +339,11 @@ class Config:
 
 def make_data(cfg):
     """Write posts, news, and plain text to pretrain on."""
-    out, held_out = Path(cfg.out), max(1000, cfg.posts // 12)
+    out = Path(cfg.out)
     unfinished = out.with_name(out.name + ".unfinished")               # renamed when complete
-    for split, posts, articles in (("train", cfg.posts, cfg.posts // 4), ("valid", held_out, 500),
-                                   ("test", held_out, 500)):
+    held_out = max(1000, cfg.posts // 12), 500
+    for split in ("train", "valid", "test"):
+        posts, articles = (cfg.posts, cfg.posts // 4) if split == "train" else held_out
         for domain, count in ((POSTS, posts), (NEWS, articles)):
             records = [make_record(cfg.seed, split, row, domain)[1] for row in range(count)]
             write(unfinished / domain.folder / f"{split}.jsonl", records)
