@@ -47,7 +47,8 @@ from toy import blend, shares
 class Config:
     pairs: str = flag(..., "file of pairs, from sample.py --pairs", what="FILE")
     out: str = flag(..., "file of comparisons to write", what="NEW FILE")
-    labeller: str = flag("toy", "who compares", choices=("toy", "rouge"))
+    labeller: str = flag("toy", "who compares; you yourself: python -m tools.labelling me",
+                         choices=("toy", "rouge"))
     labels: int = flag(1, "different people asked about each training pair", least=1)
     seed: int = flag(0, "who labels what, and the noise")
 
