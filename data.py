@@ -42,6 +42,11 @@ def fields_of(record):
     return ARTICLE if isinstance(record, dict) and record.get("article") is not None else POST
 
 
+def text_of(record):
+    """The text of a post or an article."""
+    return record["article" if fields_of(record) is ARTICLE else "post"]
+
+
 # {"info": {"id": "t3_1", "subreddit": "pets", "title": "My cat left", "post": "He is gone."},
 #  "summaries": [{"text": " My cat is gone.", "policy": "ref", "note": null},
 #                {"text": " He left in May.", "policy": "sup4", "note": "In May?"}],
@@ -73,18 +78,20 @@ def read_posts(folder, split, need_summary=True):
     return posts
 
 
-def read_comparisons(paths, split=None):
-    """The comparisons in a file, or in several with commas between. split: of this one alone."""
+def read_comparisons(paths, split=None, shape=COMPARISON):
+    """The comparisons in a file, or in several with commas between. split: of this one alone.
+    shape: of a line; pairs that nobody has compared yet have another one (label.py)."""
     found = []
     for path in str(paths).split(","):
-        for where, record in read_records(path.strip(), COMPARISON):
+        for where, record in read_records(path.strip(), shape):
             if record["summaries"][0]["text"].strip() == record["summaries"][1]["text"].strip():
                 raise Problem(f"{where}: field 'summaries' holds one text twice: delete the line")
             found.append(record)
     chosen = [record for record in found if split in (None, record["split"])]
     if not chosen:
-        raise Problem(f"{paths}: no comparison of split {split or 'train'!r}, only of "
-                      f"{sorted({c['split'] for c in found})}: label more with `python label.py`")
+        raise Problem(f"{paths}: no pairs of split {split or 'train'!r}, only of "
+                      f"{sorted({c['split'] for c in found})}: `python sample.py --pairs` makes "
+                      "more, `python label.py` compares them")
     return chosen
 
 
@@ -201,18 +208,18 @@ def same_tokenizer(a, b):
 # How a record becomes a query, by its kind and what its "format" says (section B.1).
 # No space after "TL;DR:", for the response brings its own: " He quit", where " He" is one token.
 QUERIES = {
-    "post": "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:",
-    "article": "{article}\n\nTL;DR:",                  # a policy of posts is tried on news, 4.2
+    "post": "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {text}\n\nTL;DR:",
+    "article": "{text}\n\nTL;DR:",                     # a policy of posts is tried on news, 4.2
     # DIFFERS: after this newline the paper's policies of news begin without a space, ours with one.
-    "supervised article": "Article:\n{article}\n\nTL;DR:\n",
-    "example post": "Subreddit: r/{subreddit}\n\nTitle: {title}\n\n{post}\n\nTL;DR:"}
+    "supervised article": "Article:\n{text}\n\nTL;DR:\n",
+    "example post": "Subreddit: r/{subreddit}\n\nTitle: {title}\n\n{text}\n\nTL;DR:"}
 
 
 def query_text(record, text=None):
     """The query of a post or article, before it is cut. text: stands in place of its own."""
     kind = "article" if fields_of(record) is ARTICLE else "post"
     template = QUERIES.get(f"{record.get('format')} {kind}", QUERIES[kind])
-    return template.format_map(record if text is None else record | {kind: text})
+    return template.format_map(record | {"text": text_of(record) if text is None else text})
 
 
 def characters(post):
@@ -228,7 +235,7 @@ def encode_query(tokenizer, record, limit, fill=False):
 
     fill: put spaces before the query, `limit` tokens in all.
     """
-    text = record["article" if fields_of(record) is ARTICLE else "post"][:limit * LONGEST]
+    text = text_of(record)[:limit * LONGEST]
     while len(tokens := tokenizer.encode_ordinary(query_text(record, text))) > limit:
         if not text:
             raise Problem(f"post {record.get('id')!r}: takes more than {limit} tokens without its "

@@ -28,7 +28,8 @@ shocked." What B has more, in points of quality, times `SHARPNESS`, 1.35, is r_B
     --labeller toy      those eight people; two of them agree on 73 % of hard pairs, as in the paper
     --labeller rouge    who prefers what shares more words with the author's summary: a stand-in for
                         people on real posts, which the paper warns of (section 4.4)
-    --labeller me       you, in this terminal. A site for several people: python -m tools.labelling
+
+Yourself and other people, in a terminal or on a website, are asked by python -m tools.labelling.
 
 Before:  sample.py (where pairs come from).    After: reward.py (what is learned from the answers).
 """
@@ -37,8 +38,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from data import fields_of, query_text, rouge
-from runtime import Problem, flag, generator, launch, read_records, write
+from data import fields_of, read_comparisons, rouge
+from runtime import Problem, flag, generator, launch, write
 from toy import blend, shares
 
 
@@ -46,30 +47,15 @@ from toy import blend, shares
 class Config:
     pairs: str = flag(..., "file of pairs, from sample.py --pairs", what="FILE")
     out: str = flag(..., "file of comparisons to write", what="NEW FILE")
-    labeller: str = flag("toy", "who compares", choices=("toy", "rouge", "me"))
+    labeller: str = flag("toy", "who compares; you yourself: python -m tools.labelling me",
+                         choices=("toy", "rouge"))
     labels: int = flag(1, "different people asked about each training pair", least=1)
     seed: int = flag(0, "who labels what, and the noise")
 
 
-GUIDE = """A good summary has the essence of the post: it serves the same purpose and tells the \
-same things. What matters, most important first: essence, clarity, accuracy, purpose, being \
-concise, style. How to weigh one against another is yours to judge."""
-
+# What sample.py writes: "summaries" by two policies, and "reference", the author's own.
 PAIR = {"info": fields_of, "summaries": [{"text": str, "policy": str}] * 2, "batch": str,
-        "split": str, "reference": str}                        # the author's summary
-
-
-def read_pairs(path):
-    """The pairs of a file. Raises: Problem naming file, line and field."""
-    pairs = []
-    for where, pair in read_records(path, PAIR):
-        a, b = texts_of(pair)
-        if a == b:
-            raise Problem(f"{where}: the two summaries are the same text: delete the line")
-        pairs.append(pair)
-    if not pairs:
-        raise Problem(f"{path}: holds no pairs: write some with `python sample.py --pairs`")
-    return pairs
+        "split": str, "reference": str}
 
 
 def texts_of(pair):
@@ -114,12 +100,12 @@ def points(taste, record, text):
 
 
 def decide(taste, record, texts, rng):
-    """One labeller's answer to one pair -> {"choice": 0|1, "worker", "confidence": 1..9}."""
+    """One labeller's answer to one pair, 1 to 9 but not 5: the sign of what they feel, and how
+    strongly."""
     a, b = (points(taste, record, text) for text in texts)
     felt = SHARPNESS * (b - a - taste.first) + rng.logistic()
     strength = 1 + min(3, int(abs(felt) / 1.2))
-    return {"choice": 1 if felt > 0 else 0, "worker": taste.worker,
-            "confidence": 5 + strength if felt > 0 else 5 - strength}
+    return 5 + strength if felt > 0 else 5 - strength
 
 
 def agreement(pairs, seed):
@@ -127,13 +113,13 @@ def agreement(pairs, seed):
     same = 0
     for row, pair in enumerate(pairs):
         rng = generator(seed, "agreement", row=row)
-        a, b = (decide(LABELLERS[i], pair["info"], texts_of(pair), rng)["choice"]
+        a, b = (decide(LABELLERS[i], pair["info"], texts_of(pair), rng)
                 for i in rng.choice(len(LABELLERS), 2, replace=False))
-        same += a == b
+        same += (a > 5) == (b > 5)
     return same / len(pairs)
 
 
-# ---------------------------------------------- labellers: an answer to a pair; None when they stop
+# ------------------------------------------------------- to ask about a pair -> worker, confidence
 
 def ask_toy(pair, seed, row, asked=()):
     """One of the eight, each as likely. Who, and their noise, is a function of (seed, row) and of
@@ -145,7 +131,7 @@ def ask_toy(pair, seed, row, asked=()):
     taste = LABELLERS[rng.integers(len(LABELLERS))]
     while taste.worker in asked:
         taste = LABELLERS[rng.integers(len(LABELLERS))]
-    return decide(taste, pair["info"], texts_of(pair), rng)
+    return taste.worker, decide(taste, pair["info"], texts_of(pair), rng)
 
 
 def ask_rouge(pair, *_):
@@ -154,73 +140,44 @@ def ask_rouge(pair, *_):
         raise Problem(f"--labeller rouge: post {pair['info']['id']!r} has no summary by its author "
                       "to compare with")
     a, b = (rouge(text, pair["reference"])["rouge_l"] for text in texts_of(pair))
-    strength = sum(abs(b - a) > edge for edge in (0, 0.05, 0.1, 0.2))                # 0 .. 4
-    return {"worker": "rouge", "confidence": 5 + strength if b > a else 5 - strength}
-
-
-def ask_me(pair, *_):
-    """Whoever sits at this terminal. Answers are written at the end, after Ctrl-C too."""
-    a, b = texts_of(pair)
-    print(f"\n{GUIDE}\n\n{query_text(pair['info'])}\n\nA  {a}\n\nB  {b}\n")
-    said = ""
-    while said not in tuple("123456789"):
-        try:
-            said = input("1 (A is surely better) to 9 (B is); 5: equal; Ctrl-D: stop > ").strip()
-        except (EOFError, KeyboardInterrupt):
-            return None
-    return {"worker": "me", "confidence": int(said)}
+    strength = sum(abs(b - a) > edge for edge in (0, .05, .1, .2))                   # 0 .. 4
+    return "rouge", 5 + strength if b > a else 5 - strength
 
 
 # DIFFERS: the demo's labellers are simulated; the paper's are people.
-ASK = {"toy": ask_toy, "rouge": ask_rouge, "me": ask_me}
-
-
-def answers(cfg, pairs):
-    """Yield (pair, answer): --labels people's about a training pair, one about a held-out pair."""
-    for row, pair in enumerate(pairs):
-        asked = []
-        for again in range(cfg.labels if pair["split"] == "train" else 1):
-            answer = ASK[cfg.labeller](pair, cfg.seed, row + again * len(pairs), asked)
-            if answer is None:
-                return
-            asked.append(answer["worker"])
-            yield pair, answer
-
-
 def simulate(cfg):
-    """Have pairs compared, and measure how far two of the toy world's people agree."""
-    people = len(LABELLERS) if cfg.labeller == "toy" else 1
+    """Have each training pair compared by --labels people, each held-out pair by one."""
+    ask, people = (ask_toy, len(LABELLERS)) if cfg.labeller == "toy" else (ask_rouge, 1)
     if cfg.labels > people:
         raise Problem(f"--labels {cfg.labels}: give 1 to {people}, as many as --labeller "
                       f"{cfg.labeller} has people; nobody is asked twice")
-    began, pairs = time.perf_counter(), read_pairs(cfg.pairs)
-    given = list(answers(cfg, pairs))
-    comparisons = [comparison(pair, answer["worker"], answer["confidence"])
-                   for pair, answer in given if answer["confidence"] != 5]
+    began, pairs = time.perf_counter(), read_comparisons(cfg.pairs, shape=PAIR)
+    comparisons, ties = [], 0
+    for row, pair in enumerate(pairs):
+        asked = []
+        for again in range(cfg.labels if pair["split"] == "train" else 1):
+            worker, confidence = ask(pair, cfg.seed, row + again * len(pairs), asked)
+            asked.append(worker)
+            if confidence == 5:
+                ties += 1
+            else:
+                comparisons.append(comparison(pair, worker, confidence))
+    if not comparisons:
+        raise Problem(f"{cfg.out}: nothing to write: --labeller {cfg.labeller} prefers neither "
+                      "summary of any pair")
     agreed = round(agreement(pairs, cfg.seed), 4) if cfg.labeller == "toy" else None
-    write_comparisons(cfg, comparisons, {"ties": len(given) - len(comparisons)}, began,
-                      agreement=agreed)
-    if cfg.labeller == "toy":
+    splits = dict(Counter(c["split"] for c in comparisons).most_common())
+    write(cfg.out, comparisons, cfg, comparisons=len(comparisons), splits=splits, agreement=agreed,
+          seconds=round(time.perf_counter() - began, 1))
+    print(f"{cfg.out}: {len(comparisons)} comparisons {splits}; {ties} ties left out")
+    if agreed is not None:
         print(f"two labellers agree on {agreed:.1%} of these pairs (chance: 50 %)")
 
 
-def write_comparisons(cfg, comparisons, left_out, began, **more):
-    """Write --out, and how it came to be. left_out: {reason: how many answers}."""
-    told = ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n)
-    if not comparisons:
-        raise Problem(f"{cfg.out}: nothing to write: who answered prefers neither summary of any "
-                      f"pair ({told or 'no answers yet'})")
-    splits = dict(Counter(c["split"] for c in comparisons).most_common())
-    write(cfg.out, comparisons, cfg, comparisons=len(comparisons), splits=splits, **more,
-          seconds=round(time.perf_counter() - began, 1))
-    counts = ", ".join(f"{n} {split}" for split, n in splits.items())
-    print(f"{cfg.out}: {len(comparisons)} comparisons ({counts}); {told or 'nothing'} left out")
-
-
 def main(argv=None):
-    site = {word: f"tools.labelling {word}" for word in
-            ("serve", "stats", "export", "release", "hold")}
-    launch(simulate, Config, argv, __doc__, command="simulate", moved=site)
+    words = ("me", "serve", "stats", "export", "release", "hold")
+    launch(simulate, Config, argv, __doc__, command="simulate",
+           moved={word: f"tools.labelling {word}" for word in words})
 
 
 if __name__ == "__main__":

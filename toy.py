@@ -39,6 +39,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+from data import text_of
 from runtime import Problem, flag, generator, launch, write
 
 TOY = json.loads(Path(__file__).with_name("toy.json").read_text(encoding="utf-8"))
@@ -79,19 +80,22 @@ def with_wrong_value(facts, slot, rng):
     return facts._replace(**{slot: rng.choice([v for v in values if v != getattr(facts, slot)])})
 
 
-def say(form, facts):
-    """A form with its holes filled: "{who} {verb} {what}." -> "My sister sold my boss's bike."."""
+@lru_cache(maxsize=16)                  # one post says the same facts in six sentences
+def holes(facts):
+    """What fills the holes of a form; toy.json lists them."""
     domain = DOMAIN_OF[facts.actor]
     whose = "my" if facts.owner == "me" else f"{domain.my} {facts.owner}'s"
     where = f" at the {facts.place}" if facts.place else ""
-    when = f" {facts.time}" if facts.time else ""
+    where += f" {facts.time}" if facts.time else ""
     he = domain.people[facts.actor]
-    text = form.format(
-        who=f"{domain.my} {facts.actor}", verb=facts.verb, participle=PARTICIPLE[facts.verb],
-        whose=whose, object=facts.object, what=f"{whose} {facts.object}", place=facts.place,
-        time=facts.time, where=where + when, excuse=facts.excuse, feeling=facts.feeling,
-        ask=facts.ask, he=he, him=HIM.get(he, he),
-        says="they say" if he == "they" else f"{he} says")
+    return {**facts._asdict(), "who": f"{domain.my} {facts.actor}", "whose": whose,
+            "what": f"{whose} {facts.object}", "participle": PARTICIPLE[facts.verb], "where": where,
+            "he": he, "him": HIM.get(he, he), "says": f"{he} say" if he == "they" else f"{he} says"}
+
+
+def say(form, facts):
+    """A form with its holes filled: "{who} {verb} {what}." -> "My sister sold my boss's bike."."""
+    text = form.format_map(holes(facts))
     return text[0].upper() + text[1:]
 
 
@@ -222,8 +226,8 @@ def shares(record, summary):
         coherence  .8 ^ defects
         length     words that the ideal summary has for the same facts / words; at most 1
     """
-    post = record["article"] if "article" in record else record["post"]
-    facts, stated, words = facts_of(post), statements(summary), summary.split()
+    post, stated, words = text_of(record), statements(summary), summary.split()
+    facts = facts_of(post)
     domain = DOMAIN_OF[facts.actor]
     right = [slot for slot in WEIGHT if (slot, getattr(facts, slot)) in stated]
     coherence = .8 ** defects(summary) if words else 0.
@@ -260,8 +264,8 @@ def grammar():
     usual, rng = set(), random.Random(0)
     for i in range(2000):
         facts = draw_facts(rng, NEWS if i % 3 == 0 else POSTS)
-        texts = [write_post(facts, rng), ideal(facts), write_summary(facts, rng)]
-        for _, kinds in sentences_of(" ".join(texts)):
+        text = f"{write_post(facts, rng)} {ideal(facts)} {write_summary(facts, rng)}"
+        for _, kinds in sentences_of(text):
             if kinds[-1] == ">":                # what is cut short is no example
                 usual.update(kinds, pairwise(kinds))
     return usual
@@ -335,10 +339,11 @@ class Config:
 
 def make_data(cfg):
     """Write posts, news, and plain text to pretrain on."""
-    out, held_out = Path(cfg.out), max(1000, cfg.posts // 12)
+    out = Path(cfg.out)
     unfinished = out.with_name(out.name + ".unfinished")               # renamed when complete
-    for split, posts, articles in (("train", cfg.posts, cfg.posts // 4), ("valid", held_out, 500),
-                                   ("test", held_out, 500)):
+    held_out = max(1000, cfg.posts // 12), 500
+    for split in ("train", "valid", "test"):
+        posts, articles = (cfg.posts, cfg.posts // 4) if split == "train" else held_out
         for domain, count in ((POSTS, posts), (NEWS, articles)):
             records = [make_record(cfg.seed, split, row, domain)[1] for row in range(count)]
             write(unfinished / domain.folder / f"{split}.jsonl", records)

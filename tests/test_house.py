@@ -302,6 +302,7 @@ def test_every_command_of_the_outer_loop_parses_and_learns_from_all_labels_so_fa
     ("model", "plan --size 1.3b", "python -m tools.plan --size 1.3b"),
     ("model", "export runs/a --out b", "python -m tools.convert export runs/a --out b"),
     ("sample", "--policy a --others b --pairs 4", "python -m tools.pairs --policy a --others b --pairs 4"),
+    ("label", "me --pairs a --out b", "python -m tools.labelling me --pairs a --out b"),
     ("label", "serve --db a", "python -m tools.labelling serve --db a"),
     ("label", "stats --db a", "python -m tools.labelling stats --db a"),
     ("evaluate", "doctor runs/a", "python -m tools.doctor runs/a"),

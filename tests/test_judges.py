@@ -45,7 +45,7 @@ def world(tmp_path_factory):
                 "--device", "cpu", "--with-reference", "0.5", "--out", str(run / "pairs.jsonl")])
     label.main(["simulate", "--pairs", str(run / "pairs.jsonl"),
                 "--out", str(run / "comparisons.jsonl")])
-    keep_answers(folder / "labels.db", label.read_pairs(run / "pairs.jsonl"),
+    keep_answers(folder / "labels.db", read_comparisons(run / "pairs.jsonl", shape=label.PAIR),
                  read_comparisons(run / "comparisons.jsonl"))
     (folder / "longer.py").write_text(LONGER.strip())
     return folder
@@ -249,7 +249,7 @@ def test_what_people_say_is_what_label_stats_says(world, tmp_path, capsys):
 
 
 def test_people_who_are_held_are_not_quoted(world, tmp_path):
-    keep_answers(tmp_path / "l.db", label.read_pairs(world / "run/pairs.jsonl"),
+    keep_answers(tmp_path / "l.db", read_comparisons(world / "run/pairs.jsonl", shape=label.PAIR),
                  read_comparisons(world / "run/comparisons.jsonl"))
     before, store = judges.people_say(tmp_path / "l.db", {})["labels"], Store(tmp_path / "l.db")
     name, *others = store.states()

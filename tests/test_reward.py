@@ -291,7 +291,7 @@ def test_input_that_cannot_work_is_a_problem(supervised, comparisons, tmp_path, 
         return lines[:k] + [json.dumps({**json.loads(lines[k]), **fields})] + lines[k + 1:]
 
     same = [{"text": " a", "policy": "sup", "note": None}] * 2
-    fails(r"no comparison of split 'valid1', only of \['train'\]: label more",
+    fails(r"no pairs of split 'valid1', only of \['train'\]: ",
           [text for text in lines if '"valid1"' not in text])
     fails("train", [text for text in lines if '"valid1"' in text])
     fails("some.jsonl", [])

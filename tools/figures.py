@@ -41,6 +41,7 @@ import torch
 
 import label
 import toy
+from data import text_of
 from evaluate import (
     LEAD_3,
     best_of,
@@ -526,9 +527,13 @@ def pairs(cfg, world):
         for row, texts in enumerate(zip(drawn[::2], drawn[1::2], strict=True)):
             rng = generator(cfg.seed, f"labelled {kind}", row=row)
             if texts[0] != texts[1]:
-                two = rng.choice(len(label.LABELLERS), 2, replace=False)
-                records.append({"kind": kind, "info": posts[row], "texts": texts, "answers": [
-                    label.decide(label.LABELLERS[i], posts[row], texts, rng) for i in two]})
+                answers = []
+                for i in rng.choice(len(label.LABELLERS), 2, replace=False):
+                    confidence = label.decide(label.LABELLERS[i], posts[row], texts, rng)
+                    answers.append({"choice": 1 if confidence > 5 else 0, "confidence": confidence,
+                                    "worker": label.LABELLERS[i].worker})
+                records.append({"kind": kind, "info": posts[row], "texts": texts,
+                                "answers": answers})
     return records
 
 
@@ -567,7 +572,7 @@ def agree(cfg, world):
     records, first, second, _ = read_pairs(cfg)
     first, second = (np.array(score_texts(reward, records, t)) for t in (first, second))
     posts, damage = asked(cfg)[0], {}
-    facts = [toy.facts_of(p.get("article") or p["post"]) for p in posts]
+    facts = [toy.facts_of(text_of(p)) for p in posts]
     best = np.array(score_texts(reward, posts, [toy.ideal(f) for f in facts]))
     for kind, spoil in DAMAGES.items():
         worse = [spoil(f, toy.seeded(cfg.seed, kind, row)) for row, f in enumerate(facts)]

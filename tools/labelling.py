@@ -1,5 +1,6 @@
-"""Appendix to Chapter 6. The labelling site's commands: people compare pairs in their browsers.
+"""Appendix to Chapter 6. People compare pairs, in their browsers or in this terminal.
 
+    python -m tools.labelling me --pairs runs/demo/pairs.jsonl --out runs/demo/mine.jsonl   # here
     python -m tools.labelling serve --pairs runs/demo/pairs.jsonl --db runs/demo/labels.db
     python -m tools.labelling stats --db runs/demo/labels.db        # do people agree?
     python -m tools.labelling export --db runs/demo/labels.db --out runs/demo/human.jsonl
@@ -22,13 +23,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from label import GUIDE, comparison, read_pairs, texts_of, write_comparisons
+from data import query_text, read_comparisons
+from label import PAIR, comparison, texts_of
 from runtime import Machine, Problem, flag, launch, write
 from runtime.flags import check_new, entry
 from sample import load_checkpoint, score_texts
 from tools.label_site import LOOPBACK, Site
 from tools.label_stats import numbers, report
 from tools.label_store import DAMAGE, Plan, Store
+
+GUIDE = """A good summary has the essence of the post: it serves the same purpose and tells the \
+same things. What matters, most important first: essence, clarity, accuracy, purpose, being \
+concise, style. How to weigh one against another is yours to judge."""
 
 SCALE = ("surely", "very likely", "likely", "perhaps")      # 1 2 3 4 for A, 9 8 7 6 for B; 5: equal
 
@@ -44,6 +50,12 @@ AXIS_QUESTIONS = {                   # grades from 1 to 7; what 1, 4 and 7 mean 
     "overall": ("How well does it represent the post?", [
         "terrible", "okay, could be much better", "excellent"]),
 }
+
+
+@dataclass(frozen=True)
+class Me:
+    pairs: str = flag(..., "file of pairs to ask you about", what="FILE")
+    out: str = flag(..., "file of comparisons to write", what="NEW FILE")
 
 
 @dataclass(frozen=True)
@@ -137,7 +149,39 @@ def exported(store):
     return comparisons, axes, left_out
 
 
+def write_comparisons(cfg, comparisons, left_out, began):
+    """Write --out, and how it came to be. left_out: {reason: how many answers}."""
+    told = ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n)
+    if not comparisons:
+        raise Problem(f"{cfg.out}: nothing to write: who answered prefers neither summary of any "
+                      f"pair ({told or 'no answers yet'})")
+    splits = dict(Counter(c["split"] for c in comparisons).most_common())
+    write(cfg.out, comparisons, cfg, comparisons=len(comparisons), splits=splits,
+          seconds=round(time.perf_counter() - began, 1))
+    print(f"{cfg.out}: {len(comparisons)} comparisons {splits}; {told or 'nothing'} left out")
+
+
 # ----------------------------------------------------------------------------------- the commands
+
+def me(cfg):
+    """Ask whoever sits at this terminal. Answers are written at the end, after Ctrl-C too."""
+    began, comparisons, ties = time.perf_counter(), [], 0
+    question = "1 (A is surely better) to 9 (B is); 5: equal; Ctrl-D: stop > "
+    for pair in read_comparisons(cfg.pairs, shape=PAIR):
+        a, b = texts_of(pair)
+        print(f"\n{GUIDE}\n\n{query_text(pair['info'])}\n\nA  {a}\n\nB  {b}\n")
+        said = ""
+        try:
+            while said not in tuple("123456789"):
+                said = input(question).strip()
+        except (EOFError, KeyboardInterrupt):
+            break
+        if said == "5":
+            ties += 1
+        else:
+            comparisons.append(comparison(pair, "me", int(said)))
+    write_comparisons(cfg, comparisons, {"ties": ties}, began)
+
 
 def known_store(path):
     """The database of a --db that must exist already."""
@@ -167,7 +211,7 @@ def serve(cfg, world):
         raise Problem("--shared and --repeats are shares, 0 to 1")
     plan = Plan(cfg.repeats, cfg.shared, cfg.onboarding, cfg.hold_below, cfg.fastest, cfg.lease,
                 cfg.seed)
-    pairs = read_pairs(cfg.pairs) if cfg.pairs else []
+    pairs = read_comparisons(cfg.pairs, shape=PAIR) if cfg.pairs else []
     store = Store(cfg.db, plan)
     axes = [{"name": name, "question": question, "anchors": anchors}
             for name, (question, anchors) in AXIS_QUESTIONS.items()]
@@ -228,8 +272,8 @@ def hold(cfg):
     release(cfg, "held")
 
 
-COMMANDS = {"serve": (Serve, serve), "stats": (Stats, stats), "export": (Export, export),
-            "release": (Standing, release), "hold": (Standing, hold)}
+COMMANDS = {"me": (Me, me), "serve": (Serve, serve), "stats": (Stats, stats),
+            "export": (Export, export), "release": (Standing, release), "hold": (Standing, hold)}
 
 
 def main(argv=None):
@@ -249,7 +293,7 @@ def main(argv=None):
         except DAMAGE as error:
             raise Problem(f"--db {cfg.db}: {error}: is the disk full, or the file damaged, or of "
                           "another program?") from None
-    launch(guarded, config, rest, __doc__)
+    launch(act if act is me else guarded, config, rest, __doc__)
 
 
 if __name__ == "__main__":

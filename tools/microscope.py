@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from data import decode_response
+from data import decode_response, text_of
 from evaluate import checkpoints
 from model import skeleton
 from ppo import (
@@ -136,7 +136,7 @@ def look(supervised, ppo, reward, posts, grade):
         seen.append((name, rollout, token_numbers(rollout, cfg)))
     return {"beta": cfg.kl_coef, "clip": cfg.clip_ratio, "temperature": cfg.temperature,
             "posts": [{"title": post.get("title", ""), "summary": post.get("summary", "").strip(),
-                       "text": post["article" if "article" in post else "post"]} for post in posts],
+                       "text": text_of(post)} for post in posts],
             "stops": [{"name": name, "rows": responses(rollout, numbers, posts, ppo.tokenizer,
                                                        grade)} for name, rollout, numbers in seen]}
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import fields_of, find, longest_common_subsequence, read_posts, words
+from data import fields_of, find, longest_common_subsequence, read_posts, text_of, words
 from evaluate import (
     AXIS_NAMES,
     FOLDERS,
@@ -97,7 +97,7 @@ def add_copied(report, known, said):
     """The mean of `copied` for each policy. known: {id: post}. said: lines of summaries.jsonl."""
     said = [(line, known[line["id"]]) for line in said if line["id"] in known]
     for name, row in report["policies"].items():
-        shares = [copied(line[name], f"{p['title']}\n{p['article' if 'article' in p else 'post']}")
+        shares = [copied(line[name], f"{p['title']}\n{text_of(p)}")
                   for line, p in said]
         row["copied"] = round(float(np.mean(shares)), 5) if shares else None
 
@@ -274,7 +274,7 @@ def markdown(report, example):
                                      for row in rows])]
     if example:
         post, said = example
-        text = f"{post['title']}\n\n{post['article' if 'article' in post else 'post']}"
+        text = f"{post['title']}\n\n{text_of(post)}"
         parts += ["\n## One post\n", *("> " + line for line in text.split("\n")), "",
                   *(f"* **{name.replace('_', ' ')}**: {summary}" for name, summary in said.items())]
     parts += ["\n## Seconds\n", table([list(report["seconds"])], [
