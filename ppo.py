@@ -11,15 +11,19 @@ moved from the supervised one. PPO (Schulman et al. 2017) raises the mean total 
     grad of the mean total = sum of  grad pi * total = sum of  pi * grad log pi * total
                            = mean of  total * grad log pi,  over the policy's own summaries
 
-Each summary becomes more probable in proportion to its total. (Its own log pi adds 0, by step 2.)
+Each summary becomes more probable in proportion to its total.
 
 2. Advantage. log pi(summary) is a sum over tokens. Let c be the same whichever token comes next:
 
     mean of  c * grad log pi(token) = c * sum of  grad pi = c * grad of  sum of  pi = c * grad 1 = 0
 
-So c may be subtracted from the total: no mean changes, but there is less noise. Our c is what came
-before the token, plus what was then expected of the rest. What is left is A, the advantage: how
-much better it turned out than was expected. The gradient is the mean of  A * grad log pi(token).
+So c may be subtracted from the total: no mean changes, but there is less noise. (For the same
+reason the log pi inside the total adds nothing to the gradient.) We subtract, before token t,
+
+    c[t] = the rewards of the tokens before t + value[t], what is then expected of the rest
+
+What is left is the advantage A[t]: how much better it turned out than was expected. The gradient is
+the mean of  A * grad log pi(token), summed over the tokens.
 
 3. Ratio. Writing is slow, so a batch serves several optimizer steps. After the first the policy is
 no longer pi_old, which wrote the batch. A token now counts for ratio = pi(token) / pi_old(token).
@@ -74,7 +78,7 @@ from sft import filled
 
 GAMMA = 1.0       # discount a token; 1: a summary is worth the same however long it is
 LAMBDA = 0.95     # GAE's lambda; 1 trusts the rewards, 0 the critic
-VF_COEF = 0.1     # weight of the critic's loss; of a network of its own it scales the gradient only
+VF_COEF = 0.1     # weight of the critic's loss: the critic is a network of its own, so no trade-off
 MAX_NORM = 1.0    # largest norm of each network's gradient; a larger one is scaled down to it
 
 
@@ -166,10 +170,12 @@ def token_rewards(rollout, kl_coef):
     A row sums to the total of section 3.4. Why is the log ratio not in the loss? There its gradient
     is grad log pi, whose mean is 0. As a reward it also counts for the tokens before it (`gae`).
 
-    The log ratio is the estimate k1 of the KL. k3 = r - 1 - log r, r = pi_sft / pi, is another, and
-    never negative. As a reward it takes the log ratio's place here. As a loss its gradient is
-    (1 - r) * grad log pi: name its sum in `minibatch_loss`, add kl_coef times its mean to the loss
-    in `update` (another kl_coef: this is not whitened), and leave only the score here.
+    The log ratio is the estimate k1 of the KL. Another, never negative, is k3 = r - 1 - log r with
+    r = pi_sft / pi. To penalise that one instead,
+        as a reward   put it in the log ratio's place here (`statistics` goes on logging k1);
+        as a loss     let only the score stand here, cut ref_logp in `minibatch_loss` as old_logp is
+                      cut, name k3 of logp there, and add its mean to the loss in `update`, times
+                      another kl_coef, for this is not whitened. Its gradient: (1 - r) grad log pi.
     """
     reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)                           # (B, R)
     end = rollout.is_response.sum(1, keepdim=True) - 1                                  # (B, 1)
@@ -273,7 +279,8 @@ def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
             count = int(lengths[picked].sum())                    # tokens, of all processes
             totals = {}
             for part in accumulate(world.share(picked), cfg.micro_batch, policy, critic):
-                # The last column that is read predicts the token in the next one.
+                # No wider than needed: the last column read, say 7, predicts the token in column 8,
+                # so the first 9 are enough.
                 T, R = int(ends[part].max()) + 2, int(lengths[part].max())
                 part = part.to(world.device, non_blocking=True)
                 micro = Rollout(*(field[part] for field in rollout))

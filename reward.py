@@ -6,10 +6,14 @@ Bradley and Terry (1952) suppose that every summary has a score r, and that peop
 
     P(A is preferred to B) = sigmoid(r_A - r_B)        sigmoid(d) = 1 / (1 + exp(-d))
 
-The toy's labellers do so (label.py, `decide`): they prefer A when noise > -(r_A - r_B), and their
-noise is logistic, which means that P(noise > -d) = sigmoid(d). The best r is the one that makes the
-given labels most probable (maximum likelihood). Their probability is a product of sigmoids, and its
--log is the sum of the losses above: logistic regression, with a network instead of a weighted sum.
+The toy's labellers do so (label.py): they prefer A when r_A - r_B + noise > 0, with logistic noise,
+which means P(noise > -d) = sigmoid(d). The best r makes the given labels most probable (maximum
+likelihood). For three labels with differences d1, d2, d3 (chosen minus rejected)
+
+    P(these labels) = sigmoid(d1) * sigmoid(d2) * sigmoid(d3)
+    -log P          = -log sigmoid(d1) - log sigmoid(d2) - log sigmoid(d3)
+
+is the sum of their losses: logistic regression, with a network instead of a weighted sum.
 
     r(chosen)  r(rejected)    d    sigmoid(d)   loss    gradient for r(chosen), r(rejected)
        1.2         0.3       0.9      .71        .34           -.29           +.29
@@ -95,7 +99,11 @@ def encode(tokenizer, comparison, cfg):
 
 
 def score_pairs(network, pairs):
-    """Scores of b Pairs, as 2 b rows of one forward pass: chosen (b,), rejected (b,)."""
+    """Scores of b Pairs, as 2 b rows of one forward pass: chosen (b,), rejected (b,).
+
+        query | chosen <|endoftext|>   padding              the scalar head is read at `last`,
+        query | rejected   <|endoftext|>                    the column of the <|endoftext|>
+    """
     queries = [pair.query for pair in pairs]
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     rows = lay_out(queries + queries, responses, network.config.n_vocab)
@@ -104,7 +112,11 @@ def score_pairs(network, pairs):
 
 
 def loss_and_right(network, pairs):
-    """The loss of b Pairs in nats, and how many are scored right, both summed: (), ()."""
+    """The loss of b Pairs in nats, and how many are scored right, both summed: (), ().
+
+    For a loss that needs more of a comparison, as a margin by the labeller's confidence: one more
+    field in Pair, filled in `encode`, used here. (`validate` measures this same loss.)
+    """
     chosen, rejected = score_pairs(network, pairs)                   # (b,), (b,)
     right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()     # a tie counts half
     return pairwise_loss(chosen, rejected) * len(pairs), right
@@ -155,7 +167,7 @@ def read(tokenizer, cfg, world):
 
 def train(cfg, world):
     """The loop of sft.py with another loss, then the zero."""
-    cfg, tokenizer, network = start(cfg, world, "scalar")
+    cfg, tokenizer, network = start(cfg, world, "scalar")      # the policy with a new scalar head
     comparisons, held_out, posts = read(tokenizer, cfg, world)
     batches = data.Batches([data.characters(c["info"]) for c in comparisons], cfg.batch, cfg.seed)
     steps = EPOCHS * batches.steps_per_epoch
@@ -170,10 +182,10 @@ def train(cfg, world):
         # 1. batch: this rank's share of cfg.batch comparisons
         mine = [encode(tokenizer, comparisons[i], cfg) for i in world.share(batches.at(step))]
 
-        # 2. weigh: each comparison the same
+        # 2. weigh: each comparison of the global batch the same
         count = cfg.batch
 
-        # 3. gradients, with "* world.size" as in sft.py
+        # 3. gradients. DDP divides by the number of ranks; "* world.size" undoes it, as in sft.py.
         total = torch.zeros(2, device=world.device)                  # loss, accuracy
         for part in accumulate(mine, cfg.micro_batch, network):
             with world.mixed():
