@@ -17,7 +17,7 @@ A row is query | response | padding; a token's position is its column. Padding c
 attention alone hides it. DIFFERS: the paper's code pads queries to 512 tokens with visible spaces.
 
 To change the layer or attention: the forward of Block and of FastBlock. Rotary positions: there,
-turn q and k by their columns, and leave out wpe in GPT.embed. The head: GPT.predict. New weights:
+turn q and k by their columns, and leave wpe out of GPT. The head: GPT.predict. New weights:
 __init__, and `initial`.
 
 Try it:  python -m tools.plan sizes           what the sizes at the end hold
@@ -106,7 +106,8 @@ class GPT(nn.Module):
     def __init__(self, config, block=Block):
         super().__init__()
         self.config, C = config, config.width
-        self.wte, self.wpe = nn.Embedding(config.rows, C), nn.Embedding(config.context, C)
+        self.wte = nn.Embedding(config.rows, C)                                  # of tokens
+        self.wpe = nn.Embedding(config.context, C)                               # of positions
         self.blocks = nn.ModuleList(block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(C)
         if config.head == "scalar":

@@ -173,9 +173,9 @@ def token_rewards(rollout, kl_coef):
     The log ratio is the estimate k1 of the KL. Another, never negative, is k3 = r - 1 - log r with
     r = pi_sft / pi. To penalise that one instead,
         as a reward   put it in the log ratio's place here (`statistics` goes on logging k1);
-        as a loss     let only the score stand here, cut ref_logp in `minibatch_loss` as old_logp is
-                      cut, name k3 of logp there, and add its mean to the loss in `update`, times
-                      another kl_coef, for this is not whitened. Its gradient: (1 - r) grad log pi.
+        as a loss     let only the score stand here, add ref_logp to the six in `minibatch_loss`,
+                      name k3 of logp there, and add its mean to the loss in `update`, times another
+                      value of kl_coef: this is not whitened. Its gradient: (1 - r) grad log pi.
     """
     reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)                           # (B, R)
     end = rollout.is_response.sum(1, keepdim=True) - 1                                  # (B, 1)
@@ -242,11 +242,11 @@ def minibatch_loss(policy, critic, micro, T, R, cfg):
     response tokens, and more to log: {name: sum over tokens}."""
     rows = Rows(micro.tokens[:, :T], micro.columns[:, :R], micro.targets[:, :R],
                 micro.is_response[:, :R])
-    old_logp, old_value, advantage, returns = [         # (b, R) each, 0 past the end
-        x[:, :R].masked_fill(~rows.is_response, 0)
-        for x in (micro.old_logp, micro.value, micro.advantage, micro.returns)]
-    logp = log_probs(policy, rows, cfg.temperature)                                     # (b, R)
-    value = critic(rows.tokens, at=rows.columns)                                        # (b, R)
+    # Past the end all of these are 0, and so is every loss.
+    logp, value, old_logp, old_value, advantage, returns = [                            # (b, R)
+        x.masked_fill(~rows.is_response, 0) for x in (
+            log_probs(policy, rows, cfg.temperature), critic(rows.tokens, at=rows.columns),
+            *(x[:, :R] for x in (micro.old_logp, micro.value, micro.advantage, micro.returns)))]
     # One --clip-ratio limits both: a ratio, and a value in the unit of the scores.
     loss, is_flat = policy_loss(logp, old_logp, advantage, cfg.clip_ratio)
     change = (logp - old_logp).detach()                                                 # (b, R)
@@ -255,7 +255,7 @@ def minibatch_loss(policy, critic, micro, T, R, cfg):
                  "clip_fraction": is_flat.to(loss),
                  "approx_kl": 0.5 * change ** 2,           # near the KL from pi_old to pi
                  "rollout_mismatch": change.abs()}         # before the first step: rounding only
-    return {name: x.masked_fill(~rows.is_response, 0).sum() for name, x in of_tokens.items()}
+    return {name: x.sum() for name, x in of_tokens.items()}
 
 
 def linear(iteration, iterations, peak):
@@ -279,9 +279,7 @@ def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
             count = int(lengths[picked].sum())                    # tokens, of all processes
             totals = {}
             for part in accumulate(world.share(picked), cfg.micro_batch, policy, critic):
-                # No wider than needed: the last column read, say 7, predicts the token in column 8,
-                # so the first 9 are enough.
-                T, R = int(ends[part].max()) + 2, int(lengths[part].max())
+                T, R = int(ends[part].max()) + 1, int(lengths[part].max())    # no wider than needed
                 part = part.to(world.device, non_blocking=True)
                 micro = Rollout(*(field[part] for field in rollout))
                 with world.mixed():

@@ -320,8 +320,8 @@ def read_network(folder, Config, activations):
     if layers != config.layers:
         raise Problem(f"{path} does not fit: it has {layers} layers, {where} says {config.layers}; "
                       "it comes from another size")
-    check_shapes(path, weights, {"wte.weight": (config.rows, config.width),
-                                 "wpe.weight": (config.context, config.width)})
+    tables = {"wte.weight": (config.rows, config.width), "wpe.weight": (config.context, config.width)}
+    check_shapes(path, weights, {name: tables[name] for name in tables.keys() & weights.keys()})
     return config, weights, path
 
 
