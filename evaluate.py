@@ -314,8 +314,8 @@ def prepare(cfg, world):
     folder = cfg.data or own or "--data"                 # which is no folder, and named as missing
     posts = sample.held_out(folder)
     posts = [posts[i] for i in generator(cfg.seed, "evaluate").permutation(len(posts))[:cfg.posts]]
-    examples = sample.worked_examples(folder if data.find(folder, "train") else own,
-                                      sample.EXAMPLES if "pretrained" in policies else 0, cfg.seed)
+    examples = (sample.worked_examples(folder if data.find(folder, "train") else own, cfg.seed)
+                if "pretrained" in policies else ())
     if (run / "reward" / "model.pt").exists():
         reward = sample.load_checkpoint(run / "reward", world, "scalar", like=supervised)
         labels = labels_of(run, reward.flags)

@@ -440,8 +440,8 @@ def greedy(cfg, world):
     else:
         policy = load_checkpoint(cfg.policy, world)
         found["parameters"] = parameters(policy.model)
-        texts = summarise(policy, posts, worked_examples(cfg.data, cfg.examples, cfg.seed),
-                          bar="greedy")
+        examples = worked_examples(cfg.data, cfg.seed, cfg.examples) if cfg.examples else ()
+        texts = summarise(policy, posts, examples, bar="greedy")
     found |= {**judge.grade(posts, texts), "win": judge.compare(posts, texts, authors),
               "characters": [len(t) for t in texts],
               "authors_characters": [len(t) for t in authors],
