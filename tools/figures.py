@@ -421,7 +421,7 @@ def asked(cfg):
     posts = held_out(cfg.data)
     order = generator(cfg.seed, "evaluate").permutation(len(posts))
     posts = [posts[i] for i in order[:cfg.posts]]
-    return posts, load_judge(cfg.judge, None, posts)[1]
+    return posts, load_judge(cfg.judge, posts)[1]
 
 
 def parameters(model):
