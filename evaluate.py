@@ -382,11 +382,9 @@ def evaluate(cfg, world):
 
 
 def main(argv=None):
-    judges = ("--against", "command:", "labels:", "reward:", "--judge=command:", "--judge=labels:",
-              "--judge=reward:")
+    judges = dict.fromkeys(("--against", "command:", "labels:", "reward:"), "tools.judges")
     launch(evaluate, Config, argv, __doc__,
-           moved={"doctor": "tools.doctor", "compare": "tools.figures compare",
-                  **dict.fromkeys(judges, "tools.judges")})
+           moved={"doctor": "tools.doctor", "compare": "tools.figures compare", **judges})
 
 
 if __name__ == "__main__":

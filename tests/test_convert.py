@@ -335,7 +335,7 @@ def test_an_imported_policy_reads_queries_filled_with_spaces(imported, posts, to
     sample.main(f"--policy {imported / 'supervised'} --post hello --device cpu --best-of 2 "
                 f"--reward {imported / 'reward'}".split())
     assert "score" in capsys.readouterr().out
-    with pytest.raises(Problem, match="--data: holds neither"):
+    with pytest.raises(Problem, match="--data: valid.jsonl .* is missing"):
         sample.main(["--policy", str(imported / "supervised"), "--device", "cpu"])
 
 
