@@ -14,8 +14,9 @@ the two extras that learning from feedback needs, then generation. The letters o
 A row is query | response | padding; a token's position is its column. Padding comes last, so causal
 attention alone hides it. DIFFERS: the paper's code pads queries to 512 tokens with visible spaces.
 
-To change attention: `attention` and the line of Block that runs it. Positions: the two lines with
-wpe. The head: GPT.predict. Their weights: __init__, and `initial` for the first values.
+To change attention: `attention`, which knows the columns of q and of k. Rotary positions: there too
+(turn q and k by their columns), and no wpe in GPT.embed. The layer: Block.forward. The head:
+GPT.predict. New weights: __init__, and `initial`.
 
 Try it:  python -m tools.plan sizes           what the sizes below hold
 Before:  data.py, toy.py (what the tokens are).    After: sft.py (how it learns).
@@ -74,15 +75,18 @@ def sized(size, n_vocab, head="lm"):
 # ------------------------------------------------------------------------------------ a plain GPT
 
 
-def attention(q, k, v, seen=None):
-    """softmax(q k' / sqrt(D)) v, to read: nothing calls it, for Block runs it as one fused kernel.
-    q: (B, H, R, D). k, v: (B, H, S, D). seen: (B, 1, R, S) bool, who looks at which column; None:
-    each looks at those up to its own."""
-    if seen is None:
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    fit = q @ k.mT / math.sqrt(q.shape[3])                                       # (B, H, R, S)
-    weight = fit.masked_fill(~seen, -math.inf).softmax(-1)                       # (B, H, R, S)
-    return weight @ v                                                            # (B, H, R, D)
+def attention(q, k, v, columns=None):
+    """softmax(q k' / sqrt(D)) v: what each column finds in those up to its own.
+        fit = q @ k.mT / sqrt(D)                                         # (B, H, R, S)
+        weight = fit.masked_fill(~seen, -inf).softmax(-1)                # (B, H, R, S)
+        return weight @ v                                                # (B, H, R, D)
+    A fused kernel does the same, and stores no (R, S) table; a test runs these lines against it.
+    q: (B, H, R, D), of the columns `columns` (B, R); None: of 0 .. R - 1.
+    k, v: (B, H, S, D), of the columns 0 .. S - 1."""
+    if columns is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)           # (B, H, R, D)
+    seen = torch.arange(k.shape[2], device=k.device) <= columns[:, None, :, None]    # (B, 1, R, S)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)               # (B, H, R, D)
 
 
 class Block(nn.Module):
@@ -90,26 +94,27 @@ class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        C, self.heads, self.activation = config.width, config.heads, ACTIVATIONS[config.activation]
+        C, self.D = config.width, config.width // config.heads
         self.norm_1 = nn.LayerNorm(C)
         self.attention = nn.ModuleDict({"q": nn.Linear(C, C), "kv": nn.Linear(C, 2 * C),
                                         "out": nn.Linear(C, C)})
         self.norm_2, self.up, self.down = nn.LayerNorm(C), nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
+        self.activation = ACTIVATIONS[config.activation]
 
-    def forward(self, x, at=None, cache=None):
-        """(B, T, C) -> (B, R, C). In a plain GPT at = cache = seen = None, and R = S = T."""
-        normed, seen = self.norm_1(x), up_to(at, x.shape[1])                     # (B, T, C)
-        q = self.attention.q(columns_of(normed, at))                             # (B, R, C)
-        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)                    # (B, H, R, D)
-        kv = self.attention.kv(normed)                                           # (B, T, 2C)
-        kv = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)        # (2, B, H, T, D)
-        if cache is not None:                                                    # extra 2 below
-            kv, seen = cache.extend(kv, seen)                                    # (2, B, H, S, D)
-        k, v = kv                                                                # (B, H, S, D)
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
-        found = self.attention.out(found.transpose(1, 2).flatten(2))             # (B, R, C)
-        x = columns_of(x, at) + found
+    def forward(self, x, *extras):
+        """(B, T, C) -> (B, R, C). A plain GPT has no extras: its columns = None, and R = S = T."""
+        normed, columns = self.norm_1(x), None                                   # (B, T, C)
+        kv = self.to_heads(self.attention.kv(normed))                            # (B, 2H, T, D)
+        if extras:
+            x, normed, kv, columns = apply_extras(x, normed, kv, *extras)        # below, after GPT
+        q = self.to_heads(self.attention.q(normed))                              # (B, H, R, D)
+        k, v = kv.chunk(2, 1)                                                    # (B, H, S, D) each
+        found = attention(q, k, v, columns)                                      # (B, H, R, D)
+        x = x + self.attention.out(found.transpose(1, 2).flatten(2))             # (B, R, C)
         return x + self.down(self.activation(self.up(self.norm_2(x))))           # (B, R, C)
+
+    def to_heads(self, x):               # (B, T, n D) -> (B, n, T, D); n = H, and 2H for kv
+        return x.unflatten(-1, (-1, self.D)).transpose(1, 2)
 
 
 class GPT(nn.Module):
@@ -126,20 +131,27 @@ class GPT(nn.Module):
         elif not config.tied:
             self.head = nn.Embedding(config.rows, C)
 
-    def forward(self, tokens, at=None, cache=None):
+    def forward(self, tokens, at=None, columns=None, cache=None):
         """tokens: (B, T) long, padding only at the end of a row. Returns: logits (B, T, V) of the
-        next token, or scalars (B, T). Raises: Problem when T is more than the context."""
-        T, context = tokens.shape[1], self.config.context
-        if T > context:
-            raise Problem(f"{T} tokens do not fit this network's context of {context}: lower "
-                          "--query-length or --response-length, or take a larger --size")
-        columns = torch.arange(T, device=tokens.device)                          # (T,)
+        next token, or scalars (B, T). The rest is for the extras; a plain GPT has none of it."""
         if at is not None or cache is not None:
-            return self.with_extras(tokens, columns, at, cache)                  # (B, R, V)
-        x = self.wte(tokens) + self.wpe(columns)                                 # (B, T, C)
+            return self.with_extras(tokens, at, columns, cache)                  # (B, R, V)
+        x = self.embed(tokens)                                                   # (B, T, C)
         for block in self.blocks:
             x = block(x)                                                         # (B, T, C)
         return self.predict(x)                                                   # (B, T, V)
+
+    def check(self, T):
+        if T > self.config.context:
+            raise Problem(f"{T} tokens do not fit this network's context of {self.config.context}: "
+                          "lower --query-length or --response-length, or take a larger --size")
+
+    def embed(self, tokens, columns=None):
+        """Each token, plus its column: one of 0 .. T - 1 unless given. (B, T) -> (B, T, C)"""
+        self.check(tokens.shape[1])
+        if columns is None:
+            columns = torch.arange(tokens.shape[1], device=tokens.device)        # (T,)
+        return self.wte(tokens) + self.wpe(columns)                              # (B, T, C)
 
     def predict(self, x):
         """The head, in fp32: bf16's 8 bits are too few for log-probs. x: (B, R, C)"""
@@ -151,50 +163,34 @@ class GPT(nn.Module):
             table = self.wte.weight if self.config.tied else self.head.weight
             return F.linear(x, table[:self.config.n_vocab].to(x))                # (B, R, V)
 
-    # Extra 1: PPO reads 48 of 560 columns, and with GPT-2's vocabulary the head is a third of the
-    # compute and nearly all of the memory. So the head runs on the columns `at` alone, and so does
-    # the last block, which needs only keys and values of the others.
-    # Extra 2: generation adds one column at a time, and the keys and values of those before it stay
-    # the same. `cache`, a Cache for each layer, keeps them: one column is computed instead of T.
+    # Extra 1, `at`: PPO reads 48 of 560 columns, and with GPT-2's vocabulary the head is a third of
+    # the compute and nearly all of the memory. So the head computes these columns alone, and so
+    # does the last block, which of the others needs only keys and values.
+    # Extra 2, `cache`: generation adds a column at a time, and keys and values of those before it
+    # stay the same. A tensor (B, 2H, S, D) a block keeps them: one column is computed, not all T.
 
-    def with_extras(self, tokens, columns, at, cache):
-        """Logits (B, R, V) or scalars (B, R) of the columns `at` (B, R); None: of all T."""
-        if cache is None:
-            cache = [None] * len(self.blocks)
-        elif cache[0].at is not None:
-            columns = cache[0].at                                                # (B, 1)
-        x = self.wte(tokens) + self.wpe(columns)                                 # (B, T, C)
-        *blocks, last = self.blocks
-        for i, block in enumerate(blocks):
-            x = block(x, None, cache[i])                                         # (B, T, C)
-        return self.predict(last(x, at, cache[-1]))                              # (B, R, V)
-
-
-def columns_of(x, at):
-    """Some columns of each row; at None: all. x: (B, T, C), at: (B, R) -> (B, R, C)."""
-    return x if at is None else x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+    def with_extras(self, tokens, at, columns, cache):
+        """Logits (B, R, V) or scalars (B, R):
+            model(tokens, at=at)                      of the columns `at` (B, R) alone
+            model(tokens, at=at, cache=cache)         the same, and fills the cache
+            model(token, columns=new, cache=cache)    of one more token a row, in column `new`"""
+        none = [None] * len(self.blocks)
+        x = self.embed(tokens, columns)                                          # (B, T, C)
+        for block, read, kept in zip(self.blocks, none[1:] + [at], cache or none, strict=True):
+            x = block(x, read, columns, kept)            # (B, T, C); (B, R, C) after the last
+        return self.predict(x)                                                   # (B, R, V)
 
 
-def up_to(at, S):
-    """Of S columns, those that the columns `at` (B, R) see: (B, 1, R, S) bool. None: causal."""
-    return None if at is None else (torch.arange(S, device=at.device) <= at[..., None])[:, None]
-
-
-class Cache:
-    """One layer's keys and values: at first of whole queries, then of one more token a row."""
-
-    def __init__(self):
-        self.kv = None       # (2, B, H, room, D)
-        self.at = None       # (B, 1)        the columns of the next tokens; None: whole queries
-        self.seen = None     # (B, 1, 1, S)  the columns up to those
-
-    def extend(self, kv, seen):
-        """Keep new keys and values. Returns: all (2, B, H, S, D), and who sees them."""
-        if self.at is None:
-            self.kv = kv
-            return kv, seen
-        self.kv.scatter_(3, self.at[:, None, :, None].expand_as(kv), kv)    # to each row's column
-        return self.kv[..., :self.seen.shape[-1], :], self.seen
+def apply_extras(x, normed, kv, at, columns, cache):
+    """Inside a block: which columns look (x, normed), at which (kv), and where they stand."""
+    if cache is not None and columns is None:            # whole queries fill the cache: S = T
+        kv = cache.copy_(kv)                                                     # (B, 2H, S, D)
+    elif cache is not None:                              # one token a row, to its own column
+        kv = cache.scatter_(2, columns[:, None, :, None].expand_as(kv), kv)      # (B, 2H, S, D)
+    if at is not None:
+        some = at[..., None].expand(-1, -1, x.shape[-1])                         # (B, R, C)
+        x, normed, columns = x.gather(1, some), normed.gather(1, some), at       # (B, R, C) twice
+    return x, normed, kv, columns
 
 # ------------------------------------------------------------------------------ rows and log-probs
 
@@ -217,7 +213,7 @@ class Rows(NamedTuple):
         return self.columns[:, :1] + self.is_response.sum(1, keepdim=True)
 
     def to(self, device):
-        return Rows(*(x.to(device) for x in self))
+        return Rows(*(x.to(device, non_blocking=True) for x in self))     # (the CPU goes on)
 
 
 def lay_out(queries, responses, pad, length=None):
@@ -256,8 +252,7 @@ def uniforms(seed, purpose, step, rows, n):
     All randomness in this book is a function of (seed, purpose, step, row), never of what was drawn
     before. So row 8 gets the same alone, in any batch, on any of many processes, after a restart:
         uniforms(0, "rollout", 3, [7, 8], 2)      [[0.96, 0.97], [0.44, 0.16]]
-        uniforms(0, "rollout", 3, [8], 2)                       [[0.44, 0.16]]
-    """
+        uniforms(0, "rollout", 3, [8], 2)                       [[0.44, 0.16]]"""
     drawn = [generator(seed, purpose, step, int(row)).random(n) for row in rows]
     return np.array(drawn).reshape(len(drawn), n)
 
@@ -272,80 +267,79 @@ def choose(logits, temperature=1.0, u=None):
         token = logp.argmax(-1)                                                      # (B,)
     else:
         sums = logp.exp().cumsum(-1, dtype=u.dtype)                                  # (B, V)
-        token = torch.searchsorted(sums, u[:, None].to(sums) * sums[:, -1:], right=True)[:, 0]
-        token = token.clamp(max=logits.shape[-1] - 1)                                # (B,)
+        u = u[:, None].to(sums) * sums[:, -1:]   # the last is rounded, say 0.9999998: stay below
+        token = torch.searchsorted(sums, u, right=True)[:, 0]                        # (B,)
+        token = token.clamp(max=logits.shape[-1] - 1)        # in fp32 (MPS) u can be rounded to 1
     return token, logp.gather(-1, token[:, None])[:, 0]
 
 
-def read_queries(model, queries, at, room, together):
-    """Run the queries, which end at the columns `at` (B, 1), `together` at once. Returns: logits
-    (B, V) of the token after each, and the cache, with room for so many columns."""
-    logits, caches = [], []
+def read_queries(model, queries, column, room, together):
+    """Run the queries, which end at the columns `column` (B, 1), `together` at a time. Returns:
+    logits (B, V) of the token after each, and the cache, with room for so many columns."""
+    config, device, dtype, logits = model.config, column.device, model.wte.weight.dtype, []
+    if torch.is_autocast_enabled(device.type):           # bf16 arithmetic: so are keys and values
+        dtype = torch.get_autocast_dtype(device.type)
+    # Columns to come hold zeros, for attention takes 0 times what is there, and 0 * NaN is NaN.
+    shape = (len(queries), 2 * config.heads, room, config.width // config.heads)
+    cache = [torch.zeros(shape, dtype=dtype, device=device) for _ in model.blocks]
     for start in range(0, len(queries), together):
         some = slice(start, start + together)
-        tokens = stack(queries[some], model.config.n_vocab).to(at.device)            # (b, T)
-        caches.append([Cache() for _ in model.blocks])
-        logits.append(model(tokens, at=at[some], cache=caches[-1])[:, 0])            # (b, V)
-    whole = [Cache() for _ in model.blocks]
-    for layer in whole:         # columns to come hold zeros: a NaN would survive attention's 0 * v
-        parts = [cache.pop(0).kv for cache in caches]                        # (2, b, H, T, D) each
-        parts = [F.pad(kv, (0, 0, 0, room - kv.shape[3])) for kv in parts]
-        layer.kv = torch.cat(parts, 1)                                       # (2, B, H, room, D)
-    return torch.cat(logits), whole
+        tokens = stack(queries[some], config.n_vocab).to(device)                     # (b, T)
+        part = [kv[some, :, :tokens.shape[1]] for kv in cache]           # (b, 2H, T, D), not copied
+        logits.append(model(tokens, at=column[some], cache=part)[:, 0])              # (b, V)
+    return torch.cat(logits), cache
 
 
 @torch.no_grad()
-def generate(model, queries, length, temperature=1.0, uniforms=None, look_every=4, together=16):
-    """Continue each query until <|endoftext|> or `length` tokens.
-    queries: B token lists. uniforms: (B, length), a number for each token; None: greedy.
-    look_every: tokens after which finished rows leave the batch (the CPU must wait to see them).
-    together: queries read at once, of about the same length, so that little is padding.
-    Returns: tokens (B, length) long, padding after <|endoftext|>; log-probs (B, length), 0 there.
-    """
+def generate(model, queries, length, temperature=1.0, u=None, look_every=8, together=16):
+    """Continue each query until <|endoftext|> or `length` tokens. In principle, a query at a time:
+        for t in range(length):
+            token, logp = choose(model(tokens)[:, -1], temperature, u[:, t])         # (1,), (1,)
+            tokens = torch.cat([tokens, token[:, None]], 1)                          # (1, T + 1)
+    This is 20 times faster on the toy, mostly by the cache. Queries of about the same length are
+    read `together`, so that little is padding (10 % faster). Rows that have ended leave the batch
+    (25 % faster): every `look_every` tokens, for to look, the CPU must wait for the GPU.
+    queries: B token lists. u: (B, length) in [0, 1), a number for each token; None: greedy.
+    Returns: tokens (B, length) long, padding after <|endoftext|>; log-probs (B, length), there 0"""
     pad, eot, device = model.config.n_vocab, model.config.n_vocab - 1, model.wte.weight.device
     order = sorted(range(len(queries)), key=lambda i: len(queries[i]))
-    longest = len(queries[order[-1]])
-    if longest + length > model.config.context:
-        raise Problem(f"a query of {longest} tokens and a response of {length} do not fit the "
-                      f"context of {model.config.context}: lower --query-length")
+    queries, longest = [queries[i] for i in order], len(queries[order[-1]])
+    model.check(longest + length)
+    if u is not None:                                    # MPS has no float64
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        u = torch.as_tensor(u, dtype=exact).to(device)                               # (B, R)
     row = torch.tensor(order, device=device)             # (b,) which rows are still in the cache
-    queries = [queries[i] for i in order]
-    at = torch.tensor([[len(query) - 1] for query in queries], device=device)        # (b, 1)
-    logits, cache = read_queries(model, queries, at, longest + length, together)     # (b, V)
+    column = torch.tensor([[len(query) - 1] for query in queries], device=device)    # (b, 1)
+    logits, cache = read_queries(model, queries, column, longest + length, together)
     out = torch.full((len(queries), length), pad, device=device)                     # (B, R)
     logps = logits.new_zeros(out.shape)                                              # (B, R)
-    if uniforms is not None:                             # MPS has no float64
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        uniforms = torch.as_tensor(uniforms, dtype=exact).to(device)                 # (B, R)
     for t in range(length):
-        u = None if uniforms is None else uniforms[row, t]                           # (b,)
-        token, logps[row, t] = choose(logits, temperature, u)                        # (b,), (b,)
-        out[row, t] = token
+        token, logps[row, t] = choose(logits, temperature, None if u is None else u[row, t])
+        out[row, t] = token                                                          # (b,)
         if (t + 1) % look_every == 0:
             left = (out[row] != eot).all(1).nonzero()[:, 0]             # rows that go on
             if len(left) == 0:
                 break
             if len(left) <= 0.75 * len(row):             # copying costs, so not for every row
-                row, token, at = row[left], token[left], at[left]
-                for layer in cache:
-                    layer.kv = layer.kv[:, left]
+                row, token, column = row[left], token[left], column[left]
+                for i in range(len(cache)):              # one by one: memory for one more layer
+                    cache[i] = cache[i][left]                                        # (b, 2H, S, D)
         if t + 1 < length:
-            at = at + 1                                                              # (b, 1)
-            seen = up_to(at, longest + t + 1)                                        # (b, 1, 1, S)
-            for layer in cache:
-                layer.at, layer.seen = at, seen
-            logits = model(token[:, None], cache=cache)[:, 0]                        # (b, V)
-    ended = (out == eot).cumsum(1) > (out == eot)        # (B, R) bool, after <|endoftext|>
-    return out.masked_fill(ended, pad), logps.masked_fill(ended, 0)
+            column, S = column + 1, longest + t + 1                                  # (b, 1), ()
+            logits = model(token[:, None], columns=column,                           # (b, V)
+                           cache=[kv[:, :, :S] for kv in cache])[:, 0]
+    ends = (out == eot).long()                           # 0 0 1 0 1: a row goes on until it leaves
+    after = ends.cumsum(1) - ends > 0                    # F F F T T
+    return out.masked_fill(after, pad), logps.masked_fill(after, 0)
 
 # --------------------------------------------------------------------- first values, loading, sizes
 
 
 def initial(name, shape, config, seed):
     """The first value of a weight: N(0, 1/fan_in) for matrices, N(0, 1/C) for tokens, and for the
-    scalar head N(0, 1/(C+1)), the paper's variance (appendix B.1).
-    At width 2048 the first two are N(0, 0.022^2), about GPT-2's 0.02. At width 128 they are four
-    times wider: with 0.02 a network there does not learn, within minutes, to copy from the post."""
+    scalar head N(0, 1/(C+1)), the paper's variance (appendix B.1). At width 2048 that is about
+    GPT-2's N(0, 0.02^2). At 128 it is four times wider: with 0.02 no small network learns, within
+    minutes, to copy from the post."""
     if name.endswith("bias"):
         return torch.zeros(shape)
     if "norm" in name:
@@ -353,7 +347,8 @@ def initial(name, shape, config, seed):
     C = config.width
     # DIFFERS: positions start at a tenth of the tokens' size (paper's code: half), so that
     # attention first looks at words; a network learns to copy in half the steps.
-    special = {"wte.weight": 1 / C, "wpe.weight": 0.01 / C, "head.weight": 1 / (C + 1)}
+    special = {"wte.weight": 1 / C, "wpe.weight": 0.01 / C,
+               "head.weight": 1 / (C + 1)}      # the scalar head's: an lm head is always loaded
     variance = special.get(name, 1 / shape[-1])
     if name.endswith(("out.weight", "down.weight")):
         variance /= 2 * config.layers       # x is a sum of so many of these: keep its size (GPT-2)

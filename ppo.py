@@ -4,24 +4,29 @@ r"""Chapter 8. Reinforcement learning: write what people prefer, without forgett
 
 The mean of that log over the policy's own summaries is the KL divergence: how far the policy has
 moved from the supervised one. PPO (Schulman et al. 2017) raises the mean total (sections 3.4, B.1).
-It follows from one formula in four steps:
 
-    gradient   The mean total is the sum over summaries of pi * total, and grad pi = pi * grad log
-               pi: its gradient is the mean of total * grad log pi(summary). (The total holds log pi
-               as well; what that adds has mean 0.) So each summary becomes more probable in
-               proportion to its total. log pi(summary) is a sum over tokens. What came before a
-               token, and what was expected then, is the same whichever token is chosen: it may be
-               subtracted, which changes no mean (see `whiten`) but removes noise. What is left of
-               the total is A, the advantage: how much better it turned out than was expected
-               before this token. The gradient is the mean of A * grad log pi(token).
-    ratio      Writing is slow, so a batch serves several optimizer steps. After the first the
-               policy is no longer pi_old, which wrote the batch; a token now counts for
-               ratio = pi(token) / pi_old(token). At ratio 1 the gradient of  A * ratio  is again
-               A * grad log pi(token).
-    clip       Far from pi_old this correction cannot be trusted. Once the ratio has moved 20 % in
-               the direction that A pushes, the loss goes flat: its gradient is 0.
-    maximum    Of the plain and the clipped loss the larger one counts. So clipping takes away what
-               a token could still gain, never what it costs: `policy_loss` shows the four cases.
+1. Gradient. The mean total is the sum over all summaries of pi * total. The derivative of log x is
+1 / x, so grad pi = pi * grad log pi, and
+
+    grad of the mean total = sum of  grad pi * total = sum of  pi * grad log pi * total
+                           = mean of  total * grad log pi,  over the policy's own summaries
+
+Each summary becomes more probable in proportion to its total. (Its own log pi adds 0, by step 2.)
+
+2. Advantage. log pi(summary) is a sum over tokens. Let c be the same whichever token comes next:
+
+    mean of  c * grad log pi(token) = c * sum of  grad pi = c * grad of  sum of  pi = c * grad 1 = 0
+
+So c may be subtracted from the total: no mean changes, but there is less noise. Our c is what came
+before the token, plus what was then expected of the rest. What is left is A, the advantage: how
+much better it turned out than was expected. The gradient is the mean of  A * grad log pi(token).
+
+3. Ratio. Writing is slow, so a batch serves several optimizer steps. After the first the policy is
+no longer pi_old, which wrote the batch. A token now counts for ratio = pi(token) / pi_old(token).
+The gradient of  A * ratio  is A * ratio * grad log pi(token): at ratio 1 that of step 2.
+
+4. Clip. Far from pi_old this correction cannot be trusted. Once the ratio has moved 20 % in the
+direction that A pushes, the loss goes flat: its gradient is 0. See `policy_loss`.
 
 Four networks of one architecture take part:
 
@@ -30,8 +35,7 @@ Four networks of one architecture take part:
     critic         trained   starts as the reward model; predicts the rewards that are to come
     reward_model   frozen    scores whole summaries
 
-One response, "He quit <|endoftext|>", to a query of n tokens; beta = .05, score = 2, gamma = 1,
-lambda = .95:
+One response, "He quit <|endoftext|>", to n tokens; beta .05, score 2, gamma 1, lambda .95:
 
     column                                                    n-1     n      n+1    n+2    n+3
     token                                                     ":"    "He"   "quit"  eot    pad
@@ -94,16 +98,14 @@ class Config(Common):
     snapshot_every: int = flag(0, "iterations between snapshots/ of policy and critic; 0: none")
 
 
+# DIFFERS: toy and laptop sample at temperature 1 and take 4 optimizer steps an epoch.
+SMALL = dict(temperature=1.0, episodes=3072, batch=256, minibatches=4, micro_batch=64, save_every=5)
 PRESETS = {     # the last two rows: the paper's (B.1); where it is silent, the 2019 code's
-    "toy": dict(query_length=256, temperature=1.0, episodes=3072, batch=256, minibatches=4,
-                rollout_batch=128, micro_batch=64, lr=3e-4, save_every=5),
-    # DIFFERS: toy and laptop sample at temperature 1 and take 4 optimizer steps an epoch.
-    "laptop": dict(query_length=320, response_length=32, temperature=1.0, episodes=3072, batch=256,
-                   minibatches=4, rollout_batch=64, micro_batch=64, lr=2e-4, save_every=5),
+    "toy": dict(SMALL, query_length=256, rollout_batch=128, lr=3e-4),
+    "laptop": dict(SMALL, query_length=320, response_length=32, lr=2e-4),
     "gpt2": dict(lr=1.5e-5, save_every=50),
     "1.3b": dict(lr=1.5e-5, batch=512, micro_batch=8, save_every=50),
-    "6.7b": dict(lr=7e-6, batch=256, micro_batch=4, rollout_batch=32, save_every=50),
-}
+    "6.7b": dict(lr=7e-6, batch=256, micro_batch=4, rollout_batch=32, save_every=50)}
 
 
 class Rollout(NamedTuple):               # all that PPO knows of a batch of summaries
@@ -115,6 +117,8 @@ class Rollout(NamedTuple):               # all that PPO knows of a batch of summ
     ref_logp: Tensor     # (B, R)  log pi_sft(token), nats
     value: Tensor        # (B, R)  the critic's, before the token is seen
     score: Tensor        # (B,)    the reward model's, or --missing-eot where no <|endoftext|> is
+    advantage: Tensor = None    # (B, R)  these two are known when the whole batch is written:
+    returns: Tensor = None      # (B, R)  `whiten` and `gae`, in step 2 of `train`
 
 
 def log_probs(network, rows, temperature):
@@ -123,54 +127,56 @@ def log_probs(network, rows, temperature):
 
 
 @torch.no_grad()
-def roll_out(policy, reference, critic, reward_model, queries, ids, step, cfg, world):
+def roll_out(policy, reference, critic, reward_model, queries, ids, iteration, cfg, world):
     """Let the policy summarise this process's queries, and the other networks read the summaries.
 
-    queries: token lists. ids: a number for each, from which (with seed and step) all its random
-    numbers follow. Returns: Rollout of the global batch, the same in every process.
+    queries: token lists. ids: a number for each, from which (with seed and iteration) all its
+    random numbers follow. Returns: Rollout of the global batch, the same in every process.
     """
     pad, eot, R = policy.config.n_vocab, policy.config.n_vocab - 1, cfg.response_length
-    u = uniforms(cfg.seed, "rollout", step, ids, R)                      # (b, R)
+    u = uniforms(cfg.seed, "rollout", iteration, ids, R)                                # (b, R)
     parts = []
-    with world.mixed(), world.gathered(policy):      # once: it casts, or fetches, every weight
+    # `gathered`: a sharded network's forward pass needs all processes at the same time, but each
+    # stops writing when its own summaries have ended. So each fetches the whole policy first.
+    with world.mixed(), world.gathered(policy):
         for start in range(0, len(queries), cfg.rollout_batch):
             some = slice(start, start + cfg.rollout_batch)
             said, old_logp = generate(policy, queries[some], R, cfg.temperature, u[some])
-            responses = [row[row != pad].tolist() for row in said.cpu()]
+            responses = [tokens[tokens != pad].tolist() for tokens in said.cpu()]
             rows = lay_out(queries[some], responses, pad, R).to(world.device)
-            if world.bf16:    # generation differs there by .01 from the full forward of `update`
-                old_logp = log_probs(policy, rows, cfg.temperature)              # (b, R)
-            ref_logp = log_probs(reference, rows, cfg.temperature)               # (b, R)
-            value = critic(rows.tokens, at=rows.columns)                         # (b, R)
-            score = reward_model(rows.tokens, at=rows.last)[:, 0]                # (b,)
+            if world.bf16:
+                # `generate` rounds differently from `update`, by .01: it would pass for learning.
+                old_logp = log_probs(policy, rows, cfg.temperature)                     # (b, R)
+            ref_logp = log_probs(reference, rows, cfg.temperature)                      # (b, R)
+            value = critic(rows.tokens, at=rows.columns)                                # (b, R)
+            score = reward_model(rows.tokens, at=rows.last)[:, 0]                       # (b,)
             score = score.masked_fill(~(said == eot).any(1), cfg.missing_eot)
             old_logp, ref_logp, value = [x.masked_fill(~rows.is_response, 0)
                                          for x in (old_logp, ref_logp, value)]
-            parts.append(Rollout(*rows, old_logp, ref_logp, value, score))
-    T = world.max(max(part.tokens.shape[1] for part in parts))
-    parts = [part._replace(tokens=F.pad(part.tokens, (0, T - part.tokens.shape[1]), value=pad))
-             for part in parts]
+            parts.append((*rows, old_logp, ref_logp, value, score))
+    T = world.max(max(tokens.shape[1] for tokens, *_ in parts))
+    parts = [(F.pad(tokens, (0, T - tokens.shape[1]), value=pad), *rest) for tokens, *rest in parts]
     return Rollout(*(world.gather(torch.cat(field)) for field in zip(*parts, strict=True)))
 
 
 def token_rewards(rollout, kl_coef):
-    """What each token earns: minus beta times its log ratio; the last one also the score.
+    """What each token earns: minus beta times its log ratio; the last one also the score. (B, R)
 
-        reward[t] = -beta * (old_logp[t] - ref_logp[t]) + [t is last] * score
+    A row sums to the total of section 3.4. Why is the log ratio not in the loss? There its gradient
+    is grad log pi, whose mean is 0. As a reward it also counts for the tokens before it (`gae`).
 
-    so a row sums to the total of section 3.4. Returns: (B, R), 0 past the end.
+    The log ratio is the estimate k1 of the KL. k3 = r - 1 - log r, r = pi_sft / pi, is another, and
+    never negative. As a reward it takes the log ratio's place here. As a loss its gradient is
+    (1 - r) * grad log pi: name its sum in `minibatch_loss`, add kl_coef times its mean to the loss
+    in `update` (another kl_coef: this is not whitened), and leave only the score here.
     """
     reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)                           # (B, R)
-    last = rollout.is_response.sum(1, keepdim=True) - 1                                 # (B, 1)
-    return reward.scatter_add(1, last, rollout.score[:, None])
+    end = rollout.is_response.sum(1, keepdim=True) - 1                                  # (B, 1)
+    return reward.scatter_add(1, end, rollout.score[:, None])
 
 
 def gae(reward, value, gamma, lam):
-    """Generalised advantage estimation (Schulman et al. 2016), from the last token to the first:
-
-        delta[t] = reward[t] + gamma * value[t + 1] - value[t]      how wrong the critic was at t
-        A[t] = delta[t] + gamma * lam * A[t + 1]                    and later, worth less and less
-        return[t] = A[t] + value[t]                                 what it should have said
+    """Generalised advantage estimation (Schulman et al. 2016): the table above, from the right.
 
     reward, value: (B, R), 0 past the end, where nothing more is expected. At lam = 1 the values
     cancel: A[t] is the rewards from t on minus value[t], right but noisy. At lam = 0 it is delta[t]
@@ -190,8 +196,7 @@ def whiten(advantage, is_response):
     """Mean 0 and variance 1 over the response tokens of the whole batch. (B, R), 0 past the end
 
     Variance 1: the size of a step no longer depends on the unit of the scores. Mean 0 is allowed:
-    probabilities always sum to 1, so the mean of grad log pi is 0, and one number that is taken
-    from every advantage leaves the mean of A * grad log pi as it was (exactly so at ratio 1).
+    one number that is taken from every advantage is a c of step 2 above (exactly so at ratio 1).
     """
     real = advantage[is_response]                                                       # (N,)
     scaled = (real - real.mean()) * (real.var(unbiased=False) + 1e-8).rsqrt()
@@ -201,10 +206,10 @@ def whiten(advantage, is_response):
 def policy_loss(logp, old_logp, advantage, clip):
     """PPO's loss: less of it means more of what turned out better than expected.
 
-        ratio = pi(token) / pi_old(token)
-        loss = sum max(-A * ratio, -A * clamp(ratio, 1 - clip, 1 + clip))
+        loss = max(-A * ratio, -A * clamp(ratio, 1 - clip, 1 + clip))
 
-    The four cases at clip = .2; in two of them the larger number does not depend on the ratio:
+    The larger of the two: so clipping takes away what a token could still gain, never what it
+    costs. The four cases at clip = .2; in two of them the larger does not depend on the ratio:
 
          A   ratio                                     plain   clipped
          1    1.5    good, and already more probable   -1.5     -1.2    flat: enough for this batch
@@ -212,103 +217,100 @@ def policy_loss(logp, old_logp, advantage, clip):
         -1    1.5    bad, but more probable             1.5      1.2    lowers pi
         -1     .5    bad, and already less probable      .5       .8    flat: enough for this batch
 
-    All (N,), response tokens only. Returns: () and the number of tokens with flat loss, ().
+    Of each token, and whether it is flat: (b, R), (b, R) bool.
     """
-    ratio = (logp - old_logp).exp()                                                     # (N,)
+    ratio = (logp - old_logp).exp()                                                     # (b, R)
     plain, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
-    return torch.maximum(plain, clipped).sum(), (clipped > plain).sum()
+    return torch.maximum(plain, clipped), clipped > plain
 
 
 def value_loss(value, old_value, returns, clip):
-    """The critic's loss: flat, too, once a value has come `clip` closer to the return.
+    """The critic's loss: flat, too, once a value has come `clip` closer to the return. (b, R)"""
+    clipped = torch.clamp(value, old_value - clip, old_value + clip)                    # (b, R)
+    return 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2)
 
-        loss = 1/2 sum max((value - return)^2, (clamp(value, old - clip, old + clip) - return)^2)
 
-    All (N,), response tokens only. Returns: ().
+def minibatch_loss(policy, critic, micro, T, R, cfg):
+    """Losses of a micro-batch, a Rollout of b rows that reach to column T and have at most R
+    response tokens, and more to log: {name: sum over tokens}."""
+    rows = Rows(micro.tokens[:, :T], micro.columns[:, :R], micro.targets[:, :R],
+                micro.is_response[:, :R])
+    old_logp, old_value, advantage, returns = [         # (b, R) each, 0 past the end
+        x[:, :R].masked_fill(~rows.is_response, 0)
+        for x in (micro.old_logp, micro.value, micro.advantage, micro.returns)]
+    logp = log_probs(policy, rows, cfg.temperature)                                     # (b, R)
+    value = critic(rows.tokens, at=rows.columns)                                        # (b, R)
+    # One --clip-ratio limits both: a ratio, and a value in the unit of the scores.
+    loss, is_flat = policy_loss(logp, old_logp, advantage, cfg.clip_ratio)
+    change = (logp - old_logp).detach()                                                 # (b, R)
+    of_tokens = {"policy_loss": loss,
+                 "value_loss": value_loss(value, old_value, returns, cfg.clip_ratio),
+                 "clip_fraction": is_flat.to(loss),
+                 "approx_kl": 0.5 * change ** 2,           # near the KL from pi_old to pi
+                 "rollout_mismatch": change.abs()}         # before the first step: rounding only
+    return {name: x.masked_fill(~rows.is_response, 0).sum() for name, x in of_tokens.items()}
+
+
+def linear(iteration, iterations, peak):
+    return peak * (1 - iteration / iterations)          # the learning rate falls from peak to 0
+
+
+def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
+    """Learn from a batch: `epochs` passes over it, in `minibatches` optimizer steps each.
+
+    All losses are means over the minibatch's tokens, not over its summaries. Each token counts the
+    same, as in the gradient of step 2; so a summary of 40 tokens counts twice as much as one of 20.
+    Returns: for the log, means over all optimizer steps; of rollout_mismatch, the first step's.
     """
-    clipped = torch.clamp(value, old_value - clip, old_value + clip)                    # (N,)
-    return 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2).sum()
-
-
-class Losses(NamedTuple):       # of some rows, summed over their response tokens; each ()
-    policy_loss: Tensor
-    value_loss: Tensor
-    clip_fraction: Tensor       # tokens whose loss is flat
-    approx_kl: Tensor           # (change of log pi)^2 / 2, near the KL from pi_old to pi
-    rollout_mismatch: Tensor    # |change of log pi|: before the first optimizer step, rounding only
-
-
-def minibatch_loss(policy, critic, batch, advantage, returns, cfg):
-    """Losses of some rows. batch: Rollout of b rows. advantage, returns: (b, R)."""
-    keep = batch.is_response                                                            # (b, R)
-    # No wider than these rows need: the last column read predicts the token in the next.
-    R, T = int(keep.sum(1).max()), int(batch.columns.max()) + 2
-    rows = Rows(batch.tokens[:, :T], batch.columns[:, :R], batch.targets[:, :R], keep[:, :R])
-    logp = log_probs(policy, rows, cfg.temperature)[rows.is_response]                   # (N,)
-    value = critic(rows.tokens, at=rows.columns)[rows.is_response]                      # (N,)
-    old_logp = batch.old_logp[keep]                                                     # (N,)
-    loss, flat = policy_loss(logp, old_logp, advantage[keep], cfg.clip_ratio)
-    change = (logp - old_logp).detach()                                                 # (N,)
-    return Losses(loss, value_loss(value, batch.value[keep], returns[keep], cfg.clip_ratio),
-                  flat.to(loss), 0.5 * (change ** 2).sum(), change.abs().sum())
-
-
-def linear(step, steps, peak):
-    """Learning rate: falls linearly from peak at step 0 to 0."""
-    return peak * (1 - step / steps)
-
-
-def update(policy, critic, optimizer, rollout, advantage, returns, lr, step, cfg, world):
-    """`epochs` passes over the batch, in `minibatches` optimizer steps each.
-
-    Minibatches are rows of the *global* batch, the same ones for any number of processes.
-    advantage, returns: (B, R). Returns: for the log, Losses a token and both gradient norms, means
-    over all optimizer steps; rollout_mismatch is that of the first step.
-    """
-    last = rollout.columns.amax(1).cpu()                                                # (B,)
-    losses, norms = [], []
+    # Known to the CPU once, so that no micro-batch has to wait for the device to say its size.
+    lengths, ends = torch.stack([rollout.is_response.sum(1), rollout.columns.amax(1)]).cpu()  # (B,)
+    losses, norms = [], []                            # of each optimizer step
     for epoch in range(cfg.epochs):
-        order = generator(cfg.seed, "minibatch", step, epoch).permutation(len(last))    # (B,)
-        for rows in torch.from_numpy(order).tensor_split(cfg.minibatches):
-            rows = rows[last[rows].argsort(stable=True)]      # like lengths together: less padding
-            count = rollout.is_response[rows].sum()           # one mean over all processes
-            total = 0
-            for part in accumulate(world.share(rows), cfg.micro_batch, policy, critic):
-                some = Rollout(*(field[part] for field in rollout))
+        order = generator(cfg.seed, "minibatch", iteration, epoch).permutation(len(ends))
+        for picked in torch.from_numpy(order).tensor_split(cfg.minibatches):
+            picked = picked[ends[picked].argsort(stable=True)]    # similar lengths: less padding
+            count = int(lengths[picked].sum())                    # tokens, of all processes
+            totals = {}
+            for part in accumulate(world.share(picked), cfg.micro_batch, policy, critic):
+                # The last column that is read predicts the token in the next one.
+                T, R = int(ends[part].max()) + 2, int(lengths[part].max())
+                part = part.to(world.device, non_blocking=True)
+                micro = Rollout(*(field[part] for field in rollout))
                 with world.mixed():
-                    sums = minibatch_loss(policy, critic, some, advantage[part], returns[part], cfg)
-                share = Losses(*(x / count for x in sums))
-                loss = share.policy_loss + VF_COEF * share.value_loss
-                (loss * world.size).backward()         # processes are *averaged*, hence the factor
-                total = total + torch.stack(share).detach()                             # (5,)
+                    sums = minibatch_loss(policy, critic, micro, T, R, cfg)
+                means = {name: x / count for name, x in sums.items()}
+                loss = means["policy_loss"] + VF_COEF * means["value_loss"]
+                (loss * world.size).backward()              # as in sft.py
+                for name, x in means.items():
+                    totals[name] = totals.get(name, 0) + x.detach()
+            losses.append(world.sum(torch.stack(list(totals.values()))))                # (5,)
             norms.append(optimizer_step({"grad_norm": policy, "critic_grad_norm": critic},
-                                        optimizer, lr, step, MAX_NORM))
-            losses.append(world.sum(total))
-    mean = Losses(*torch.stack(losses).mean(0).tolist())
-    return {**mean._asdict(), "rollout_mismatch": Losses(*losses[0].tolist()).rollout_mismatch,
-            **{name: sum(norm[name] for norm in norms) / len(norms) for name in norms[0]}}
+                                        optimizer, lr, iteration, MAX_NORM))
+    mean, first = (dict(zip(totals, x.tolist(), strict=True))
+                   for x in (torch.stack(losses).mean(0), losses[0]))
+    mean |= {name: sum(norm[name] for norm in norms) / len(norms) for name in norms[0]}
+    return {**mean, "rollout_mismatch": first["rollout_mismatch"]}
 
 
-def statistics(rollout, returns, cfg, eot):
-    """What the log says of a batch of summaries before learning from it."""
-    keep = rollout.is_response                                                          # (B, R)
+def statistics(rollout, cfg, eot):
+    """What the log says of a batch before anything is learned from it: {name: number}."""
+    is_response = rollout.is_response                                                   # (B, R)
     log_ratio = rollout.old_logp - rollout.ref_logp                                     # (B, R)
-    kl = log_ratio.sum(1).mean().item()                              # nats a summary
-    # That is Schulman's estimator k1; k3 = r - 1 - log r with r = pi_sft / pi.
-    k3 = ((-log_ratio).expm1() + log_ratio).sum(1).mean().item()     # never negative, less noisy
-    score = rollout.score.mean().item()
-    unexplained = (returns - rollout.value)[keep].var() / returns[keep].var()
+    score, kl = rollout.score.mean().item(), log_ratio.sum(1).mean().item()    # kl: a summary's
+    value, returns = rollout.value[is_response], rollout.returns[is_response]           # (N,), (N,)
     # Token pairs that stood in the same summary before: near 0 in prose, 1 in a loop.
-    rows = [tokens[real].tolist() for tokens, real in zip(rollout.targets, keep, strict=True)]
-    repeated = sum(len(row) - 1 - len(set(pairwise(row))) for row in rows)
+    texts = [tokens[real] for tokens, real in zip(rollout.targets, is_response, strict=True)]
+    pairs = [list(pairwise(tokens.tolist())) for tokens in texts]
+    repeated = sum(len(each) - len(set(each)) for each in pairs)
     return {"score": score, "kl": kl, "reward": score - cfg.kl_coef * kl,
-            "length": keep.sum(1).float().mean().item(),
+            "length": is_response.sum(1).float().mean().item(),
             "eot_rate": (rollout.targets == eot).any(1).float().mean().item(),
-            "entropy": -rollout.old_logp[keep].mean().item(), "kl_k3": k3,
+            "entropy": -rollout.old_logp[is_response].mean().item(),
+            "kl_k3": ((-log_ratio).expm1() + log_ratio).sum(1).mean().item(),    # r - 1 - log r
             "score_std": rollout.score.std().item(),
-            "repeated": repeated / max(1, sum(len(row) - 1 for row in rows)),
-            "explained_variance": 1 - unexplained.item(),
-            "return_mean": returns[keep].mean().item()}
+            "repeated": repeated / max(1, sum(len(each) for each in pairs)),
+            "explained_variance": 1 - ((returns - value).var() / returns.var()).item(),
+            "return_mean": returns.mean().item()}
 
 
 def prepare(cfg, world):
@@ -318,22 +320,19 @@ def prepare(cfg, world):
                       f"{cfg.minibatches} --minibatches, and be at most --episodes {cfg.episodes}")
     tokenizer = data.load_tokenizer(cfg.policy)
     if not data.same_tokenizer(tokenizer, data.load_tokenizer(cfg.reward)):
-        raise Problem(f"{cfg.policy} and {cfg.reward} have different tokenizers: train the reward "
-                      "model from this policy (reward.py --init)")
+        raise Problem("--policy and --reward have different tokenizers: see --init of reward.py")
     policy, critic = load_model(cfg.policy, world), load_model(cfg.reward, world)
     reference = load_model(cfg.policy, world, frozen=True)
     reward_model = load_model(cfg.reward, world, frozen=True)
-    longest = cfg.query_length + cfg.response_length
-    for network, head, folder in ((policy, "lm", cfg.policy), (critic, "scalar", cfg.reward)):
-        if network.config.head != head:
-            raise Problem(f"{folder} has no {head} head: are --policy and --reward swapped?")
-        if longest > network.config.context:
-            raise Problem(f"rows of up to {longest} tokens do not fit the context of {folder}, "
-                          f"{network.config.context}: lower --query-length")
+    if (policy.config.head, critic.config.head) != ("lm", "scalar"):
+        raise Problem(f"{cfg.policy} is no policy, or {cfg.reward} no reward model: swapped?")
+    room = min(policy.config.context, critic.config.context)
+    if cfg.query_length + cfg.response_length > room:
+        raise Problem(f"--query-length plus --response-length is over the context of {room} tokens")
     posts = data.read_posts(cfg.data, "train", need_summary=False)
     data.check_queries(tokenizer, posts, cfg.query_length)
-    networks = (policy, reference, critic, reward_model)
-    return tokenizer, posts, *(world.parallelize(network, cfg) for network in networks)
+    return tokenizer, posts, *(world.parallelize(network, cfg) for network in
+                               (policy, reference, critic, reward_model))
 
 
 def train(cfg, world):
@@ -350,35 +349,37 @@ def train(cfg, world):
     if world.rank == 0:
         data.save_tokenizer(tokenizer, cfg.out)
 
-    for step in run.steps(iterations):
-        # 1. a batch                        the policy's own summaries, read by all four networks
+    for iteration in run.steps(iterations):
+        # 1. batch: the policy's own summaries, read by all four networks
         began = time.perf_counter()
-        mine = world.share(batches.at(step))
+        mine = world.share(batches.at(iteration))
         queries = [data.encode_query(tokenizer, posts[i], cfg.query_length, cfg.fill) for i in mine]
-        rollout = roll_out(policy, reference, critic, reward_model, queries, mine, step, cfg, world)
-        run.finite(step, "the reward model's score", rollout.score, f"see the log of {cfg.reward}")
+        rollout = roll_out(policy, reference, critic, reward_model, queries, mine, iteration, cfg,
+                           world)
+        run.finite(iteration, "the reward model's score", rollout.score, f"see {cfg.reward}'s log")
         written = time.perf_counter()
 
-        # 2. what each token is worth
+        # 2. weigh: how much better than expected each token was
         reward = token_rewards(rollout, cfg.kl_coef)                                    # (B, R)
         advantage, returns = gae(reward, rollout.value, GAMMA, LAMBDA)          # (B, R), (B, R)
         advantage = whiten(advantage, rollout.is_response)                              # (B, R)
+        rollout = rollout._replace(advantage=advantage, returns=returns)
 
-        # 3-4. gradients, descent           epochs of minibatches
-        lr = linear(step, iterations, cfg.lr)
-        found = update(policy, critic, optimizer, rollout, advantage, returns, lr, step, cfg, world)
+        # 3-4. gradients, descent: epochs of minibatches
+        lr = linear(iteration, iterations, cfg.lr)
+        learned = update(policy, critic, optimizer, rollout, lr, iteration, cfg, world)
         done = time.perf_counter()
 
-        # 5. a line in the log, a state to come back to
+        # 5. log, save
         tokens = int(rollout.is_response.sum())
-        run.log(step, **statistics(rollout, returns, cfg, tokenizer.eot_token), **found, lr=lr,
-                episodes=(step + 1) * cfg.batch, rollout_seconds=written - began,
+        run.log(iteration, **statistics(rollout, cfg, tokenizer.eot_token), **learned, lr=lr,
+                episodes=(iteration + 1) * cfg.batch, rollout_seconds=written - began,
                 rollout_tokens_per_second=tokens / (written - began), update_seconds=done - written,
                 update_tokens_per_second=cfg.epochs * tokens / (done - written))
-        if cfg.snapshot_every and (step + 1) % cfg.snapshot_every == 0:
-            run.save(f"snapshots/step-{step + 1:06d}", policy)
-            run.save(f"snapshots/critic-{step + 1:06d}", critic)
-        run.save_if_due(step)
+        if cfg.snapshot_every and (iteration + 1) % cfg.snapshot_every == 0:
+            run.save(f"snapshots/step-{iteration + 1:06d}", policy)
+            run.save(f"snapshots/critic-{iteration + 1:06d}", critic)
+        run.save_if_due(iteration)
     run.finish(model=policy, critic=critic)
 
 

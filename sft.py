@@ -110,7 +110,8 @@ def nll(network, rows):
     rows = lay_out([query for query, _ in rows], [response for _, response in rows],
                    network.config.n_vocab).to(network.wte.weight.device)
     logits = network(rows.tokens, at=rows.columns)                   # (b, R, V)
-    return -token_logp(logits, rows.targets)[rows.is_response].sum()
+    logp = token_logp(logits, rows.targets)                          # (b, R)
+    return -logp.masked_fill(~rows.is_response, 0).sum()
 
 
 @torch.no_grad()

@@ -43,16 +43,16 @@ def adam(modules, beta2=0.999, eps=1e-8, weight_decay=0.0):
 def optimizer_step(networks, optimizer, lr, step, clip=1.0):
     """Clip each network's gradient to norm `clip` (0: never), then step and clear.
 
-    networks: {name of the norm in the log: network}; a weight of two of them counts in the first.
-    Returns: {name: norm before clipping}. Raises: Problem when one is not finite; the weights are
-    then still those of the optimizer step before.
+    networks: {name of the norm in the log: network}; a weight of two counts in the first. Returns:
+    {name: norm before clipping}. Raises: Problem when one is not finite, before any weight changes.
     """
-    norms, clipped = {}, set()
-    for name, network in networks.items():
+    norms, clipped = [], set()
+    for network in networks.values():
         own = [p for p in network.parameters() if p not in clipped]
         norm = nn.utils.clip_grad_norm_(own, clip or math.inf)
-        norms[name] = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         clipped.update(own)
+    norms = dict(zip(networks, torch.stack(norms).tolist(), strict=True))
     if not all(map(math.isfinite, norms.values())):
         raise Diverged(step, f"the gradient is {list(norms.values())}; nothing of it was kept")
     for group in optimizer.param_groups:

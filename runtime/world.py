@@ -36,12 +36,12 @@ class World:
 
     def sum(self, x):
         """The sum over all ranks, on every rank: of a tensor, or of a list of numbers."""
+        if self.size == 1:
+            return x
         if isinstance(x, list):
-            kind = torch.float32 if self.device.type == "mps" else torch.float64
-            return self.sum(torch.tensor(x, dtype=kind, device=self.device)).tolist()
-        if self.size > 1:
-            x = x.clone()
-            dist.all_reduce(x)
+            return self.sum(torch.tensor(x, dtype=torch.float64, device=self.device)).tolist()
+        x = x.clone()
+        dist.all_reduce(x)
         return x
 
     def max(self, n):

@@ -242,8 +242,8 @@ def ppo_iteration(a):
         written = now(a)
         advantage, returns = ppo.gae(ppo.token_rewards(batch, cfg.kl_coef), batch.value, ppo.GAMMA,
                                      ppo.LAMBDA)
-        advantage = ppo.whiten(advantage, batch.is_response)
-        ppo.update(*trained, optimizer, batch, advantage, returns, 1e-4, i, cfg, world)
+        batch = batch._replace(advantage=ppo.whiten(advantage, batch.is_response), returns=returns)
+        ppo.update(*trained, optimizer, batch, 1e-4, i, cfg, world)
         seconds.append((written - began, now(a) - written))
         said.append(int(batch.is_response.sum()))
     step.seconds = seconds

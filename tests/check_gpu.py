@@ -77,12 +77,12 @@ def decoding(cfg, world):
     queries = [q for q, _ in random_rows(cfg, 4)]
     u = uniforms(0, "check", 0, range(4), 24)
     with torch.no_grad(), world.mixed(), world.gathered(network):
-        said, logp = generate(network, queries, 24, uniforms=u)
+        said, logp = generate(network, queries, 24, u=u)
         kept = [[t for t in row if t < VOCABULARY] for row in said.tolist()]
         rows = lay_out(queries, kept, VOCABULARY, 24).to(world.device)
         again = token_logp(network(rows.tokens, at=rows.columns), rows.targets)
         began = clock(world)
-        generate(network, queries * 16, 48, uniforms=uniforms(0, "check", 1, range(64), 48))
+        generate(network, queries * 16, 48, u=uniforms(0, "check", 1, range(64), 48))
         seconds = clock(world) - began
     return float((again - logp)[rows.is_response].abs().max()), 64 * 48 / seconds
 

@@ -96,7 +96,7 @@ SABOTAGES = {      # name: (stage, flags, damage, the checks that must be among 
     "ppo: the update forgets the temperature": (
         "ppo", "--temperature 0.7 --episodes 384",
         replaced(ppo, "minibatch_loss", lambda honest: lambda *args: honest(
-            *args[:5], dataclasses.replace(args[5], temperature=1.0))),
+            *args[:-1], dataclasses.replace(args[-1], temperature=1.0))),
         {"rollout and update disagree"}),
     "ppo: another reference": (
         "ppo", "--episodes 384", rollouts(lambda r, step, _: {

@@ -2,6 +2,7 @@
 import json
 import math
 import re
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from model import (
     sized,
     token_logp,
     uniforms,
-    up_to,
 )
 from runtime import Problem, generator
 from runtime.files import save_tensors, write_config
@@ -84,17 +84,24 @@ def test_the_forward_equals_a_numpy_decoder(tiny, head, activation):
     np.testing.assert_allclose(ours, numpy_decoder(net, tokens), atol=2e-5)
 
 
-def fused(q, k, v, attn_mask=None, is_causal=False):
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask, 0.0, is_causal)
+def written_out(q, k, v, columns=None):
+    """The lines in the docstring of model.attention, run."""
+    lines = re.search(r"^( +fit = .*?)\n +A fused", attention.__doc__, re.DOTALL | re.MULTILINE)[1]
+    R, S = q.shape[2], k.shape[2]
+    columns = torch.arange(R)[None] if columns is None else columns
+    names = {"q": q, "k": k, "v": v, "D": q.shape[3], "sqrt": math.sqrt, "inf": math.inf,
+             "seen": (torch.arange(S) <= columns[:, :, None])[:, None]}          # (B, 1, R, S)
+    exec(textwrap.dedent(lines).replace("return ", "found = "), names)
+    return names["found"]
 
 
 @pytest.mark.parametrize("R, S, at", [(9, 9, None), (4, 9, [[0, 8, 3, 3], [8, 2, 5, 0], [1, 1, 7, 6]]),
                                       (1, 9, [[8], [2], [0]])])
-def test_attention_written_out_equals_the_fused_kernel(float64, R, S, at):
+def test_attention_equals_the_lines_in_its_docstring(float64, R, S, at):
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, 2, n, 8, generator=draw).requires_grad_() for n in (R, S, S))
-    seen = up_to(None if at is None else torch.tensor(at), S)
-    ours, theirs = attention(q, k, v, seen), fused(q, k, v, seen, seen is None)
+    columns = None if at is None else torch.tensor(at)
+    ours, theirs = attention(q, k, v, columns), written_out(q, k, v, columns)
     assert (ours - theirs).abs().max() < 1e-12
     for a, b in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (ours, theirs)),
                     strict=True):
@@ -114,13 +121,40 @@ def test_the_network_runs_the_same_with_attention_written_out(tiny, float64, mon
         return [net(tokens), net(tokens, at=at), *generate(net, queries, 24, 0.8, u)]
     before, calls = everything(), []
 
-    def written_out(q, k, v, attn_mask, is_causal):
-        calls.append(len(q))
-        assert is_causal == (attn_mask is None)
-        return attention(q, k, v, attn_mask)
-    monkeypatch.setattr(model.F, "scaled_dot_product_attention", written_out)
+    def counted(*inputs):
+        calls.append(inputs)
+        return written_out(*inputs)
+    monkeypatch.setattr(model, "attention", counted)
     assert all((a - b).abs().max() < 1e-10 for a, b in zip(before, everything(), strict=True))
     assert len(calls) > 2 * 2 + 2 * 20                     # in both layers, for each token
+
+
+def rotate(x, columns=None):
+    """Rotary positions (Su et al. 2021): each pair of channels turns by an angle for each column."""
+    if columns is None:
+        columns = torch.arange(x.shape[2])[None]                                 # (1, R)
+    turns = 10_000 ** -torch.linspace(0, 1, x.shape[3] // 2)                     # (D / 2,)
+    angle = columns[:, None, :, None] * turns                                    # (B, 1, R, D / 2)
+    a, b = x.chunk(2, -1)                                                        # (B, H, R, D / 2)
+    return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
+
+
+def test_rotary_positions_need_a_change_of_attention_alone(tiny, float64, monkeypatch):
+    net, queries = talkative(tiny)
+    net.wpe.weight.data.zero_()                            # "no wpe"
+    plain, row = model.attention, torch.arange(14)[None]
+    before = net(row)
+    monkeypatch.setattr(model, "attention", lambda q, k, v, columns=None: plain(
+        rotate(q, columns), rotate(k), v, columns))
+    full, at = net(row), torch.tensor([[13, 0, 7]])
+    assert (full - before).abs().max() > 0.1
+    assert (net(row, at=at) - full[:, at[0]]).abs().max() < 1e-12
+    u = uniforms(0, "test", 0, range(len(queries)), 24)
+    tokens, logps = generate(net, queries, 24, 0.8, u)
+    for i, query in enumerate(queries):
+        said, logp = slowly(net, query, 24, 0.8, u[i])
+        assert tokens[i, :len(said)].tolist() == said
+        np.testing.assert_allclose(logps[i, :len(said)], logp, atol=1e-10)
 
 
 @pytest.mark.skipif(not FIXTURE.exists(), reason="shared fixtures are not here")
@@ -207,12 +241,17 @@ def test_reading_some_columns_gives_the_numbers_of_the_full_forward(tiny, head):
 def test_the_plain_forward_equals_the_one_with_extras(tiny, head):
     net = tiny(head=head)
     tokens = torch.randint(0, PAD, (3, 14), generator=torch.Generator().manual_seed(0))
-    plain, cache = net(tokens), [model.Cache() for _ in net.blocks]
-    assert torch.equal(plain, net(tokens, cache=cache))
-    assert all(layer.kv.shape == (2, 3, 2, 14, 8) for layer in cache)
-    everywhere = torch.arange(14).expand(3, -1)
+    plain, everywhere = net(tokens), torch.arange(14).expand(3, -1)
+
+    def empty():
+        return [torch.full((3, 2 * 2, 14, 8), math.nan) for _ in net.blocks]
+    with torch.no_grad():
+        assert torch.equal(plain, net(tokens, cache=(cache := empty())))
+        assert all(kv.isfinite().all() for kv in cache)    # filled
+        again = net(tokens, at=everywhere, cache=empty())
+        last = net(tokens[:, -1:], columns=everywhere[:, -1:], cache=cache)
     assert (plain - net(tokens, at=everywhere)).abs().max() < 1e-5
-    assert (plain - net(tokens, everywhere, [model.Cache() for _ in net.blocks])).abs().max() < 1e-5
+    assert (plain - again).abs().max() < 1e-5 and (plain[:, -1:] - last).abs().max() < 1e-5
 
 
 def test_rows_are_laid_out_as_the_drawing_says():

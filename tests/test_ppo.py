@@ -63,27 +63,25 @@ def clone(net):
 
 def learn(networks, rollout, world, **more):
     """Copies of policy and critic after one update, and what the log would say."""
-    targets = advantage_and_returns(rollout, config(**more))
-    return descend(networks, rollout, *targets, world, **more)
+    return descend(networks, weighed(rollout, config(**more)), world, **more)
 
 
-def advantage_and_returns(rollout, cfg):
-    """What ppo.train makes of a rollout: (B, R) each."""
+def weighed(rollout, cfg):
+    """A rollout with its advantages and returns, as ppo.train computes them."""
     advantage, returns = gae(token_rewards(rollout, cfg.kl_coef), rollout.value, ppo.GAMMA, ppo.LAMBDA)
-    return whiten(advantage, rollout.is_response), returns
+    return rollout._replace(advantage=whiten(advantage, rollout.is_response), returns=returns)
 
 
-def descend(networks, rollout, advantage, returns, world, **more):
-    """Copies of policy and critic after one update towards these targets, and its numbers."""
+def descend(networks, rollout, world, **more):
+    """Copies of policy and critic after one update from a weighed rollout, and its numbers."""
     cfg, trained = config(**more), {"policy": clone(networks[0]), "critic": clone(networks[2])}
     optimizer = adam(list(trained.values()), eps=1e-5)
-    return trained, update(*trained.values(), optimizer, rollout, advantage, returns, cfg.lr, 0, cfg,
-                           world)
+    return trained, update(*trained.values(), optimizer, rollout, cfg.lr, 0, cfg, world)
 
 
 def said_of(rollout, cfg):
     """The log's numbers of a rollout."""
-    return ppo.statistics(rollout, advantage_and_returns(rollout, cfg)[1], cfg, EOT)
+    return ppo.statistics(weighed(rollout, cfg), cfg, EOT)
 
 
 def naive_rows(rollout):
@@ -189,8 +187,8 @@ def test_the_policy_loss_is_the_loop_over_tokens():
         held = min(max(ratio, 0.8), 1.2)
         total += max(-a * ratio, -a * held)
         clipped += -a * held > -a * ratio
-    loss, count = policy_loss(*map(torch.from_numpy, (logp, old, advantage)), 0.2)
-    assert loss.item() == pytest.approx(total, rel=1e-12) and count.item() == clipped
+    loss, is_flat = policy_loss(*map(torch.from_numpy, (logp, old, advantage)), 0.2)
+    assert loss.sum().item() == pytest.approx(total, rel=1e-12) and is_flat.sum() == clipped
     assert 5 < clipped < 55
 
 
@@ -201,13 +199,14 @@ def test_the_value_loss_is_the_loop_over_tokens():
     for v, before, goal in zip(value, old, returns, strict=True):
         held = min(max(v, before - 0.2), before + 0.2)
         total += 0.5 * max((v - goal) ** 2, (held - goal) ** 2)
-    assert value_loss(*map(torch.from_numpy, (value, old, returns)), 0.2).item() == pytest.approx(
-        total, rel=1e-12)
+    loss = value_loss(*map(torch.from_numpy, (value, old, returns)), 0.2)
+    assert loss.sum().item() == pytest.approx(total, rel=1e-12)
 
 
 def test_a_clipped_token_has_no_gradient():
     logp = torch.tensor([0.5, -0.5, 0.5, -0.5], requires_grad=True)
-    policy_loss(logp, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0]), 0.2)[0].backward()
+    loss, _ = policy_loss(logp, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0]), 0.2)
+    loss.sum().backward()
     assert (logp.grad != 0).tolist() == [False, True, True, False]
 
 
@@ -232,8 +231,8 @@ def test_at_ratio_1_the_loss_has_the_gradient_of_the_policy_gradient():
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     chosen, advantage = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0])
     logp = logits.log_softmax(-1)[range(5), chosen]
-    ours, = torch.autograd.grad(policy_loss(logp, logp.detach(), advantage, 0.2)[0], logits,
-                                retain_graph=True)
+    loss, _ = policy_loss(logp, logp.detach(), advantage, 0.2)
+    ours, = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
     plain, = torch.autograd.grad(-(advantage * logp).sum(), logits)           # - A grad log pi
     assert torch.allclose(ours, plain)
 
@@ -264,9 +263,12 @@ def test_a_minibatch_weighs_each_token_as_a_loop_would(rolled, world):
         pi, clipped = policy_loss(logp, rollout.old_logp[i, :n], advantage[i, :n], 0.2)
         vf = value_loss(value, rollout.value[i, :n], returns[i, :n], 0.2)
         change = logp - rollout.old_logp[i, :n]
-        expected += torch.stack([pi, vf, clipped, 0.5 * (change ** 2).sum(), change.abs().sum()])
-    sums = torch.stack(ppo.minibatch_loss(moved, judge, rollout, advantage, returns, cfg))
-    assert torch.allclose(sums, expected, rtol=1e-4, atol=1e-4) and expected[2] > 3
+        expected += torch.stack([pi.sum(), vf.sum(), clipped.sum(), 0.5 * (change ** 2).sum(), change.abs().sum()])
+    weighed = rollout._replace(advantage=advantage, returns=returns)
+    sums = ppo.minibatch_loss(moved, judge, weighed, rollout.tokens.shape[1], R, cfg)
+    assert list(sums) == ["policy_loss", "value_loss", "clip_fraction", "approx_kl", "rollout_mismatch"]
+    assert [x.item() for x in sums.values()] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-4)
+    assert expected[2] > 3
 
 
 # --------------------------------------------------------------------------------------- rollouts
@@ -336,7 +338,7 @@ def test_repeated_pairs_are_counted_within_each_summary(rolled):
     for row, text in ((0, [7, 8, 7, 8, 7]), (1, [7, 8, 9]), (2, [7])):
         keep[row, :len(text)], targets[row, :len(text)] = True, torch.tensor(text)
     some = rollout._replace(targets=targets, is_response=keep)
-    some = ppo.Rollout(*(field[:3] for field in some))
+    some = ppo.Rollout(*(field[:3] for field in some if field is not None))
     assert said_of(some, config())["repeated"] == pytest.approx(2 / 6)    # 7 8, 8 7 again, of 4 + 2
     keep[:, 1:] = False
     assert said_of(some, config())["repeated"] == 0           # a single token repeats nothing
@@ -380,14 +382,13 @@ def repadded(rollout, other):
 @pytest.mark.parametrize("other", [7, EOT, PAD + 5], ids=["a word", "eot", "another pad id"])
 def test_what_stands_past_a_response_changes_no_loss_and_no_gradient(rolled, world, other):
     networks, rollout = rolled
-    targets = advantage_and_returns(rollout, config())
+    rollout = weighed(rollout, config())
     past, more = ~rollout.is_response, dict(minibatches=2, micro_batch=3)
-    expected, said = descend(networks, rollout, *targets, world, **more)
+    expected, said = descend(networks, rollout, world, **more)
     changed = repadded(rollout, other)._replace(**{               # and no number where nothing is
         name: getattr(rollout, name).masked_fill(past, math.nan)
-        for name in ("old_logp", "ref_logp", "value")})
-    targets = [x.masked_fill(past, math.nan) for x in targets]
-    ours, says = descend(networks, changed, *targets, world, **more)
+        for name in ("old_logp", "ref_logp", "value", "advantage", "returns")})
+    ours, says = descend(networks, changed, world, **more)
     assert says == said
     for name in expected:
         for a, b in zip(expected[name].parameters(), ours[name].parameters(), strict=True):
@@ -464,8 +465,8 @@ def test_ppo_finds_the_optimum_of_a_language_small_enough_to_enumerate(world, be
     for step in range(iterations):
         rollout = roll_out(policy, reference, critic, Table(scores), [QUERY] * cfg.batch,
                            range(cfg.batch), step, cfg, world)
-        update(policy, critic, optimizer, rollout, *advantage_and_returns(rollout, cfg),
-               cfg.lr * (1 - step / iterations), step, cfg, world)
+        update(policy, critic, optimizer, weighed(rollout, cfg), cfg.lr * (1 - step / iterations),
+               step, cfg, world)
     assert kl(log_probabilities(policy, temperature), best) < 0.01
 
 

@@ -80,13 +80,11 @@ def token_numbers(rollout, cfg):
 
 def clipped(policy, rollout, whitened, cfg, world):
     """Which tokens' loss would be flat if `policy` were what an iteration had made of the policy
-    that wrote them: policy_loss's own count, one token at a time. (B, R) long, 0 or 1."""
-    keep = rollout.is_response                                                          # (B, R)
+    that wrote them. (B, R) long, 0 or 1."""
     with world.mixed():
-        logp = log_probs(policy, rollout, cfg.temperature)[keep]                        # (N,)
-    counts = [policy_loss(*token, cfg.clip_ratio)[1]
-              for token in zip(logp, rollout.old_logp[keep], whitened[keep], strict=True)]
-    return torch.zeros_like(keep, dtype=torch.long).masked_scatter(keep, torch.stack(counts))
+        logp = log_probs(policy, rollout, cfg.temperature)                              # (B, R)
+    _, is_flat = policy_loss(logp, rollout.old_logp, whitened, cfg.clip_ratio)
+    return (is_flat & rollout.is_response).long()
 
 
 def token_text(tokenizer, token):
@@ -134,7 +132,7 @@ def look(supervised, ppo, reward, posts, grade):
         rollout = roll_out(policy, supervised.model, critic, reward.model, queries,
                            range(len(queries)), 0, cfg, ppo.world)
         # Every rank wrote all of these few, so that each row is there `size` times.
-        rollout = Rollout(*(x[::ppo.world.size] for x in rollout))
+        rollout = Rollout(*(x[::ppo.world.size] for x in rollout if x is not None))
         seen.append((name, rollout, token_numbers(rollout, cfg)))
     return {"beta": cfg.kl_coef, "clip": cfg.clip_ratio, "temperature": cfg.temperature,
             "posts": [{"title": post.get("title", ""), "summary": post.get("summary", "").strip(),
