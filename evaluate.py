@@ -51,8 +51,8 @@ class Config(Machine):
     run: str = flag(..., "a run such as runs/demo, finished or half done", what="DIR")
     data: str = flag("", "posts; none: those that the supervised policy learned from", what="DIR")
     out: str = flag("", "folder of the report; none: report/ in --run", what="DIR")
-    judge: str = flag("auto", "who compares: gold (the toy world), rouge, or reward:DIR (a reward "
-                              "model); auto: gold for toy posts, else rouge", what="JUDGE")
+    judge: str = flag("auto", "who compares; auto: gold for toy posts, else rouge",
+                      choices=("auto", "gold", "rouge"))
     posts: int = flag(1000, "held-out posts that every policy summarises", least=1)
     seed: int = flag(0, "which posts they are, and every random number")
 
@@ -66,9 +66,6 @@ UNFINISHED = "This evaluation has not ended: what is not here was not measured y
 
 # -------------------------------------------------------------- 1. judges: which summary is better?
 
-# compare: (posts, ours, theirs) -> (n,), 1 where our text is better, 0 where theirs is, 1/2: a tie.
-# grade: (posts, texts) -> {axis: (n,)}, or None for a judge that can only compare.
-Judge = namedtuple("Judge", "compare grade")
 AXIS_NAMES = ("coverage", "accuracy", "coherence", "overall")    # most judges have "overall" only
 
 
@@ -77,11 +74,14 @@ def wins(ours, theirs):
     return (np.sign(np.asarray(ours) - np.asarray(theirs)) + 1) / 2
 
 
-def graded(grade):
-    """The judge to whom the text with the higher grade is better."""
-    def compare(posts, ours, theirs):
-        return wins(grade(posts, ours)["overall"], grade(posts, theirs)["overall"])
-    return Judge(compare, grade)
+class Judge(namedtuple("Judge", "grade")):
+    """One to whom the text with the higher overall grade is better.
+
+    grade: (posts, texts) -> {axis: (n,)}; None for a judge (of tools.judges) that only compares.
+    """
+    def compare(self, posts, ours, theirs):
+        """(n,), 1 where our text is better, 0 where theirs is, 1/2 for a tie."""
+        return wins(self.grade(posts, ours)["overall"], self.grade(posts, theirs)["overall"])
 
 
 def gold(posts, texts):
@@ -96,23 +96,17 @@ def rouge(posts, texts):
                                  for p, t in zip(posts, texts, strict=True)])}
 
 
-JUDGES = {"gold": graded(gold), "rouge": graded(rouge)}
+JUDGES = {"gold": Judge(gold), "rouge": Judge(rouge)}
 
 
-def load_judge(name, supervised, posts):
+def load_judge(name, posts):
     """--judge with auto replaced, and the Judge. Raises: Problem when it cannot judge the posts."""
     foreign = [p["id"] for p in posts if not p["id"].startswith("toy")]
     if name == "auto":
         name = "rouge" if foreign else "gold"
     if name == "gold" and foreign:
         raise Problem(f"--judge gold knows toy posts only, not {foreign[0]!r}: use --judge rouge")
-    if name in JUDGES:
-        return name, JUDGES[name]
-    if not name.startswith("reward:"):
-        raise Problem(f"--judge {name} is unknown: auto, gold, rouge, reward:DIR (or tools.judges)")
-    model = sample.load_checkpoint(name[7:], supervised.world, "scalar", like=supervised)
-    data.check_queries(model.tokenizer, posts, model.query_length)   # "gold" of Gao et al. (2022)
-    return name, graded(lambda *rows: {"overall": np.array(sample.score_texts(model, *rows))})
+    return name, JUDGES[name]
 
 
 # ------------------------------------------------------------------------------------ 2. statistics
@@ -215,13 +209,13 @@ def labels_of(run, flags):
 def reward_accuracy(needed):
     """How often the reward model agrees with labels that it has not seen, and how often the judge
     does, the `ceiling`: labels are noisy, so nobody agrees with all."""
-    posts, name = [c["info"] for c in needed.labels], needed.report["judge"]
+    posts = [c["info"] for c in needed.labels]
     chosen, rejected = ([c["summaries"][c["choice"] ^ side]["text"] for c in needed.labels]
                         for side in (0, 1))
     scores = np.reshape(sample.score_texts(needed.reward, posts * 2, chosen + rejected), (2, -1))
     right, about = wins(scores[0], scores[1]), [data.query_text(p) for p in posts]   # (n,) each
-    known = [i for i, p in enumerate(posts)              # (rouge's ceiling: tools.report)
-             if name.startswith("reward:") or name == "gold" and p["id"].startswith("toy")]
+    is_gold = needed.report["judge"] == "gold"           # of other judges: tools
+    known = [i for i, p in enumerate(posts) if is_gold and p["id"].startswith("toy")]
     judged = needed.judge.compare(*([x[i] for i in known] for x in (posts, chosen, rejected)))
     return {"accuracy": float(right.mean()), "n": len(posts), "posts": len(set(about)),
             "accuracy_95": bootstrap(right, needed.report["seed"], about)[1],
@@ -244,9 +238,6 @@ def sample_with_kl(policy, supervised, posts, temperature, seed, name):
     queries = policy.queries(posts)
     said = sample.respond(policy, queries, temperature, seed, "kl", bar=name)
     ours, theirs = (log_prob(who, queries, said, temperature) for who in (policy, supervised))
-    if not np.isfinite(ours - theirs).all():
-        raise Problem(f"{policy.folder}, {name}: its KL from {supervised.folder} is not finite: "
-                      "one of the two has diverged; train it again with a lower --lr")
     return [data.decode_response(policy.tokenizer, r) for r in said], ours - theirs
 
 
@@ -300,34 +291,33 @@ def overoptimisation(needed, samples, temperature):
 
 # ------------------------------------------------------------------------------------ 5. the report
 
-Needed = namedtuple("Needed", "began posts examples policies reward labels judge out report")
+Needed = namedtuple("Needed", "began posts policies reward labels judge out report")
 
 
-def prepare(cfg, world):
-    """Read and check what is Needed before the first summary costs anything; else a Problem."""
+def prepare(cfg, world, judge=None):
+    """Read and check what is Needed before the first summary costs anything; else a Problem.
+    judge: a Judge in place of the one that --judge names."""
     began, run, reward, labels = time.perf_counter(), Path(cfg.run), None, []
     supervised = sample.load_checkpoint(run / "supervised", world)
     policies = {name: supervised if name == "supervised" else
                 sample.load_checkpoint(run / stage, world, like=supervised)
                 for name, stage in FOLDERS.items() if (run / stage / "model.pt").exists()}
-    ppo, own = policies.get("human_feedback"), supervised.flags.get("data")
-    folder = cfg.data or own or "--data"                 # which is no folder, and named as missing
+    ppo = policies.get("human_feedback")
+    folder = cfg.data or supervised.flags.get("data") or "--data"    # no folder: named as missing
     posts = sample.held_out(folder)
     posts = [posts[i] for i in generator(cfg.seed, "evaluate").permutation(len(posts))[:cfg.posts]]
-    examples = sample.worked_examples(folder if data.find(folder, "train") else own,
-                                      sample.EXAMPLES if "pretrained" in policies else 0, cfg.seed)
     if (run / "reward" / "model.pt").exists():
         reward = sample.load_checkpoint(run / "reward", world, "scalar", like=supervised)
         labels = labels_of(run, reward.flags)
         data.check_queries(reward.tokenizer, [c["info"] for c in labels], reward.query_length)
     for reader in filter(None, (*policies.values(), reward)):
         data.check_queries(reader.tokenizer, posts, reader.query_length)
-    name, judge = load_judge(cfg.judge, supervised, posts)
+    name, judge = (cfg.judge, judge) if judge else load_judge(cfg.judge, posts)
     for _ in checkpoints(ppo) if reward and ppo else ():
         pass                                             # every snapshot can be read
     out = Path(cfg.out or run / "report")
     out.mkdir(parents=True, exist_ok=True)
-    return Needed(began, posts, examples, policies, reward, labels, judge, out, {
+    return Needed(began, posts, policies, reward, labels, judge, out, {
         "judge": name, "data": str(folder), "human_axes": None, "reward_model": None,
         "overoptimisation": [], "notes": [UNFINISHED], "seed": cfg.seed})
 
@@ -343,8 +333,10 @@ def measure(needed, world):
         if world.rank == 0:                      # five digits: more than the posts support
             write(needed.out / "report.json", json.loads(
                 json.dumps(report), parse_float=lambda x: round(float(x), 5)))
-    texts = {name: sample.summarise(p, posts, needed.examples if name == "pretrained" else (),
-                                    bar=name) for name, p in policies.items()}
+    known = report["data"] if data.find(report["data"], "train") else supervised.flags.get("data")
+    texts = {name: sample.summarise(p, posts, sample.worked_examples(known, seed)
+                                    if name == "pretrained" else (), bar=name)
+             for name, p in policies.items()}
     texts["reference"] = [p["summary"].strip() for p in posts]
     if "article" in posts[0]:
         texts["lead_3"] = [LEAD_3.match(p["article"].strip())[0] for p in posts]
@@ -377,8 +369,9 @@ def evaluate(cfg, world):
                       "ROUGE-L", "tokens", "KL"))
 
     def rate(row):
-        ends = (100 * end for end in row["win_rate_95"])
-        return "{:.1%} [{:.0f}, {:.0f}]".format(row["win_rate"], *ends)
+        low, high = row["win_rate_95"]
+        return f"{row['win_rate']:.1%} [{100 * low:.0f}, {100 * high:.0f}]"
+
     for name, p in report["policies"].items():
         rival = report["against_supervised"].get(name)
         print(line.format(name, rate(p), f"{p['length_controlled_win_rate']:.1%}",
@@ -389,10 +382,9 @@ def evaluate(cfg, world):
 
 
 def main(argv=None):
-    judges = ("--against", "command:", "labels:", "--judge=command:", "--judge=labels:")
+    judges = dict.fromkeys(("--against", "command:", "labels:", "reward:"), "tools.judges")
     launch(evaluate, Config, argv, __doc__,
-           moved={"doctor": "tools.doctor", "compare": "tools.figures compare",
-                  **dict.fromkeys(judges, "tools.judges")})
+           moved={"doctor": "tools.doctor", "compare": "tools.figures compare", **judges})
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ class Config(Machine):
     seed: int = flag(0, "which post is shown, and every random number")
 
 
-SPLITS = ["train"] * 80 + ["valid1"] * 8 + ["valid2"] * 12       # where a hundredth of posts goes
-EXAMPLES = 3               # shown to a policy that is only pretrained, as many as fit
+# Each hundredth of the posts: to train reward models, to choose among them, to report.
+SPLITS = ["train"] * 80 + ["valid1"] * 8 + ["valid2"] * 12
 TRIES = 4                  # to draw a second summary that differs from the first
 
 
@@ -90,8 +90,7 @@ def load_checkpoint(folder, world=ALONE, head="lm", like=None):
                       "folders swapped?")
     if tokenizer.n_vocab != model.config.n_vocab or (
             like and not data.same_tokenizer(tokenizer, like.tokenizer)):
-        other = like.folder if like else "its network"
-        raise Problem(f"{folder} has another tokenizer than {other}: use networks of one run")
+        raise Problem(f"{folder} has another tokenizer than the rest: use networks of one run")
     length = flags.get("response_length") or 48
     room = model.config.context - length
     return Checkpoint(str(folder), model, tokenizer, min(flags.get("query_length") or room, room),
@@ -188,24 +187,21 @@ def generate(model, queries, length, temperature=1.0, u=None, look_every=8, toge
 
 # ------------------------------------------------------------------------------ writing and scoring
 
-def spread(act, network, first, second, rows_at_once=128, bar=None):
+def spread(act, network, first, second, rows_at_once=128, bar="rows"):
     """What act says of each row, in their order. A row is an item of `first` and one of `second`.
 
-    act(items, items) -> a result for each of some rows. Each process takes its share of all, as
-    many at a time as fit the device; rows of similar length come together, so that little is
-    padding. network: Checkpoint. bar: name of a progress bar.
+    act(items, items) -> a result for each of some rows. Each process takes its share; rows of
+    similar length come together, so that little is padding. network: Checkpoint.
     """
     lengths = [len(a) + len(b) for a, b in zip(first, second, strict=True)]
     world, found = network.world, {}
     mine = world.share(sorted(range(len(lengths)), key=lengths.__getitem__))
-    shown = world.bar(len(lengths), bar) if bar else None
-    with world.gathered(network.model):
+    with world.gathered(network.model), world.bar(len(lengths), bar) as shown:
         for start in range(0, len(mine), rows_at_once):
             some = mine[start:start + rows_at_once]
             results = act([first[i] for i in some], [second[i] for i in some])
             found |= zip(some, results, strict=True)
-            if bar:
-                shown.update(len(some) * world.size)
+            shown.update(len(some) * world.size)
     found = world.merge(found)
     return [found[i] for i in range(len(lengths))]
 
@@ -216,7 +212,7 @@ def respond(policy, queries, temperature=0.0, seed=0, purpose="summary", attempt
 
     rows: B numbers, by default 0, 1, ...; the random numbers of row i follow from (seed, purpose,
         attempt, rows[i]) alone, so it is continued in the same way whatever other rows there are.
-    how: rows_at_once, bar; see `spread`.
+    how: rows_at_once, and bar, the name of a progress bar.
     """
     length, vocab = policy.response_length, policy.tokenizer.n_vocab
     draws = uniforms(seed, purpose, attempt, rows or range(len(queries)), length)        # (B, R)
@@ -231,44 +227,39 @@ def respond(policy, queries, temperature=0.0, seed=0, purpose="summary", attempt
 def summarise(policy, posts, examples=(), **how):
     """One summary for each post or article -> texts. policy: Checkpoint. how: as for `respond`.
 
-    examples: solved posts that come before each query, as many as fit. Of the answer only the first
-    line counts then: after it a pretrained model makes up the next post.
+    examples: solved posts, which a policy that was only pretrained sees first. Of its answer the
+    first line counts, for after that it makes up the next post.
     """
-    if examples:                                 # DIFFERS: the paper shows 13, in a larger context
+    if not examples:
+        queries = policy.queries(posts)
+    else:                                        # DIFFERS: the paper shows 13, in a larger context
         room = policy.model.config.context - policy.response_length
         queries = [encode_examples(policy.tokenizer, p, examples, room) for p in posts]
-    else:
-        queries = policy.queries(posts)
     texts = [data.decode_response(policy.tokenizer, r) for r in respond(policy, queries, **how)]
     return [text.split("\n")[0].strip() for text in texts] if examples else texts
 
 
 def encode_examples(tokenizer, post, examples, limit):
     """A post's query behind solved examples, as many as fit into `limit` tokens in all."""
-    def example_of(post):
-        return post if "article" in post else post | {"format": "example"}
-
-    tokens = data.encode_query(tokenizer, example_of(post), limit)
-    query, solved = tokenizer.decode(tokens), ""
+    query = data.encode_query(tokenizer, {"format": "example"} | post, limit)
+    prompts, solved = [query], ""
     for other in examples:
-        solved += f"{data.query_text(example_of(other))} {other['summary'].strip()}\n\n=====\n\n"
-        longer = tokenizer.encode_ordinary(solved + query)
-        if len(longer) <= limit:
-            tokens = longer
-    return tokens
+        asked = data.query_text({"format": "example"} | other)
+        solved += f"{asked} {other['summary'].strip()}\n\n=====\n\n"
+        prompts.append(tokenizer.encode_ordinary(solved + tokenizer.decode(query)))
+    return [prompt for prompt in prompts if len(prompt) <= limit][-1]
 
 
-def worked_examples(folder, count, seed=0):
+def worked_examples(folder, seed, count=3):
     """Training posts with their summaries, to show a pretrained model what is wanted."""
-    posts = data.read_posts(folder, "train") if count else []
+    posts = data.read_posts(folder, "train")
     return [posts[i] for i in generator(seed, "examples").permutation(len(posts))[:count]]
 
 
 def score_texts(reward, posts, texts, rows_at_once=128):
     """The reward model's score of each text as a summary of its post -> floats. reward: Checkpoint.
 
-    A summary that ran out of room gets an <|endoftext|> here, as those of comparisons do; PPO,
-    which sees tokens, gives such a one a fixed low score instead.
+    A summary that was cut gets an <|endoftext|>, as in comparisons; PPO scores such a one low.
     """
     def act(queries, responses):
         return score(reward.model, queries, responses).tolist()              # (b,)
@@ -286,40 +277,38 @@ def held_out(folder):
     return data.read_posts(folder, "test" if data.find(folder, "test") else "valid")
 
 
-def typed_post(cfg):
-    """The post of --post or --post-file as a record; None when neither was typed."""
+def post_of(cfg, folder):
+    """The post of --post or --post-file as a record, or else a random held-out one of the folder.
+    Warns when more than half of a typed post's words occur in no training post."""
     text = cfg.post if cfg.post_file is None else cfg.post_file
     if text is None:
-        return None
+        posts = held_out(folder)
+        return posts[generator(cfg.seed, "post").integers(len(posts))]
     if not text.strip():
         raise Problem("the post of --post or --post-file is blank: there is nothing to summarise")
     title, post = re.fullmatch(r"(?:TITLE: (.*)\n)?([\s\S]*)", text.strip()).groups()
+    others = data.read_posts(folder, "train", False) if data.find(folder, "train") else []
+    known = set(data.words("\n".join(map(data.query_text, others))))
+    unknown = [word for word in data.words(post) if word not in known]
+    if others and 2 * len(unknown) > len(data.words(post)):
+        print(f"warning: {len(unknown)} of the post's words ({', '.join(unknown[:5])}, ...) occur "
+              f"in no training post of {folder}: expect nonsense", file=sys.stderr)
     return {"id": "typed", "subreddit": "relationships", "title": title or "", "post": post.strip()}
 
 
-def warn_if_foreign(post, folder):
-    """Say on stderr when more than half of a post's words occur in no training post."""
-    others = data.read_posts(folder, "train", False) if data.find(folder, "train") else []
-    known = {word for other in others for word in data.words(data.query_text(other))}
-    unknown = [word for word in data.words(post["post"]) if word not in known]
-    if others and 2 * len(unknown) > len(data.words(post["post"])):
-        print(f"warning: {len(unknown)} of the post's words ({', '.join(unknown[:5])}, ...) occur "
-              f"in no training post of {folder}: expect nonsense", file=sys.stderr)
-
-
-def show(cfg, policy, folder, post):
-    """Print the policy's summaries of a post, the one with the highest score first."""
+def show(cfg, policy, folder):
+    """Print a post's summaries: the author's, then the policy's from the highest score down."""
     reward = load_checkpoint(cfg.reward, policy.world, "scalar", policy) if cfg.reward else None
+    post, pretrained = post_of(cfg, folder), policy.flags.get("loss_on") == "all"     # and no more
+    examples = worked_examples(folder, cfg.seed) if pretrained else ()
+    texts = summarise(policy, [post] * cfg.best_of, examples, temperature=cfg.temperature,
+                      seed=cfg.seed)
 
     def tell(texts):
         scores = score_texts(reward, [post] * len(texts), texts) if reward else [0.0]
         for points, text in sorted(zip(scores, texts, strict=True), reverse=True):
             print(f"{text}  (score {points:+.2f})" if reward else text)
 
-    pretrained = policy.flags.get("loss_on") == "all"                  # and no more than that
-    examples = worked_examples(folder, EXAMPLES if pretrained else 0, cfg.seed)
-    texts = summarise(policy, [post] * cfg.best_of, examples, temperature=cfg.temperature,
-                      seed=cfg.seed)
     if "summary" in post:
         print(data.query_text(post).removesuffix("TL;DR:") + "the author's own:")
         tell([post["summary"].strip()])
@@ -329,28 +318,8 @@ def show(cfg, policy, folder, post):
 
 # ------------------------------------------------------------------------------ pairs for labelling
 
-def draw_pairs(write_texts, posts, count, seed):
-    """Two different texts for each of `count` posts in random order: [(row of the post, (a, b))].
-
-    write_texts(rows, attempt): {row: text}; another attempt, another text. A second text that
-    equals the first is drawn again, TRIES times in all; if it still does, another post takes that
-    one's place. When the posts run out, the list is shorter.
-    """
-    order, pairs = generator(seed, "pairs").permutation(len(posts)).tolist(), []
-    while order and len(pairs) < count:
-        missing = count - len(pairs)
-        rows, order = order[:missing], order[missing:]
-        first, second, equal = write_texts(rows, 0), {}, rows
-        for attempt in range(1, TRIES + 1):
-            second |= write_texts(equal, attempt)
-            equal = [row for row in rows if first[row] == second[row]]
-        pairs += [(row, (first[row], second[row])) for row in rows if row not in equal]
-    return pairs
-
-
 def split_of(post):
-    """To train a reward model, to choose one by, or to report: a function of the post's id, so that
-    a post stays in its split in every round, whoever writes about it."""
+    """A function of the post's id, so that a post stays in its split in every round."""
     return SPLITS[zlib.crc32(post["id"].encode()) % 100]
 
 
@@ -370,51 +339,65 @@ def pair_of(post, row, texts, names, cfg):
             "batch": Path(cfg.out).stem, "split": split_of(post), "reference": reference}
 
 
+def make_pairs(cfg, posts, count, write_texts, names_of):
+    """`count` pairs of different texts, fewer when the posts run out -> records; see `pair_of`.
+
+    write_texts(rows, attempt): a text for each row of the posts; another attempt, another text. A
+    second text that equals the first is drawn again, TRIES times in all; if it still does, another
+    post takes that one's place. names_of(row): who writes the two.
+    """
+    order, pairs = generator(cfg.seed, "pairs").permutation(len(posts)).tolist(), []
+    while order and len(pairs) < count:
+        missing = count - len(pairs)
+        rows, order = order[:missing], order[missing:]
+        first, second, equal = dict(zip(rows, write_texts(rows, 0), strict=True)), {}, rows
+        for attempt in range(1, TRIES + 1):
+            second |= zip(equal, write_texts(equal, attempt), strict=True)
+            equal = [row for row in rows if first[row] == second[row]]
+        pairs += [pair_of(posts[row], row, (first[row], second[row]), names_of(row), cfg)
+                  for row in rows if row not in equal]
+    if not pairs:
+        raise Problem("no post got two different summaries: raise --temperature")
+    return pairs
+
+
 def write_pairs(cfg, policy, folder):
     """Write --pairs pairs of samples of the folder's training posts to --out."""
     began, posts = time.perf_counter(), data.read_posts(folder, "train", need_summary=False)
     name = f"{Path(cfg.policy).name}_t{cfg.temperature:g}"
 
     def write_texts(rows, attempt):
-        texts = summarise(policy, [posts[row] for row in rows], rows=rows, attempt=attempt,
-                          temperature=cfg.temperature, seed=cfg.seed, purpose="pairs", bar="pairs")
-        return dict(zip(rows, texts, strict=True))
-    found = draw_pairs(write_texts, posts, cfg.pairs, cfg.seed)
-    if not found:
-        raise Problem("no post got two different summaries: raise --temperature")
-    if len(found) < cfg.pairs:
-        print(f"warning: {len(found)} pairs, not {cfg.pairs}: {folder} has {len(posts)} training "
-              "posts, and some of them got the same summary twice", file=sys.stderr)
+        return summarise(policy, [posts[row] for row in rows], rows=rows, attempt=attempt,
+                         temperature=cfg.temperature, seed=cfg.seed, purpose="pairs", bar="pairs")
+
+    pairs = make_pairs(cfg, posts, cfg.pairs, write_texts, lambda row: (name, name))
     if policy.world.rank == 0:
-        pairs = [pair_of(posts[row], row, texts, (name, name), cfg) for row, texts in found]
         write(cfg.out, pairs, cfg, pairs=len(pairs), temperature=cfg.temperature,
               seconds=round(time.perf_counter() - began, 1))
-    print(f"{cfg.out}: {len(found)} pairs by {name}")
+        if len(pairs) < cfg.pairs:
+            print(f"warning: {len(pairs)} pairs, not {cfg.pairs}: {folder} has {len(posts)} "
+                  "training posts, and some got the same summary twice", file=sys.stderr)
+    print(f"{cfg.out}: {len(pairs)} pairs by {name}")
 
 
 def work(cfg, world):
     """Show one post's summaries, or write pairs of them."""
-    post, usual = typed_post(cfg), 0.7 if cfg.best_of > 1 else 0.0
     if cfg.temperature is None:
-        cfg = replace(cfg, temperature=1.0 if cfg.pairs else usual)
+        several = 1.0 if cfg.pairs else 0.7
+        cfg = replace(cfg, temperature=several if cfg.pairs or cfg.best_of > 1 else 0.0)
     if cfg.best_of > 1 and not cfg.reward:
         raise Problem(f"--best-of {cfg.best_of} needs a --reward model to choose with")
     if bool(cfg.pairs) != bool(cfg.out):
         raise Problem("--pairs (how many) and --out (a file for them) need each other")
-    if cfg.pairs and (post or cfg.reward or cfg.temperature == 0):
+    typed = cfg.post is not None or cfg.post_file is not None
+    if cfg.pairs and (typed or cfg.reward or cfg.temperature == 0):
         raise Problem("--pairs are two samples of training posts: no --post, no --reward (the best "
                       "of n in pairs: python -m tools.pairs), and a --temperature above 0")
     with world.mixed():
         policy = load_checkpoint(cfg.policy, world)
         folder = cfg.data or policy.flags.get("data") or "--data"    # no folder: named as missing
-        if cfg.pairs:
-            write_pairs(cfg, policy, folder)
-        elif post:
-            warn_if_foreign(post, folder)
-            show(cfg, policy, folder, post)
-        else:
-            posts = held_out(folder)
-            show(cfg, policy, folder, posts[generator(cfg.seed, "post").integers(len(posts))])
+        act = write_pairs if cfg.pairs else show
+        act(cfg, policy, folder)
 
 
 def main(argv=None):

@@ -190,6 +190,6 @@ def check_moved(words, moved):
     or "--flag", or "beginning of a value:": the tool}."""
     for name, tool in moved.items():
         command, anywhere = words[:1] == [name], name.startswith("--") or name.endswith(":")
-        if command or (anywhere and any(word.startswith(name) for word in words)):
+        if command or (anywhere and any(re.match(f"(--[a-z]+=)?{name}", word) for word in words)):
             rest = words[1:] if command else words
             raise Problem(f"{name} has moved: python -m {shlex.join([*tool.split(), *rest])}")

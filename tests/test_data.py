@@ -264,7 +264,7 @@ def read_through(way, post, frame, folder, monkeypatch):
         "post_file": "-" if kind == "stdin" else str(folder / "post.txt")}
     (folder / "post.txt").write_bytes(frame(post))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(frame(post)), "ascii"))
-    return sample.typed_post(texts_from_outside(sample.Config(policy="", **given)))["post"]
+    return sample.post_of(texts_from_outside(sample.Config(policy="", **given)), "")["post"]
 
 
 @pytest.mark.parametrize("way", ["lines", "lines.gz", "array", "array.gz", "text file", "stdin", "flag"])

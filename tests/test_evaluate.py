@@ -335,17 +335,18 @@ def test_a_network_that_is_not_finite_is_named_before_the_first_summary(
     assert "\n" not in str(found.value) and not (run / "report").exists()
 
 
-def test_a_number_that_overflows_is_named_with_its_network(world, tmp_path):
+def test_a_number_that_overflows_ends_the_evaluation(world, tmp_path):
     run = shutil.copytree(world / "run", tmp_path / "run")
     weights = torch.load(run / "reward/model.pt")
     weights["head.weight"][:] = 3e38
     save_tensors(run / "reward/model.pt", weights)
     with pytest.raises(Problem, match=f"{run / 'reward'}: scores that are not finite"):
         report_of(tmp_path)
+    shutil.copy(world / "run/reward/model.pt", run / "reward/model.pt")
     weights = torch.load(run / "ppo/model.pt")
     weights["norm.weight"][:] = 3e38
     save_tensors(run / "ppo/model.pt", weights)
-    with pytest.raises(Problem, match=f"{run / 'ppo'}, KL: its KL from {run / 'supervised'} is not"):
+    with pytest.raises(Problem, match="report.json is not written: a number for it is not finite"):
         report_of(tmp_path)
     assert json.loads((run / "report/report.json").read_text())["notes"] == [evaluate.UNFINISHED]
 
@@ -424,9 +425,9 @@ def test_stages_of_two_runs_are_not_mixed(world, tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     ([], "--run is missing"), (["--run", "/nowhere"], "nowhere/supervised"),
-    (["--posts", "0"], "--posts"), (["--judge", "me"], "--judge me is unknown"),
+    (["--posts", "0"], "--posts"), (["--judge", "me"], "--judge: invalid choice: 'me'"),
     (["--data", "/nowhere"], "/nowhere"), (["--out", "{file}/x"], "file"),
-    (["--judge", "reward:/nowhere"], "nowhere"), (["--judge", "reward:"], "no checkpoint folder"),
+    (["--judge", "reward:d"], "has moved: python -m tools.judges .* --judge reward:d$"),
     (["--against", "d"], "--against has moved: python -m tools.judges .*--against d$"),
     (["--judge", "command:a b"], "has moved: python -m tools.judges .* --judge 'command:a b'$"),
     (["--judge=labels:d"], "has moved: python -m tools.judges .* --judge=labels:d$"),

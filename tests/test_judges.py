@@ -63,10 +63,8 @@ def compared(judge, n=100, ours=OURS, theirs=THEIRS):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Best of 4 at most, and no judge stays for the next test."""
+    """Best of 4 at most."""
     monkeypatch.setattr(evaluate, "POOL", 4)
-    monkeypatch.setattr(evaluate, "JUDGES", dict(evaluate.JUDGES))
-    monkeypatch.setattr(judges, "JUDGES", evaluate.JUDGES)
 
 
 def report_of(world, out, *flags):
@@ -224,6 +222,13 @@ def test_the_grade_of_another_reward_model_is_its_score(world, tmp_path):
     assert len(report["overoptimisation"]) == 4 and report["reward_model"]["ceiling"] is not None
 
 
+def test_a_reward_model_judges_texts_whatever_its_tokenizer(world, tmp_path):
+    report = report_of(world, tmp_path, "--judge", f"reward:{world / 'foreign'}")
+    scores = score_texts(load_checkpoint(world / "foreign", head="scalar"),
+                         posts := sample.held_out(world / "data"), [p["summary"] for p in posts])
+    assert report["policies"]["reference"]["axes"]["overall"] == pytest.approx(np.mean(scores), abs=1e-4)
+
+
 def test_the_runs_own_reward_model_as_the_judge_sees_what_it_foretold(world, tmp_path):
     report = report_of(world, tmp_path, "--judge", f"reward:{world / 'run/reward'}")
     for row in report["overoptimisation"]:
@@ -282,9 +287,8 @@ def test_people_who_were_asked_nothing_are_not_quoted(world, tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     (["--judge", "me"], "--judge me is unknown"),
-    (["--judge", "reward:/nowhere"], "nowhere"),
+    (["--judge", "reward:/nowhere"], "nowhere"), (["--judge", "reward:"], "no checkpoint folder"),
     (["--judge", "reward:{world}/run/ppo"], "holds a policy"),
-    (["--judge", "reward:{world}/foreign"], "another tokenizer"),
     (["--judge", "command:no-such-program -x"], "there is no program 'no-such-program'"),
     (["--judge", "command: "], "there is no program"),
     (["--judge", "command:say 'A"], "cannot be split into words"),

@@ -187,9 +187,9 @@ def test_a_policy_that_is_only_pretrained_is_shown_examples(world, tmp_path, mon
     monkeypatch.setattr(sample, "summarise", lambda p, records, examples, **how: shown.extend(
         examples) or ["a"])
     sample.main(["--policy", str(policy), "--device", "cpu", "--post", "a"])
-    assert len(shown) == sample.EXAMPLES and shown == sample.worked_examples(world / "data", 3)
+    assert len(shown) == 3 and shown == sample.worked_examples(world / "data", seed=0)
     run(world, "--post", "a")
-    assert len(shown) == sample.EXAMPLES
+    assert len(shown) == 3
 
 
 def test_a_post_from_a_file_and_from_standard_input_are_one(world, tmp_path, capsys, monkeypatch):
@@ -210,8 +210,8 @@ def test_a_post_in_foreign_words_is_warned_of(world, capsys):
 
 def test_a_typed_post_may_begin_with_its_title():
     cfg = Config(policy="", post="TITLE: my bike\n\nMy sister sold it.")
-    assert sample.typed_post(cfg) == {"id": "typed", "subreddit": "relationships", "title": "my bike",
-                                      "post": "My sister sold it."}
+    assert sample.post_of(cfg, "") == {"id": "typed", "subreddit": "relationships", "title": "my bike",
+                                       "post": "My sister sold it."}
 
 
 @pytest.mark.parametrize("flags, words", [

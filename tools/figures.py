@@ -422,7 +422,7 @@ def asked(cfg):
     posts = held_out(cfg.data)
     order = generator(cfg.seed, "evaluate").permutation(len(posts))
     posts = [posts[i] for i in order[:cfg.posts]]
-    return posts, load_judge(cfg.judge, None, posts)[1]
+    return posts, load_judge(cfg.judge, posts)[1]
 
 
 def parameters(model):
@@ -441,8 +441,8 @@ def greedy(cfg, world):
     else:
         policy = load_checkpoint(cfg.policy, world)
         found["parameters"] = parameters(policy.model)
-        texts = summarise(policy, posts, worked_examples(cfg.data, cfg.examples, cfg.seed),
-                          bar="greedy")
+        examples = worked_examples(cfg.data, cfg.seed, cfg.examples) if cfg.examples else ()
+        texts = summarise(policy, posts, examples, bar="greedy")
     found |= {**judge.grade(posts, texts), "win": judge.compare(posts, texts, authors),
               "characters": [len(t) for t in texts],
               "authors_characters": [len(t) for t in authors],

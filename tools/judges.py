@@ -1,5 +1,6 @@
-r"""Judges that need programs or people, for evaluate.py's report; and another policy to beat.
+r"""Judges that need programs, people or networks, for evaluate.py; and another policy to beat.
 
+    --judge reward:DIR     another reward model, as the "gold" one of Gao et al. (2022)
     --judge command:CMD    any program, so any language model: asked about one pair at a time
     --judge labels:DB      people's answers (tools.labelling), about the texts that they saw
     --against DIR          another checkpoint folder, compared with this run's best policy
@@ -42,19 +43,21 @@ import numpy as np
 
 import evaluate
 from data import check_queries, fields_of
-from evaluate import AXIS_NAMES, FOLDERS, JUDGES, Judge, win_rate
+from evaluate import AXIS_NAMES, FOLDERS, JUDGES, win_rate
 from runtime import Problem, config_of, flag, generator, launch, write
 from runtime.world import World
 from sample import load_checkpoint, summarise
 from tools.label_stats import numbers
 from tools.label_store import DAMAGE, Store
-from tools.report import add_copied, policy_table, rounded
+from tools.report import add_copied, policy_table, reward_judge, rounded
 
 ANSWER = re.compile(r"""[\s\ufeff("'*`[]*(A|B|tie)[])"'*`.:\s]*""", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Config(evaluate.Config):
+    judge: str = flag("auto", "who compares: auto, gold, rouge, reward:DIR, command:CMD, labels:DB",
+                      what="JUDGE")
     jobs: int = flag(4, "programs of --judge command: that run side by side", least=1)
     patience: float = flag(120.0, "seconds one of them may take over a comparison", least=0.001)
     against: str = flag("", "another policy, compared with this run's best", what="DIR")
@@ -70,6 +73,7 @@ class Command:
     jobs: int                    # programs that run side by side, in each process
     patience: float              # seconds for one comparison
     world: World
+    grade = None
 
     def ask(self, record, ours, theirs):
         """1 when the program prefers ours, 0 theirs, 1/2 neither; the same text is not asked about.
@@ -127,6 +131,14 @@ def command(what, cfg, world):
         raise Problem(f"--judge {cfg.judge}: there is no program {' '.join(words[:1])!r} here: "
                       "give its path, and make it executable")
     return Command(words, cfg.seed, cfg.jobs, cfg.patience, world)
+
+
+def add_ceiling(needed):
+    """How often a judge that grades agrees with the labels on which the reward model was tried."""
+    chosen, rejected = ([c["summaries"][c["choice"] ^ side]["text"] for c in needed.labels]
+                        for side in (0, 1))
+    agrees = needed.judge.compare([c["info"] for c in needed.labels], chosen, rejected)
+    needed.report["reward_model"]["ceiling"] = float(agrees.mean())
 
 
 # ------------------------------------------------------------------------------------- 2. people
@@ -200,13 +212,14 @@ def compare_with(other, needed, texts, world):
     won = needed.judge.compare(posts, texts[best], texts["against"])
     needed.report["against"] = {"policy": other.folder, "ours": needed.policies[best].folder,
                                 **win_rate(won, needed.report["seed"])}
-    if world.rank == 0:
-        write(needed.out / "report.json", rounded(needed.report))
 
 
 def act(cfg, world):
     """Evaluate with these judges, after evaluate.py's own checks."""
-    kind, _, what = cfg.judge.partition(":")
+    kind, colon, what = cfg.judge.partition(":")
+    if kind not in (("reward", "command", "labels") if colon else ("auto", *JUDGES)):
+        raise Problem(f"--judge {cfg.judge} is unknown: auto, gold, rouge, reward:DIR, "
+                      "command:CMD or labels:DB")
     if kind == "labels":
         report, out = report_of_people(cfg, what), Path(cfg.out or Path(cfg.run) / "report")
         if world.rank == 0:
@@ -214,19 +227,22 @@ def act(cfg, world):
         print(policy_table(report))
         return
     asked = command(what, cfg, world) if kind == "command" else None
-    if asked:
-        JUDGES[cfg.judge] = Judge(asked.compare, None)
+    model = load_checkpoint(what, world, "scalar") if kind == "reward" else None
     other = load_checkpoint(cfg.against, world) if cfg.against else None
     with world.mixed():
-        needed = evaluate.prepare(cfg, world)
-        if other:
-            check_queries(other.tokenizer, needed.posts, other.query_length)
+        needed = evaluate.prepare(cfg, world, reward_judge(model) if model else asked)
+        for reader in filter(None, (other, model)):
+            check_queries(reader.tokenizer, needed.posts, reader.query_length)
         if asked and world.rank == 0:                     # can it answer at all? one call to know
             first = needed.posts[0]
             asked.ask(first, first["summary"], first["title"])
         texts = evaluate.measure(needed, world)
+        if model and needed.labels:
+            add_ceiling(needed)
         if other:
             compare_with(other, needed, texts, world)
+    if world.rank == 0:
+        write(needed.out / "report.json", rounded(needed.report))
     posts = needed.posts
     add_copied(needed.report, {p["id"]: p for p in posts}, [
         {"id": p["id"], **{name: some[i] for name, some in texts.items()}}

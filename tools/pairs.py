@@ -28,14 +28,7 @@ from data import check_queries, read_posts
 from runtime import Machine, Problem, flag, generator, launch
 from runtime.files import json_lines, replacing, write_config
 from runtime.flags import check_new
-from sample import (
-    Checkpoint,
-    draw_pairs,
-    load_checkpoint,
-    pair_of,
-    score_texts,
-    summarise,
-)
+from sample import Checkpoint, load_checkpoint, make_pairs, score_texts, summarise
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ def write_texts(cfg, writer, reward, posts, rows, attempt):
     many = [posts[row] for row in rows for _ in range(n)]
     texts = summarise(writer.policy, many, rows=[row * n + k for row in rows for k in range(n)],
                       purpose=writer.purpose, temperature=cfg.temperature, seed=cfg.seed,
-                      attempt=attempt, rows_at_once=cfg.rows_at_once)
+                      attempt=attempt, rows_at_once=cfg.rows_at_once, bar="pairs")
     if n == 1:
         return texts
     scores = score_texts(reward, many, texts, cfg.rows_at_once)
@@ -119,31 +112,25 @@ def least_sure(cfg, reward, records):
     return [records[i] for i in sorted(fixed + kept)]
 
 
-def records_of(cfg, writers, reward, posts, world):
+def records_of(cfg, writers, reward, posts):
     """Pairs of texts, each text by a writer drawn at random, both perhaps by the same."""
-    count = min(cfg.pairs * (cfg.candidates if cfg.by == "uncertainty" else 1), len(posts))
     names = list(writers)
 
     def whose(row):
         drawn = generator(cfg.seed, "writers", row=row).integers(len(names), size=2)
         return [names[i] for i in drawn]
 
-    with world.bar(2 * count, "pairs") as bar:
-        def write(rows, attempt):
-            who = [whose(row)[min(attempt, 1)] for row in rows]
-            texts = {}
-            for name in names:
-                mine = [row for row, writer in zip(rows, who, strict=True) if writer == name]
-                if mine:
-                    said = write_texts(cfg, writers[name], reward, posts, mine, attempt)
-                    texts |= zip(mine, said, strict=True)
-                    bar.update(len(mine))
-            return texts
-        found = draw_pairs(write, posts, count, cfg.seed)
-    records = [pair_of(posts[row], row, texts, whose(row), cfg) for row, texts in found]
-    if not records:
-        raise Problem(f"none of the {len(posts)} posts got two different summaries: raise "
-                      "--temperature")
+    def write(rows, attempt):
+        who, texts = {row: whose(row)[min(attempt, 1)] for row in rows}, {}
+        for name in names:
+            mine = [row for row in rows if who[row] == name]
+            if mine:
+                said = write_texts(cfg, writers[name], reward, posts, mine, attempt)
+                texts |= zip(mine, said, strict=True)
+        return [texts[row] for row in rows]
+
+    count = cfg.pairs * (cfg.candidates if cfg.by == "uncertainty" else 1)
+    records = make_pairs(cfg, posts, count, write, whose)
     return least_sure(cfg, reward, records) if cfg.by == "uncertainty" else records
 
 
@@ -178,7 +165,7 @@ def act(cfg, world):
             check_queries(reader.tokenizer, posts, reader.query_length)
         # Opened now: that nothing may be written there should be known before an hour of sampling.
         with replacing(cfg.out) if world.rank == 0 else nullcontext() as file:
-            records = records_of(cfg, writers, reward, posts, world)
+            records = records_of(cfg, writers, reward, posts)
             if file is not None:
                 file.write(json_lines(records))
     if world.rank == 0:

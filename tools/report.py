@@ -25,15 +25,15 @@ from data import fields_of, find, longest_common_subsequence, read_posts, text_o
 from evaluate import (
     AXIS_NAMES,
     FOLDERS,
+    JUDGES,
+    Judge,
     bootstrap,
-    graded,
     labels_of,
     load_judge,
-    rouge,
 )
 from runtime import Machine, Problem, config_of, flag, launch, write
 from runtime.files import read_jsonl, read_text, replacing
-from sample import held_out, load_checkpoint
+from sample import held_out, load_checkpoint, score_texts
 from tools.microscope import look, page
 
 
@@ -69,6 +69,11 @@ def seconds_of(run):
 def rounded(report):
     """A JSON value with five digits of each number, as evaluate.py writes it."""
     return json.loads(json.dumps(report), parse_float=lambda x: round(float(x), 5))
+
+
+def reward_judge(model):
+    """The judge whose grade is a reward model's score. model: Checkpoint."""
+    return Judge(lambda posts, texts: {"overall": np.array(score_texts(model, posts, texts))})
 
 
 def identity(post):
@@ -120,7 +125,7 @@ def add_ceiling(report, run):
         known = [(p, *(c["summaries"][c["choice"] ^ side]["text"] for side in (0, 1)))
                  for p, c in zip(posts, labels, strict=True) if p]
         if known:
-            agrees = graded(rouge).compare(*zip(*known, strict=True))
+            agrees = JUDGES["rouge"].compare(*zip(*known, strict=True))
             report["reward_model"]["ceiling"] = round(float(agrees.mean()), 5)
     if None in posts:
         add_note(report, f"For {posts.count(None)} of {len(posts)} labels there is no opinion of "
@@ -355,9 +360,11 @@ def microscope(run, report, posts, world):
         return None
     supervised, ppo = (load_checkpoint(Path(run) / name, world) for name in ("supervised", "ppo"))
     reward = load_checkpoint(Path(run) / "reward", world, "scalar", like=supervised)
-    grade = None
-    if not report["judge"].startswith("command:"):
-        grade = load_judge(report["judge"], supervised, posts)[1].grade
+    (kind, _, what), grade = report["judge"].partition(":"), None
+    if kind == "reward":
+        grade = reward_judge(load_checkpoint(what, world, "scalar")).grade
+    elif kind != "command":
+        grade = load_judge(kind, posts)[1].grade
     with world.mixed():
         return look(supervised, ppo, reward, posts, grade)
 
