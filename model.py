@@ -197,6 +197,22 @@ def token_logp(logits, tokens, temperature=1.0):
     nll = F.cross_entropy(logits.flatten(0, -2), tokens.flatten(), reduction="none")
     return -nll.view(tokens.shape)
 
+
+def choose(logits, temperature=1.0, u=None):
+    """One token a row: the first whose cumulative probability exceeds u.
+        probabilities .5 .3 .2, cumulative .5 .8 1:  u = .6 gives token 1, as do 30 % of all u
+    logits: (B, V). u: (B,) in [0, 1); None: the most probable token, the paper's T = 0.
+    Returns: tokens (B,) long and their log-probs (B,), nats."""
+    logp = (logits / temperature).log_softmax(-1)                                    # (B, V)
+    if u is None:
+        token = logp.argmax(-1)                                                      # (B,)
+    else:
+        sums = logp.exp().cumsum(-1, dtype=u.dtype)                                  # (B, V)
+        u = u[:, None].to(sums) * sums[:, -1:]   # the last is rounded, say 0.9999998: stay below
+        token = torch.searchsorted(sums, u, right=True)[:, 0]                        # (B,)
+        token = token.clamp(max=logits.shape[-1] - 1)        # in fp32 (MPS) u can be rounded to 1
+    return token, logp.gather(-1, token[:, None])[:, 0]
+
 # --------------------------------------------------------------------- the same GPT with shortcuts
 
 # 1. `at`: PPO reads 48 of 560 columns, and with GPT-2's vocabulary the head is a third of the

@@ -34,7 +34,7 @@ import tiktoken
 import torch
 
 import data
-from model import GPT, load_model, score
+from model import GPT, choose, load_model, score
 from runtime import ALONE, Machine, Problem, config_of, flag, generator, launch, write
 
 
@@ -109,22 +109,6 @@ def uniforms(seed, purpose, step, rows, n):
     return np.array(drawn).reshape(len(drawn), n)
 
 
-def choose(logits, temperature=1.0, u=None):
-    """One token a row: the first whose cumulative probability exceeds u.
-        probabilities .5 .3 .2, cumulative .5 .8 1:  u = .6 gives token 1, as do 30 % of all u
-    logits: (B, V). u: (B,) in [0, 1); None: the most probable token, the paper's T = 0.
-    Returns: tokens (B,) long and their log-probs (B,), nats."""
-    logp = (logits / temperature).log_softmax(-1)                                    # (B, V)
-    if u is None:
-        token = logp.argmax(-1)                                                      # (B,)
-    else:
-        sums = logp.exp().cumsum(-1, dtype=u.dtype)                                  # (B, V)
-        u = u[:, None].to(sums) * sums[:, -1:]   # the last is rounded, say 0.9999998: stay below
-        token = torch.searchsorted(sums, u, right=True)[:, 0]                        # (B,)
-        token = token.clamp(max=logits.shape[-1] - 1)        # in fp32 (MPS) u can be rounded to 1
-    return token, logp.gather(-1, token[:, None])[:, 0]
-
-
 def read_queries(model, queries, column, room, together):
     """Run the queries, which end at the columns `column` (B, 1), `together` at a time. Returns:
     logits (B, V) of the token after each, and the cache, with room for so many columns."""
@@ -136,7 +120,7 @@ def read_queries(model, queries, column, room, together):
     cache = [torch.zeros(shape, dtype=dtype, device=device) for _ in model.blocks]
     for start in range(0, len(queries), together):
         some = slice(start, start + together)
-        tokens = data.stack(queries[some], config.n_vocab).to(device)                     # (b, T)
+        tokens = data.stack(queries[some], config.n_vocab).to(device)                # (b, T)
         part = [kv[some, :, :tokens.shape[1]] for kv in cache]           # (b, 2H, T, D), not copied
         logits.append(model(tokens, at=column[some], cache=part)[:, 0])              # (b, V)
     return torch.cat(logits), cache

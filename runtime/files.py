@@ -320,8 +320,8 @@ def read_network(folder, Config, activations):
     if layers != config.layers:
         raise Problem(f"{path} does not fit: it has {layers} layers, {where} says {config.layers}; "
                       "it comes from another size")
-    tables = {"wte.weight": (config.rows, config.width), "wpe.weight": (config.context, config.width)}
-    check_shapes(path, weights, {name: tables[name] for name in tables.keys() & weights.keys()})
+    for name, length in (("wte.weight", config.rows), ("wpe.weight", config.context)):
+        check_shapes(path, weights, {name: (length, config.width)} if name in weights else {})
     return config, weights, path
 
 

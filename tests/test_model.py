@@ -15,6 +15,7 @@ import model
 from model import (
     SIZES,
     ModelConfig,
+    choose,
     lay_out,
     load_model,
     score,
@@ -23,7 +24,7 @@ from model import (
 )
 from runtime import Problem, generator
 from runtime.files import save_tensors, write_config
-from sample import choose, generate, uniforms
+from sample import generate, uniforms
 from sft import nll
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "gpt2_tiny"
