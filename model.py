@@ -5,13 +5,14 @@
     logits = norm(x) @ token_embedding.T                         head = "lm": policy, reference
     score  = norm(x) @ w + b                                     head = "scalar": reward, critic
 
-GPT-2 (Radford et al. 2019), the paper's architecture (section 3.4) up to details. First `GPT`,
-complete and plain. Then what learning from feedback reads of it: `Rows` and `token_logp`. Then
-`FastGPT`, the same network with two shortcuts, which all the scripts use; a test compares the two.
+GPT-2 (Radford et al. 2019), the paper's architecture (section 3.4) up to details. `GPT`, complete
+and plain, ends with `write`: a first reading may stop there. Then comes what learning from feedback
+reads of it, `Rows` and `token_logp`, whose mean over a text's tokens is minus the loss. Last comes
+`FastGPT`, the same network with three shortcuts, which the scripts use; a test compares the two.
 The letters of all shapes:
 
     B rows (b: some)    T columns    C channels    H heads    D = C / H    V vocabulary
-    later: R columns that are read    S columns looked at    N response tokens of a batch
+    later:    R columns that are read    S columns that are looked at
 
 A row is query | response | padding; a token's position is its column. Padding comes last, so causal
 attention alone hides it. DIFFERS: the paper's code pads queries to 512 tokens with visible spaces.
@@ -77,8 +78,8 @@ class Block(nn.Module):
         super().__init__()
         C, self.D = config.width, config.width // config.heads
         self.norm_1 = nn.LayerNorm(C)
-        self.attention = nn.ModuleDict({"q": nn.Linear(C, C), "kv": nn.Linear(C, 2 * C),
-                                        "out": nn.Linear(C, C)})
+        self.attention = nn.ModuleDict({      # q apart: FastBlock asks it of few columns only
+            "q": nn.Linear(C, C), "kv": nn.Linear(C, 2 * C), "out": nn.Linear(C, C)})
         self.norm_2, self.up, self.down = nn.LayerNorm(C), nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
         self.activation = ACTIVATIONS[config.activation]
 
@@ -124,7 +125,7 @@ class GPT(nn.Module):
             x = block(x)                                                         # (B, T, C)
         return self.predict(x)                                                   # (B, T, V)
 
-    def embed(self, tokens, columns):    # (B, T), (T,) -> (B, T, C)
+    def embed(self, tokens, columns):    # (B, T), (T,) or (B, T) -> (B, T, C)
         return self.wte(tokens) + self.wpe(columns)
 
     def predict(self, x):
@@ -134,7 +135,7 @@ class GPT(nn.Module):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             if self.config.head == "scalar":
                 return F.linear(x, self.head.weight.to(x), self.head.bias.to(x))[..., 0]  # (B, T)
-            table = self.wte.weight if self.config.tied else self.head.weight
+            table = self.wte.weight if self.config.tied else self.head.weight    # (rows, C)
             return F.linear(x, table[:self.config.n_vocab].to(x))                # (B, T, V)
 
     def check(self, T):
@@ -217,7 +218,7 @@ def choose(logits, temperature=1.0, u=None):
 
 # 1. `at`: PPO reads 48 of 560 columns, and with GPT-2's vocabulary the head is a third of the
 #    compute and nearly all of the memory. So the head computes these columns alone, and so does the
-#    last block, which of the others needs only keys and values.
+#    last block; of the other columns it needs only keys and values.
 # 2. `cache`: writing adds a column at a time, and keys and values of those before it stay the same.
 #    A tensor (B, 2H, S, D) a block keeps them: one column is computed, not all T.
 # 3. A fused kernel does what `attention` does, and stores no (T, T) table.
@@ -235,12 +236,13 @@ class FastBlock(Block):
             kv = cache.scatter_(2, columns[:, None, :, None].expand_as(kv), kv)  # (B, 2H, S, D)
         if at is not None:
             some = at[..., None].expand(-1, -1, x.shape[-1])                     # (B, R, C)
-            x, normed, columns = x.gather(1, some), normed.gather(1, some), at   # (B, R, C) twice
+            x, normed = x.gather(1, some), normed.gather(1, some)                # (B, R, C) each
+        asking = columns if at is None else at           # the columns of q: (B, R), None: all
         q = self.to_heads(self.attention.q(normed))                              # (B, H, R, D)
         k, v = kv.chunk(2, 1)                                                    # (B, H, S, D) each
         seen = None                                                              # causal
-        if columns is not None:                                                  # (B, 1, R, S)
-            seen = torch.arange(k.shape[2], device=k.device) <= columns[:, None, :, None]
+        if asking is not None:                                                   # (B, 1, R, S)
+            seen = torch.arange(k.shape[2], device=k.device) <= asking[:, None, :, None]
         found = F.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None)
         x = x + self.from_heads(found)                                           # (B, R, C)
         return x + self.mlp(self.norm_2(x))                                      # (B, R, C)

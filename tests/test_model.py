@@ -137,7 +137,7 @@ ROTARY = [("\nclass Block(", TURN),
            "        kv = torch.cat([turn(k, columns), v], 1)\n"
            "        if cache is not None and columns is None:"),
           ("normed))                              # (B, H, R, D)\n        k, v = kv",
-           "normed))\n        q, (k, v) = turn(q, columns), kv"),
+           "normed))\n        q = turn(q, asking)\n        k, v = kv"),
           ("        self.wpe = nn.Embedding(config.context, C)                               "
            "# of positions\n", ""),
           ("self.wte(tokens) + self.wpe(columns)", "self.wte(tokens)")]

@@ -457,7 +457,7 @@ def read_openai(folder, n_vocab):
     n_vocab: tokens of the tokenizer, which the files do not tell. (The context is as long as the
     table of positions, whatever info.json says.) A policy's value head, which the
     paper's PPO did not use, is left out; so is any bias of the keys, for it moves all of a query's
-    logits alike and softmax cancels it.
+    logits equally and softmax cancels it.
     Returns: ModelConfig, our named tensors in float32.
     Raises: Problem for anything that info.json, or a shape, says otherwise than we compute.
     """

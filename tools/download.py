@@ -203,7 +203,7 @@ def fetch(url, path, sha256=None):
             raise Problem(f"{path} is not the file that was published, or fetched earlier (sha256 "
                           f"{known}): delete it, and give the same command again")
         return settle(path, path)
-    tries = anew = 0
+    tries = again = 0
     while True:
         before = size_of(part)
         try:
@@ -212,8 +212,8 @@ def fetch(url, path, sha256=None):
             if not wrong:
                 return settle(part, path)
             forget(part)                             # perhaps pieces of two versions: once more
-            anew += 1
-            raise Fault(f"what came has not the {wrong[0]} {stated[wrong[0]]}", again=anew < 2)
+            again += 1
+            raise Fault(f"what came has not the {wrong[0]} {stated[wrong[0]]}", again=again < 2)
         except Fault as fault:
             tries = 0 if size_of(part) > before else tries + 1
             if not fault.again or tries > len(WAITS):

@@ -10,7 +10,7 @@ An interrupted sweep goes on where it stopped, another beta costs one PPO run, a
 listed in commands.sh, to be repeated by hand.
 
     python -m tools.figures sweep --out runs/figures --jobs 2      # an hour and a half on two cores
-    python -m tools.figures sweep --out runs/figures --seeds 3     # two more towns, for wider bands
+    python -m tools.figures sweep --out runs/figures --seeds 3     # two more worlds: wider bands
     python -m tools.figures draw --out runs/figures             # figures and report.md once more
 
 The sweep ends with measured.json (a number a post), curves.json (means and intervals: what
@@ -70,7 +70,7 @@ class Sweep:
     out: str = flag("runs/figures", "folder of the sweep; what is there already is not done again")
     jobs: int = flag(2, "points worked on side by side, which share the cores (and GPUs) evenly; "
                         "0: one after another in this process")
-    seeds: int = flag(1, "towns, each with its own people, posts and networks")
+    seeds: int = flag(1, "worlds, each with its own people, posts and networks")
     sizes: str = flag("toy-tiny,toy-small,toy,toy-large", "rows of model.py's table; the middle "
                       "one (of four the third) is used wherever one size is enough")
     labels: str = flag("600,1200,2400,4800,9600", "comparisons that reward models learn from; most "
@@ -154,11 +154,11 @@ def list_points(cfg):
                       "from 1, --jobs from 0; --scale is at most 1")
     points = Points(cfg.out)
     for seed in range(cfg.seeds):
-        town(points, cfg, seed, cfg.sizes.split(","), labels, betas)
+        world_of_seed(points, cfg, seed, cfg.sizes.split(","), labels, betas)
     return points
 
 
-class Town(NamedTuple):
+class World(NamedTuple):
     """One seed's networks, each by its folder."""
     data: Path
     pretrained: dict         # of each size
@@ -170,7 +170,7 @@ class Town(NamedTuple):
     journalist: Path         # supervised, on news
 
 
-def town(points, cfg, seed, sizes, labels, betas):
+def world_of_seed(points, cfg, seed, sizes, labels, betas):
     """One seed's points: a toy world of its own, networks in it, and what is asked of them."""
     s, base, batch = f"--seed {seed}", sizes[len(sizes) // 2], PRESETS["toy"]["batch"]
 
@@ -185,11 +185,11 @@ def town(points, cfg, seed, sizes, labels, betas):
         return train(name, f"sft.py --preset toy --loss-on {on} --steps {scaled(cfg, steps)} "
                            f"--data {data} {start}")
 
-    # 1. a town, and every size's imitation of its authors, as in `make demo`
+    # 1. a world, and every size's imitation of its authors, as in `make demo`
     data = add("data", f"toy.py --posts {scaled(cfg, 12000, 2000)} {s} --out OUT",
                "data.py tokenizer --data OUT --vocab 1024", made="tokenizer.tiktoken")
     base_first = sorted(sizes, key=lambda size: size != base)
-    made = Town(data, {}, {}, {}, {}, {}, {}, None)
+    made = World(data, {}, {}, {}, {}, {}, {}, None)
     for size in base_first:
         made.pretrained[size] = sft(f"pretrained-{size}", "all", 200, data, f"--size {size}")
         made.supervised[size] = sft(f"supervised-{size}", "summary", 1300, data,
@@ -231,7 +231,7 @@ def town(points, cfg, seed, sizes, labels, betas):
 
 
 def questions(add, cfg, made, base):
-    """What is asked of a town's networks. add: town's. made: Town."""
+    """What is asked of one world's networks. add, made: as in `world_of_seed`."""
     few, news = made.rewards[base, cfg.few], f"{made.data}/news"
 
     def ask(name, command, posts, ending=".json", of=made.data):

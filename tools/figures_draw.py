@@ -358,9 +358,9 @@ def samples_table(found, cfg, count=4):
 def report(found, cfg, figures, fits, claims):
     """report.md as text."""
     k = len(found.seeds)
-    parts = [f"# The paper's figures on toy posts\n\n{k} seed{'s' * (k > 1)}, each a town of its "
+    parts = [f"# The paper's figures on toy posts\n\n{k} seed{'s' * (k > 1)}, each a world of its "
              "own with its own networks. Bands and brackets: 95 %, by drawing posts"
-             f"{' and seeds' * (k > 1)} anew.\n\n## What was to be shown\n\nA claim *holds* when "
+             f"{' and seeds' * (k > 1)} again.\n\n## What was to be shown\n\nA claim *holds* when "
              "the whole interval lies above 0, is *refused* when it lies below, else is *open*.\n",
              table([["claim", "figure", "by", "verdict"]], [
                  [c["claim"], str(c["figure"]), shown(c, c["form"]), c["verdict"]]

@@ -1,6 +1,6 @@
 """Appendix. What the sweep of figures.py found: curves with intervals, fits, and verdicts.
 
-    a number a post (measured.json) -> means over posts and towns -> curves, claims, reference.json
+    a number a post (measured.json) -> means over posts and worlds -> curves, claims, reference.json
 
 Nothing here looks at a network or draws a line, so tests can ask it about a few made-up numbers.
 Over-optimisation is fitted as Gao, Schulman and Hilton (2022) do:
@@ -49,11 +49,11 @@ class Found:
 
 
 def resampled(samples, resamples=RESAMPLES):
-    """The mean, and what it would have been with other posts and other towns.
+    """The mean, and what it would have been with other posts and other worlds.
 
-    samples: one (n, ...) array a seed, a row a post (of labels: a pair). Rows are drawn anew within
-    each seed, and seeds too where there are several (three are few: then the interval is rather too
-    short).
+    samples: one (n, ...) array a seed, a row a post (of labels: a pair). Rows are drawn with
+    replacement within each seed, and seeds too where there are several (three are few: then the
+    interval is rather too short).
     Arrays of as many posts get the same draws, so differences of two results are paired.
     Returns: (...), (resamples, ...).
     """
@@ -169,8 +169,8 @@ def peak_of(alpha, beta, form):
 def fitted(found, cfg):
     """Gao's fits to the gold grades of beta 0 and of best of n: {way: {name: point}}.
 
-    peak: KL of the fitted curve's. measured: KL of the best measured policy, chosen anew among each
-    draw's. unpeaked: share of the draws whose fitted curve never turns.
+    peak: KL of the fitted curve's. measured: KL of the best measured policy, chosen among each
+    draw's own. unpeaked: share of the draws whose fitted curve never turns.
     """
     ways, fits = ways_of_optimising(found, cfg), {}
     for way, form in ((f"beta {min(map(float, cfg.betas.split(','))):g}", "ppo"),
@@ -510,7 +510,7 @@ def reference(measured, cfg):
         mean +- t * sd * sqrt(1 + 1/seeds)
 
     Of a single seed, its own interval, wider by sqrt(2) for the other's noise; that knows posts,
-    but neither towns nor training runs, and PPO's differ by more: record three seeds or more.
+    but neither worlds nor training runs, and PPO's differ by more: record three seeds or more.
     """
     seeds = [numbers_of(draw_up(Found({"seeds": [seed]}), cfg), cfg) for seed in measured["seeds"]]
     k, bands = len(seeds), {}

@@ -93,7 +93,7 @@ class Command:
                                   errors="replace", capture_output=True, timeout=self.patience)
         except subprocess.TimeoutExpired:
             raise Problem(f"{where}: no answer within {self.patience:g} s: raise --patience or "
-                          "mend the program") from None
+                          "repair the program") from None
         except OSError as error:
             raise Problem(f"{where}: cannot be started: {error.strerror}") from None
         first = (done.stdout.strip().splitlines() or [""])[0]

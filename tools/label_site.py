@@ -195,7 +195,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_error(self, code, message=None, explain=None):
-        """What http.server itself refuses (a method, a broken request line) is answered alike."""
+        """What http.server itself refuses (a method, a broken request line) is answered so, too."""
         self.reply(int(code), {"error": message or "refused"})
 
     def do_GET(self):

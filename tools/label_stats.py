@@ -1,11 +1,11 @@
 """Appendix to Chapter 6. What the answers are worth: do people agree, and do they mean it?
 
-    agreement   the share of pairs on which two people choose alike; who is indifferent does not
+    agreement   the share of pairs on which two people choose the same; who is indifferent does not
                 count, and chance is 50 %. Labeller with labeller, labeller with researcher, and
                 everybody with themselves, a while later                   (sections 3.3 and C.2)
     care        seconds an item, how often A (the first shown) is chosen, how sure people are
     results     how often each policy's summaries are preferred, and whether a reward model would
-                have chosen alike
+                have chosen the same
 
 The paper's labellers agreed with its researchers on 77 % +- 2, researchers with each other on 73 %
 +- 4. A warning is a reason to look and to talk, not a verdict.
@@ -32,9 +32,9 @@ def share(looks):
 
         Wilson's interval, with m = p (1 - p) / variance(p) in the place of n
 
-    looks: (post, hit) for each look, hit 0, 1/2 or 1. Looks at one post are alike (people's at one
-    pair, or one's at two pairs that share a summary), so the variance is taken between posts;
-    with one look each, m is about n.
+    looks: (post, hit) for each look, hit 0, 1/2 or 1. Looks at one post resemble each other
+    (people's at one pair, or one's at two pairs that share a summary), so the variance is taken
+    between posts; with one look each, m is about n.
     """
     sums = defaultdict(lambda: [0.0, 0])
     for post, hit in looks:

@@ -47,7 +47,7 @@ SNAPSHOTS = 6          # stops between supervised and final, at most
 def stops(supervised, ppo, reward, cfg):
     """Yield (name, policy, critic) along the training; the arguments are Checkpoints.
 
-    The snapshots share one critic, filled anew: use each stop before asking for the next.
+    The snapshots share one critic, loaded again for each: use each stop before asking for the next.
     """
     folder, final = Path(ppo.folder), ppo.flags["episodes"] // ppo.flags["batch"]
     critic = first_critic(ppo.flags.get("critic", "reward"), cfg, supervised.model, ppo.world)
