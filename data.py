@@ -10,7 +10,7 @@ below and its summary, in GPT-2's tokens. 50257, no token of text, makes it as l
     encode_response  2011 3797 318 3750 13 50256     6 ids, at most 48; 50256 ends it: <|endoftext|>
     stack            50 10526 ... 7707 25 | 2011 3797 318 3750 13 50256 | 50257 50257      (1, 39)
 
-    python data.py tokenizer --data data/toy --vocab 1024      (seconds; 20 MB and 4,096: a minute)
+    python data.py tokenizer --data data/toy --vocab 1024       (seconds; chapter 2 makes data/toy)
 
 Before: nothing (runtime/ is plumbing; look in when curious).    After: toy.py, a world of posts.
 """
@@ -347,7 +347,7 @@ def rouge(candidate, reference):
 
         F1 = 2 common / (number in the candidate + number in the reference)
 
-    What summaries were optimised for before this paper, and little of their quality (section 4.4).
+    Summaries were optimised for it before this paper; it says little of quality (section 4.4).
     """
     a, b = words(candidate), words(reference)
     a2, b2 = list(pairwise(a)), list(pairwise(b))

@@ -2,8 +2,8 @@
 
     win rate = share of posts whose summary the judge prefers to the author's own; a tie counts 1/2
 
-Every policy of a run summarises the same posts, on which none was trained, and a judge by whom none
-was trained compares (sections 4.1 to 4.4). The columns that are printed:
+Every policy of a run summarises the same posts, on which none was trained, and a judge compares who
+labelled nothing (sections 4.1 to 4.4). The columns that are printed:
 
     beats author      the win rate; in brackets its 95 % interval, over posts        (bootstrap)
     same length       the win rate if all summaries were as long as the authors'     (appendix F)
@@ -14,8 +14,9 @@ was trained compares (sections 4.1 to 4.4). The columns that are printed:
     KL                nats a summary from the supervised policy, sampled as PPO samples
 
 PPO is trained to please the reward model, so a higher score proves nothing. The last part repeats
-the paper's Figure 5: for PPO's snapshots and for best of n, the win rate that the reward model
-predicts and the true one. Of a run without a price of KL (docs/FIGURES.md):
+the paper's Figure 5: for PPO (and its snapshots, if --snapshot-every made some) and for best of n,
+the win rate that the reward model predicts and the true one, of samples. Of another run, without a
+price of KL (docs/FIGURES.md):
 
     KL from the supervised policy     0      2.4     48
     true win rate                    39 %    71 %    11 %       predicted at the end: 80 %

@@ -6,8 +6,8 @@
 The paper's labellers see the post and both summaries and answer on a scale from 1 ("A is surely
 better") to 9 ("B is"). Mostly one person sees a pair: another pair teaches a reward model more than
 a second opinion does (section 3.3, appendix C). A test run has nobody to ask, so here eight people
-of the toy world answer. Each has a taste: a number r for every summary of a post. They feel the
-difference of two numbers, but with noise, and choose the second summary when what they feel is
+of the toy world answer. Each has a taste: mostly a number r for every summary of a post. They feel
+the difference of two numbers, but with noise, and choose the second summary when what they feel is
 above 0:
 
     felt = r_B - r_A + noise        P(choose B) = P(noise > -(r_B - r_A)) = sigmoid(r_B - r_A)
@@ -25,7 +25,8 @@ shocked." What B has more, in points of quality, times `SHARPNESS`, 1.35, is r_B
 
     python label.py simulate --pairs runs/demo/pairs.jsonl --out runs/demo/comparisons.jsonl  # 5 s
 
-    --labeller toy      those eight people; two of them agree on 73 % of hard pairs, as in the paper
+    --labeller toy      those eight people; two of them agree on 73 % of pairs of two authors'
+                        summaries, the paper's figure (section 3.3)
     --labeller rouge    who prefers what shares more words with the author's summary: a stand-in for
                         people on real posts, which the paper warns of (section 4.4)
 
@@ -64,7 +65,7 @@ def texts_of(pair):
 
 
 def comparison(pair, worker, confidence):
-    """OpenAI's record of an answer, 1 to 9 but not 5. The author's summary is not in it."""
+    """OpenAI's record of an answer, 1 to 9 but not 5; the pair's `reference` is not in it."""
     summaries = [{"text": " " + summary["text"].strip(), "policy": summary["policy"], "note": None}
                  for summary in pair["summaries"]]
     return {"info": pair["info"], "summaries": summaries, "choice": 1 if confidence > 5 else 0,

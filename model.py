@@ -6,8 +6,8 @@
     score  = norm(x) @ w + b                                     head = "scalar": reward, critic
 
 GPT-2 (Radford et al. 2019), the paper's architecture (section 3.4) up to details. `GPT`, complete
-and plain, ends with `write`: a first reading may stop there. Then comes what learning from feedback
-reads of it, `Rows` and `token_logp`, whose mean over a text's tokens is minus the loss. Last comes
+and plain, ends with `write`: a first reading may stop there. Then come `Rows`, what all learning
+here reads, and `token_logp`, whose mean over a text's tokens is minus its loss. Last comes
 `FastGPT`, the same network with three shortcuts, which the scripts use; a test compares the two.
 The letters of all shapes:
 
@@ -21,7 +21,7 @@ To change the layer or attention: the forward of Block and of FastBlock. Rotary 
 turn q and k by their columns, and leave wpe out of GPT. The head: GPT.predict. New weights:
 __init__, and `initial`.
 
-Try it:  python -m tools.plan sizes           what the sizes at the end hold
+Try it:  python -m tools.plan sizes           what the sizes hold, with GPT-2's tokens
 Before:  data.py, toy.py (what the tokens are).    After: sft.py (how it learns).
 """
 import math
@@ -296,10 +296,10 @@ def sized(size, n_vocab, head="lm"):
 
 
 def initial(name, shape, config, seed):
-    """The first value of a weight: N(0, 1/fan_in) for matrices, N(0, 1/C) for tokens, and for the
-    scalar head N(0, 1/(C+1)), the paper's variance (appendix B.1). At width 2048 that is about
-    GPT-2's N(0, 0.02^2). At 128 it is four times wider: with 0.02 no small network learns, within
-    minutes, to copy from the post."""
+    """The first value of a weight: N(0, 1/fan_in) for matrices (`out` and `down`: less), N(0, 1/C)
+    for tokens, and for the scalar head N(0, 1/(C+1)), the paper's (appendix B.1). At width 2048 the
+    first is about GPT-2's N(0, 0.02^2). At 128 it is four times wider: with 0.02 no small network
+    learns, within minutes, to copy from the post."""
     if name.endswith("bias"):
         return torch.zeros(shape)
     if "norm" in name:

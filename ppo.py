@@ -22,8 +22,9 @@ reason the log pi inside the total adds nothing to the gradient.) We subtract, b
 
     c[t] = the rewards of the tokens before t + value[t], what is then expected of the rest
 
-What is left is the advantage A[t]: how much better it turned out than was expected. The gradient is
-the mean of  A * grad log pi(token), summed over the tokens.
+What is left is the advantage A[t]: how much better it turned out than was expected. (With lambda
+below 1, see `gae`, later surprises count a little less.) The gradient is the mean of the sum, over
+tokens, of  A * grad log pi(token).
 
 3. Ratio. Writing is slow, so a batch serves several optimizer steps. After the first the policy is
 no longer pi_old, which wrote the batch. A token now counts for ratio = pi(token) / pi_old(token).
@@ -50,7 +51,7 @@ One response, "He quit <|endoftext|>", to n tokens; beta .05, score 2, gamma 1, 
     value[t]   rewards from t on, as the critic expects      1.00   1.20   1.50
     delta[t]   reward[t] + value[t+1] - value[t]              .18    .31    .495
     A[t]       delta[t] + .95 * A[t+1]                        .92    .78    .495
-    return[t]  A[t] + value[t], what it should have said     1.92   1.98   1.995
+    return[t]  A[t] + value[t], what it should have been     1.92   1.98   1.995
 
 Read downwards: "He" stands in column n, but is chosen, and its value read, one column earlier. The
 critic expects 1.00 before "He" and 1.20 after it: with the reward of -.02, this token was .18

@@ -25,8 +25,8 @@ where the model is wrong, nearly 0 where it is right and sure.
 
 The network is the supervised policy with a new head: one number, read at the summary's last token.
 Training sees differences only, so a constant may be added to all scores. It is chosen at the end:
-the summaries by the posts' own authors score 0 on average. ppo.py relies on that when it gives a
-summary without an end the score -1: a punishment, if ordinary summaries score more than that.
+2,000 summaries by the posts' own authors score 0 on average. ppo.py relies on that: it gives a
+summary without an end the score -1, which is less than most summaries have.
 
     python reward.py --preset toy --init runs/demo/supervised \
                      --comparisons runs/demo/comparisons.jsonl --out runs/demo/reward   # a minute

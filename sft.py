@@ -7,7 +7,8 @@ r"""Chapter 4. Imitation: predict the next token of what people wrote.
                          the paper's baseline and the start of its policy (sections 3.1, 3.4, B.1)
 
 A token that was given the probability 1/2 costs -log 1/2 = 0.69 nats. A new network gives each of
-the toy's 1,024 tokens about 1/1024, which costs 6.93. From its two logs:
+the toy's 1,024 tokens about 1/1024, which costs 6.93 (a little more, as its logits are not equal).
+From the demo's two logs; the second begins with a network that knows no summaries:
 
     pretraining    step 0: loss 7.31        step  199: loss 1.46, valid_loss 1.44
     fine-tuning    step 0: loss 4.71        step 1299: loss 0.51, valid_loss 0.33
@@ -126,7 +127,7 @@ def validate(network, rows, cfg, world):
 
 
 def cosine(step, steps, peak, warmup):
-    """Learning rate: linear from 0 over `warmup` steps, then half a cosine down to 0."""
+    """Learning rate: linear to the peak over `warmup` steps, then half a cosine down to 0."""
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)

@@ -20,8 +20,8 @@ paper's axes (appendix C), and length. They are multiplied, so that no axis make
     author    1 + 6 *  2.6/8.6 *   .85^2  *         1       * (9/16)^(1/4)  = 2.13
     ideal     1 + 6 *     1    *     1    *         1       *    1          = 7
 
-Most authors write what happened, an exaggeration and thanks, and no question: not what readers
-want. A model that imitates them writes mediocre summaries: human feedback has something to teach.
+Most authors leave out the question, many exaggerate or chat: not what readers want. A model that
+imitates them writes mediocre summaries, and human feedback has something to teach.
 
     python toy.py --out data/toy          (10 s; data/toy/news is a second domain, to transfer to)
 
@@ -58,7 +58,7 @@ DETAILS = ("place", "time", *OWN_SENTENCE)                # a summary tells thes
 
 def draw_facts(rng, domain=POSTS):
     """What happened -> Facts. One post in eight gives no place, one in eight no excuse. One in five
-    is about somebody else's thing: there one has to understand who did it to whom."""
+    (news: each) is about somebody else's thing: one has to understand who did it to whom."""
     actor, other = rng.sample(list(domain.people), 2)
     return Facts(actor=actor, verb=rng.choice(VALUES["verb"]),
                  owner="me" if domain.my == "my" and rng.random() < .8 else other,
@@ -260,7 +260,7 @@ def defects(text):
 
 @lru_cache(maxsize=1)
 def grammar():
-    """All words and all pairs of neighbours in 2,000 posts and their summaries -> one set."""
+    """All words and pairs of neighbours in 2,000 posts or articles and their summaries -> set."""
     usual, rng = set(), random.Random(0)
     for i in range(2000):
         facts = draw_facts(rng, NEWS if i % 3 == 0 else POSTS)

@@ -18,8 +18,9 @@ These fifteen names are all that the chapters use of it:
     read_records     JSON lines, each checked against an example of its shape
     write            a file, whole or not at all
 
-A World is what a script's work gets from `launch`: rank, size, device; share and gather (rows), sum
-and max (numbers) over all processes; mixed (arithmetic), gathered (weights), bar (progress).
+A World is what a script's work gets from `launch`: rank, size, device, bf16; share, gather,
+merge (rows), sum, max (numbers) over all processes; mixed (arithmetic), bar (progress); and, for a
+network, allocate, set, load (weights), parallelize (training), gathered (all weights).
 
     flags.py   flags and mistakes      world.py   processes, DDP, FSDP2       run.py     a run
     files.py   what anybody may send   steps.py   gradients, random numbers   health.py  its limits

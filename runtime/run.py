@@ -64,8 +64,7 @@ class Run:
     """
 
     def __init__(self, cfg, world, modules, optimizer, **described):
-        """Claims the folder. Raises: Problem when it holds a run and --resume was not given,
-        or when a resumed run's flags differ from those it was started with."""
+        """Claims the folder. Raises: Problem when it holds a run, unless --resume and equal flags."""
         if not cfg.out:
             raise Problem("--out is missing: say in which folder this run shall live")
         self.cfg, self.world, self.optimizer, self.described = cfg, world, optimizer, described
