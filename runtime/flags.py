@@ -81,8 +81,8 @@ def flag(default, help, choices=None, least=None, what=None):
 class Machine:
     """The flags that say on what a script computes."""
     device: str = flag("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-    precision: str = flag("auto", "arithmetic; auto: bf16 on CUDA, fp32 elsewhere",
-                          choices=("auto", "bf16", "fp32"))
+    precision: str = flag("auto", "arithmetic; auto: bf16 on CUDA, else fp32 (on a CPU with AMX bf16 "
+                                  "pays from width 256)", choices=("auto", "bf16", "fp32"))
     parallel: str = flag("ddp", "under torchrun: ddp, every process holds whole networks; fsdp, "
                                 "each holds its share of every weight", choices=("ddp", "fsdp"))
 
@@ -94,7 +94,7 @@ class Common(Machine):
                     what="DIR")
     resume: bool = flag(False, "go on where --out stopped (or start, when there is nothing yet)")
     seed: int = flag(0, "every random choice is a function of this number")
-    compile: bool = flag(False, "torch.compile the networks (slow first steps, faster later)")
+    compile: bool = flag(False, "torch.compile the networks: a minute at first; useless on CPUs")
     checkpointing: bool = flag(False, "compute each layer's inside twice rather than remember it: "
                                       "a third slower, far less memory")
     fill: bool = flag(False, "put spaces before shorter posts, --query-length tokens in all, as "

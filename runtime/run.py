@@ -64,7 +64,7 @@ class Run:
     """
 
     def __init__(self, cfg, world, modules, optimizer, **described):
-        """Claims the folder. Raises: Problem when it holds a run, unless --resume and equal flags."""
+        """Claims the folder. Raises: Problem if it holds a run, unless --resume and equal flags."""
         if not cfg.out:
             raise Problem("--out is missing: say in which folder this run shall live")
         self.cfg, self.world, self.optimizer, self.described = cfg, world, optimizer, described

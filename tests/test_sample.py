@@ -161,8 +161,8 @@ def test_the_kl_of_the_best_of_n_is_that_of_its_formula():
         u = (np.arange(200000) + .5) / 200000
         density = n * u ** (n - 1)
         assert np.mean(density * np.log(density)) == pytest.approx(np.log(n) - (n - 1) / n, abs=1e-3)
-    assert "2.77 - .94 = 1.84" in sample.__doc__
-    assert round(np.log(16) - 15 / 16, 2) == 1.84 and np.log(60000) - 1 == pytest.approx(10, abs=.01)
+    assert "2.773 - .938 = 1.835" in sample.__doc__
+    assert round(np.log(16) - 15 / 16, 3) == 1.835 and np.log(60000) - 1 == pytest.approx(10, abs=.01)
 
 
 def test_a_random_held_out_post_is_shown_with_both_summaries(world, capsys):
