@@ -81,8 +81,8 @@ def flag(default, help, choices=None, least=None, what=None):
 class Machine:
     """The flags that say on what a script computes."""
     device: str = flag("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
-    precision: str = flag("auto", "arithmetic; auto: bf16 on CUDA, else fp32 (on a CPU with AMX bf16 "
-                                  "pays from width 256)", choices=("auto", "bf16", "fp32"))
+    precision: str = flag("auto", "arithmetic; auto: bf16 on CUDA, else fp32 (on a CPU with AMX "
+                                  "bf16 pays from width 256)", choices=("auto", "bf16", "fp32"))
     parallel: str = flag("ddp", "under torchrun: ddp, every process holds whole networks; fsdp, "
                                 "each holds its share of every weight", choices=("ddp", "fsdp"))
 

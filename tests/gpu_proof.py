@@ -132,6 +132,8 @@ def waits(a, config, world):
     if a.device != "cuda":
         say("waits for the device", "not counted on a CPU (tests/test_pretend.py does)")
         return
+    done = subprocess.run([sys.executable, HERE / "mixups.py"], capture_output=True, text=True)
+    say("CUDA refuses and waits as the pretend device does", done.stdout[-2000:], not done.returncode)
     n, R = 16, 48
     queries = [query for query, _ in rows_of(n, 1000, 100, 1)]
     cfg = ppo.Config(response_length=R, batch=n, epochs=2, micro_batch=4, rollout_batch=n)
