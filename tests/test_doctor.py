@@ -256,7 +256,7 @@ def test_null_in_a_log_is_no_number():
 
 
 def test_each_check_fires_somewhere_and_says_what_to_read_and_to_try():
-    fired = {"over-optimisation", "stalled"}                       # above
+    fired = {"over-optimisation", "stalled", "KL humps"}           # in tests of their own
     for stage, lines, flags in recorded().values():
         fired |= names(stage, lines, flags)
     assert fired == {check.name for check in doctor.CHECKS}
@@ -319,3 +319,16 @@ def test_what_cannot_be_examined_is_a_problem_of_one_line(home, tmp_path):
 
 def test_the_records_hold_no_more_than_is_needed():
     assert RECORDS.stat().st_size < 150_000
+
+
+@pytest.mark.parametrize("kl, entropy, found", [
+    ([0, 1.3, 2.4, 15, 6.4, 4.1, 3.9, 3.8], [.6, .7, .8, 1.1, .9, .8, .7, .7], True),      # steps too large
+    ([0, .4, .9, 1.6, 2.1, 2.3, 2.2, 2.2], [.6, .62, .64, .66, .65, .64, .62, .6], False),
+    ([0, 1.3, 2.4, 15, 6.4, 4.1, 3.9, 3.8], [.6, .5, .4, .4, .3, .3, .3, .3], False),      # no noise
+    ([0, 1, 2, 4, 6, 9, 12, 15], [.6, .7, .8, 1.1, 1.2, 1.2, 1.3, 1.3], False)])           # it goes on rising
+def test_a_kl_that_is_given_back_after_entropy_rose_is_named(kl, entropy, found):
+    log = [{"step": i, "kl": k, "entropy": e} for i, (k, e) in enumerate(zip(kl, entropy, strict=True))]
+    assert [check for check in doctor.CHECKS if check.name == "KL humps"]
+    names = {f.check.name for f in doctor.examine("ppo", log, {"kl_coef": .1, "missing_eot": -1},
+                                                  [c for c in doctor.CHECKS if c.name == "KL humps"])}
+    assert names == ({"KL humps"} if found else set())

@@ -19,12 +19,25 @@ from runtime import Problem, config_of, flag
 from runtime.files import read_log
 from runtime.flags import entry, parse
 from runtime.health import CHECKS as LOGS
-from runtime.health import Check, examine, stage_of
+from runtime.health import Check, curve, examine, stage_of
 
 
 @dataclass(frozen=True)
 class Config:
     run: str = flag("", "folder of a run, or of one stage of it; the flag's name may be left out")
+
+
+# ---------------------------------------------------------------------- a measure of a finished log
+
+def kl_hump(log, flags):
+    """The largest KL so far as a multiple of the last three lines' mean, where entropy had risen by
+    a fifth since the first line: KL that bought noise, and that had to be given back."""
+    entropy, now = dict(curve(log, "entropy")), curve(log, "kl", 3)[-1:]
+    if len(log) < 6 or not now or now[0][1] <= 0 or not entropy:
+        return []
+    start = next(iter(entropy.values()))
+    return [(step, kl / now[0][1]) for step, kl in curve(log, "kl")
+            if entropy.get(step, 0) > 1.2 * start]
 
 
 # ---------------------------------------------------------------------------- measures of a report
@@ -60,6 +73,8 @@ def accuracy_interval(report, flags):
 
 CHECKS = (
     *LOGS,
+    Check("KL humps", "ppo", kl_hump, "above", 2,
+          "largest KL as a multiple of the last, while entropy rose"),
     Check("reward model at chance", "report", accuracy_interval, "below", 0.5,
           "upper end of the 95 % interval of agreement with unseen labels"),
     Check("over-optimisation", "report", judge_fallen, "above", 0.1,
@@ -113,6 +128,9 @@ ADVICE = {      # check: where the paper, or who repeated its work, speaks of it
     "no price on KL": (
         "section 3.4, Table 9 (beta .05 to .35); section 4.3, Figure 5",
         "--kl-coef 0.05, in another --out"),
+    "KL humps": (
+        "section 3.4: KL is to buy reward; Table 9 (betas chosen for the scale of the scores)",
+        "a lower --lr, a larger --batch: steps too large for the batch turn into noise"),
     "entropy collapse": (
         "section 3.4: the KL term is also an entropy bonus",
         "a larger --kl-coef, a lower --lr, fewer --epochs"),
