@@ -237,7 +237,16 @@ def test_the_smallest_case_is_shown_with_inputs_expected_and_got(folder, capsys)
             expected.returns    [[2]]
             got.advantage       [[2]]
             got.returns         [[2.5]]
+
+        No typical mistake gives this. For a hint: python -m tools.exercises hint gae
         """)
+
+
+def test_the_page_shows_what_the_tool_prints(folder, capsys):
+    write(folder, "token_rewards", MISTAKES[0][2])
+    text, _ = said(capsys, "check", "token_rewards", "--out", str(folder))
+    page = (ROOT / "docs/tutorial/EXERCISES.md").read_text()
+    assert f"```\n$ python -m tools.exercises check token_rewards\n{text}```\n" in page
 
 
 def test_what_raises_or_never_ends_or_cannot_be_read_is_told(folder, capsys, monkeypatch):
@@ -321,6 +330,7 @@ def test_solved_exercises_make_a_project_that_trains(folder, data_dir):
 def test_the_page_lists_every_exercise_with_its_chapter_and_question():
     page = (ROOT / "docs/tutorial/EXERCISES.md").read_text()
     rows = re.findall(r"^\|\d+\|`(\w+)`\|\[`(\w+)\.py`\]\(\.\./\.\./\w+\.py\)\|(.+)\|$", page, re.M)
+    assert len(tool.NAMES) == 19 and page.count("ineteen") == 3
     assert sorted(rows) == sorted((e.name(), e.chapter, e.question) for e in tool.EXERCISES)
     for script, words in commands(page):
         assert script != "tools.exercises" or words[1:2] == [] or words[1] in (*tool.NAMES, "--out")

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXERCISES = [*OF_TEXT, PairwiseLoss, *OF_PPO, BestOf, Bootstrap]        # as in the book
 NAMES = {exercise.name(): exercise for exercise in EXERCISES}
 # What a folder needs to be a project: the chapters, and what they and `make demo` use.
-COPIED = ("*.py", "*.json", "Makefile", "requirements*.txt", ".gitignore", "runtime/*.py",
+COPIED = ("*.py", "toy.json", "Makefile", "requirements*.txt", ".gitignore", "runtime/*.py",
           "tools/*.py", "tools/*.html")
 STATE = ".exercises"
 
@@ -179,7 +179,10 @@ def check(exercise, folder):
     for label, text in rows:
         print(f"    {label:{width}}  {text}")
     for mistake, meaning in verdict.mistakes:
-        print(f"\nThis is what comes of: {mistake}.\n    {meaning}")
+        print(f"\nThis is what comes of: {mistake}.")
+        print(textwrap.indent(textwrap.fill(meaning, 92), "    "))
+    if not verdict.mistakes:
+        print(f"\nNo typical mistake gives this. For a hint: python -m tools.exercises hint {name}")
     return False
 
 

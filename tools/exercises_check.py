@@ -187,7 +187,8 @@ def rows_of(name, value):
     """(name, text) lines that show a value; of one with named parts, a line for each."""
     parts = vars(value) if isinstance(value, SimpleNamespace) else value
     if isinstance(parts, dict):
-        return [(f"{name}.{part}", show(item)) for part, item in parts.items()]
+        return [(f"{name}.{part}", show(item)) for part, item in parts.items()
+                if not callable(item)]
     return [(name, show(value))]
 
 
@@ -219,4 +220,4 @@ class ByHand:
         return ByHand(self.config.n_vocab, self.config.head)
 
     def __repr__(self):
-        return f"a {self.config.head} network of {self.config.n_vocab} tokens"
+        return f"by hand: {self.config.head} head, {self.config.n_vocab} tokens"
