@@ -330,7 +330,7 @@ def test_solved_exercises_make_a_project_that_trains(folder, data_dir):
 def test_the_page_lists_every_exercise_with_its_chapter_and_question():
     page = (ROOT / "docs/tutorial/EXERCISES.md").read_text()
     rows = re.findall(r"^\|\d+\|`(\w+)`\|\[`(\w+)\.py`\]\(\.\./\.\./\w+\.py\)\|(.+)\|$", page, re.M)
-    assert len(tool.NAMES) == 19 and page.count("ineteen") == 3
+    assert len(tool.NAMES) == 19 and "Nineteen functions" in page      # a number in words
     assert sorted(rows) == sorted((e.name(), e.chapter, e.question) for e in tool.EXERCISES)
     for script, words in commands(page):
         assert script != "tools.exercises" or words[1:2] == [] or words[1] in (*tool.NAMES, "--out")
