@@ -269,8 +269,8 @@ def test_commands_are_found_and_parsed(monkeypatch):
             check(script, arguments, monkeypatch)
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in
-                                                 (ROOT / "docs").glob("*.md")),
+@pytest.mark.parametrize("page", ["README.md", *(str(page.relative_to(ROOT)) for page in
+                                                 (ROOT / "docs").glob("**/*.md")),
                                   *(f"{name}.py" for name in FILES)])
 def test_every_command_of_the_pages_and_of_the_docstrings_parses(page, monkeypatch):
     text = (ROOT / page).read_text()
