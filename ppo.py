@@ -97,15 +97,14 @@ class Config(Common):
     rollout_batch: int = flag(64, "summaries written at once, in one process", least=1)
     micro_batch: int = flag(16, "summaries a training forward pass, in one process", least=1)
     lr: float = flag(1.5e-5, "initial learning rate; falls linearly to 0")
-    kl_coef: float = flag(0.05, "beta: the price of a nat of KL from the supervised policy")
+    kl_coef: float = flag(0.05, "beta, the price of a nat of KL; try .2 of the log's score_std")
     temperature: float = flag(0.7, "divides the logits, in every log-probability", least=0.01)
     missing_eot: float = flag(-1.0, "score of a summary without end", least=float("-inf"))
     clip_ratio: float = flag(0.2, "how far a ratio or a value may move before its gradient stops")
     snapshot_every: int = flag(0, "iterations between snapshots/ of policy and critic; 0: none")
 
 
-# DIFFERS: toy and laptop sample at temperature 1 and take 4 optimizer steps an epoch. To choose
-# beta, compare it with the log's first score_std: toy's is 1.1, of which a nat costs a fifth.
+# DIFFERS: toy and laptop sample at temperature 1 and take 4 optimizer steps an epoch.
 SMALL = dict(temperature=1.0, episodes=3072, batch=256, minibatches=4, micro_batch=64, save_every=5)
 PRESETS = {     # the last two rows: the paper's (B.1); where it is silent, the 2019 code's
     "toy": dict(SMALL, query_length=256, rollout_batch=128, lr=1.5e-4, kl_coef=0.2),

@@ -114,8 +114,8 @@ def score_pairs(network, pairs):
 def loss_and_right(network, pairs):
     """The loss of b Pairs in nats, and how many are scored right, both summed: (), ().
 
-    For a loss that needs more of a comparison, as a margin by the labeller's confidence: one more
-    field in Pair, filled in `encode`, used here. (`validate` measures this same loss.)
+    What else a loss may need, as the labeller's confidence for a margin: a field of Pair, filled in
+    `encode`, used here (and so in `validate`).
     """
     chosen, rejected = score_pairs(network, pairs)                   # (b,), (b,)
     right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()     # a tie counts half
