@@ -23,7 +23,7 @@ BOOK = ["data", "toy", "model", "sft", "sample", "label", "reward", "ppo", "eval
 RUNTIME = sorted(f"runtime/{path.stem}" for path in (ROOT / "runtime").glob("*.py"))
 TOOLS = sorted(f"tools/{path.stem}" for path in (ROOT / "tools").glob("*.py"))
 FILES = [*RUNTIME, *BOOK, *TOOLS]
-
+TUTORIAL = sorted(f"docs/tutorial/{path.stem}" for path in (ROOT / "docs/tutorial").glob("*.py"))
 
 
 def tree_of(name):
@@ -107,7 +107,7 @@ def test_every_package_that_a_script_imports_is_named_in_the_requirements():
     assert foreign - named == {"matplotlib"} <= more and named <= foreign
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *TUTORIAL])
 def test_no_line_is_longer_than_100_columns(name):
     lines = (ROOT / f"{name}.py").read_text().splitlines()
     assert not [f"{name}.py:{i}" for i, line in enumerate(lines, 1) if len(line) > 100]
@@ -134,7 +134,7 @@ def test_importing_a_script_runs_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, *TUTORIAL])
 def test_the_top_level_holds_definitions_only(name):
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign,
                ast.AugAssign)
@@ -222,6 +222,9 @@ def commands(text):
 
 def check(script, arguments, monkeypatch):
     """Parse a command line with the script's own parser, and go no further."""
+    if script.removesuffix(".py") in TUTORIAL:                      # takes a seed, or nothing
+        assert not arguments or re.fullmatch(r"\d+", " ".join(arguments))
+        return
     module = importlib.import_module(script.removesuffix(".py"))
     if (script, arguments) == ("tools.plan", ["sizes"]):           # prints its table
         return
@@ -271,11 +274,11 @@ def test_commands_are_found_and_parsed(monkeypatch):
 
 @pytest.mark.parametrize("page", ["README.md", *(str(page.relative_to(ROOT)) for page in
                                                  (ROOT / "docs").glob("**/*.md")),
-                                  *(f"{name}.py" for name in FILES)])
+                                  *(f"{name}.py" for name in [*FILES, *TUTORIAL])])
 def test_every_command_of_the_pages_and_of_the_docstrings_parses(page, monkeypatch):
     text = (ROOT / page).read_text()
     if page.endswith(".py"):
-        shown = re.findall(r"^ *(?:Try it: +)?(python (?:\w+\.py|-m tools\.).*?)(?:  +\(?[^- ].*)?$",
+        shown = re.findall(r"^ *(?:Try it: +)?(python (?:[\w/]+\.py|-m tools\.).*?)(?:  +\(?[^- ].*)?$",
                            re.sub(r" *\\\n\s*", " ", ast.get_docstring(ast.parse(text))),
                            re.MULTILINE)
         assert shown or page.startswith(("runtime", "tools/__init__"))
