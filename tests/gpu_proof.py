@@ -46,7 +46,7 @@ from runtime import adam, generator, optimizer_step  # noqa: E402
 from runtime.world import Averaged, World  # noqa: E402
 from sample import generate, uniforms  # noqa: E402
 
-LIMITS = {"same": 45, "check": 75, "demo": 120, "speed": 120, "ppo": 45, "group": 45}    # seconds
+LIMITS = {"same": 40, "check": 70, "demo": 110, "speed": 110, "ppo": 45, "group": 45}    # seconds
 TAIL = 12                           # lines of a failed step that are shown
 
 

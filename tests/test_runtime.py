@@ -76,7 +76,7 @@ def test_a_wrong_flag_is_a_problem_of_one_line(line):
     assert "\n" not in str(caught.value) and "--help" in str(caught.value)
 
 
-@pytest.mark.parametrize("typed, lr", [("", "1.5e-05"), ("--preset toy", "0.0003"),
+@pytest.mark.parametrize("typed, lr", [("", "1.5e-05"), ("--preset toy", "0.00015"),
                                        ("--preset=6.7b --lr 1", "7e-06")])
 def test_help_shows_the_values_of_the_preset_that_was_typed(typed, lr, capsys):
     with pytest.raises(SystemExit):

@@ -26,6 +26,7 @@ import textwrap
 import types
 from dataclasses import dataclass
 from functools import reduce
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from unittest import mock
 
@@ -129,7 +130,8 @@ def load(path, name):
     """A chapter as a module of its own, made from a file."""
     module = types.ModuleType(name)
     module.__file__ = str(path)
-    exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
+    with mock.patch.object(sys, "dont_write_bytecode", True):
+        SourceFileLoader(name, str(path)).exec_module(module)
     return module
 
 
