@@ -7,13 +7,13 @@ A *post* is twelve words: two to five things to buy, and chatter. We know its be
 Nobody shows us that. Authors write *examples*: most forget the last thing, add chatter or say a
 thing twice. And people *compare*: "the second is better", which is often wrong. So, in four steps:
     1. imitate       a network learns to write as the authors do: the *supervised policy*
-    2. compare       it writes two summaries of a post, and a person picks one; 12,800 times
+    2. compare       it writes two summaries of a post, and a person picks one; 32,000 times
     3. reward model  a second network learns from the picks to give any summary a *score*
     4. PPO           the policy writes, the reward model scores, the policy learns to score higher
 
 A *policy* gives each possible next word a probability, pi(word); the unit of log pi is the *nat*.
 Shapes: B rows, T columns, R of them a summary's, C channels, H heads, D = C / H, V words. Run it:
-    python docs/tutorial/tiny.py              about a minute; for another seed, add a number
+    python docs/tutorial/tiny.py              one to two minutes; for another seed, add a number
 """
 import copy
 import random
@@ -150,7 +150,7 @@ def score(network, tokens):
     """The number at the last word, the first from where all of the summary is seen. (B,)"""
     return network(tokens)[torch.arange(len(tokens)), (tokens != PAD).sum(1) - 1, 0]
 
-def train_reward_model(policy, steps=400, batch=32):
+def train_reward_model(policy, steps=500, batch=64):
     network = copy.deepcopy(policy)                     # it can read posts already,
     network.head = nn.Linear(C, 1, bias=False)          # and now gives one number
     adam = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -198,10 +198,10 @@ def policy_loss(logp, old_logp, advantage, clip=.2):
 def value_loss(value, returns):
     return .5 * (value - returns) ** 2                      # (B, R). The chapter clips this, too.
 
-def ppo(reference, reward_model, iterations=50, batch=128, beta=.1):
+def ppo(reference, reward_model, iterations=50, batch=128, beta=.2):
     """Write, score, learn; again and again. Returns: the policy, and its KL in nats."""
     policy, critic = copy.deepcopy(reference), copy.deepcopy(reward_model)      # these two learn
-    adam = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=1e-3)
+    adam = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=4e-4)
     for iteration in range(iterations):
         tokens = write(policy, [write_post() for _ in range(batch)])            # (B, P + R)
         is_response = tokens[:, P:] != PAD                                      # (B, R) bool
