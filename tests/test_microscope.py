@@ -88,10 +88,20 @@ def seen(run, posts):
     return look(run, posts)
 
 
+def one_of_four(i, loses):
+    """A post as report.side_by_side has it, with a hostile text."""
+    return {"title": f"post {i}", "text": EVIL, "loses": loses, "said": {
+        "author": [f"summary {i}", 2.0], "human feedback": [EVIL, None]}}
+
+
+BESIDE = {"rival": "author", "lost": 3, "n": 40, "posts": [
+    one_of_four(i, i in (2, 10, 11)) for i in range(12)]}
+
+
 @pytest.fixture(scope="module")
 def html(run, seen):
     (run / "report.png").write_bytes(base64.b64decode(DOT))
-    text = microscope.page(MARKDOWN, run, seen)
+    text = microscope.page(MARKDOWN, run, seen, BESIDE)
     (run / "report.html").write_text(text, encoding="utf-8")
     return text
 
@@ -230,6 +240,7 @@ def opened(browser, run, html):
     return browser
 
 
+LEFT = "\ue012"                               # WebDriver's name of the arrow key
 SHOWN = "return [...document.querySelectorAll('.tokens')].map(r => r.children.length)"
 COLOURS = ("return [...document.querySelectorAll('.tokens span')]"
            ".map(t => getComputedStyle(t).backgroundColor).join()")
@@ -237,11 +248,11 @@ COLOURS = ("return [...document.querySelectorAll('.tokens span')]"
 
 def test_the_slider_changes_tokens_and_colours_and_nothing_is_asked_for(opened, seen):
     lengths = [[len(row["tokens"]) for row in stop["rows"]] for stop in seen["stops"]]
-    assert opened.run(SHOWN) == lengths[0]
+    assert opened.run(SHOWN) == lengths[3]                # opens at the last stop, not at all zeros
     before = opened.run(COLOURS)
     opened.run("document.querySelector('#slider').focus()")
-    for n in range(1, 4):
-        opened.press("Right")
+    for n in (2, 1, 0):
+        opened.press(LEFT)
         opened.until(f"stop === {n}")
         assert opened.run(SHOWN) == lengths[n] and opened.run(COLOURS) != before
         before = opened.run(COLOURS)
@@ -255,7 +266,7 @@ def test_the_slider_changes_tokens_and_colours_and_nothing_is_asked_for(opened, 
 
 def test_a_token_tells_all_its_numbers_by_keyboard(opened, seen):
     row = seen["stops"][0]["rows"][0]
-    opened.run("document.querySelector('.tokens span').focus()")
+    opened.run("stop = 0; draw(); document.querySelector('.tokens span').focus()")
     opened.press("Right", "Right")
     told = opened.run("return document.querySelector('#tip').innerText").replace("\u2212", "-")
     assert f"{row['value'][2]:+.3f}" in told and f"{row['logp'][2]:+.3f}" in told
@@ -269,10 +280,37 @@ def test_a_token_tells_all_its_numbers_by_keyboard(opened, seen):
 def test_a_hostile_post_is_shown_inert(opened):
     assert opened.run("return document.title") == "Report"
     assert opened.run("return document.querySelectorAll('main script, main article img').length") == 0
-    assert opened.run("return document.querySelectorAll('h3')[4].textContent") == EVIL
+    assert opened.run("return document.querySelectorAll('#posts h3')[4].textContent") == EVIL
+    assert opened.run("return document.querySelector('.ours .text').textContent") == EVIL
     for where in ("td", "li:last-child", "blockquote"):
         assert HOSTILE in opened.run(f"return document.querySelector('#report {where}').textContent")
     assert opened.run("return document.querySelector('li strong').textContent") == "KL"
+
+
+def test_ten_posts_stand_side_by_side_and_a_filter_keeps_those_that_are_lost(opened):
+    shown = ("return [...document.querySelectorAll('.four:not([hidden]) h3')]"
+             ".map(h => h.textContent)")
+    assert opened.run(shown) == [f"post {i}" for i in range(10)]
+    assert "3 of 40" in opened.run("return document.querySelector('#beside label').textContent")
+    opened.run("document.querySelector('#lost').click()")
+    assert opened.run(shown) == ["post 2", "post 10", "post 11"]
+    first = opened.run("return [...document.querySelectorAll('.four .sides')[2].children]"
+                       ".map(side => side.innerText)")
+    assert first[0].split("\n")[0] == "author 2.00" and "summary 2" in first[0]
+    assert first[1].startswith("human feedback\n")                   # one that has no grade
+    opened.run("document.querySelector('#lost').click()")
+    assert len(opened.run(shown)) == 10 and not opened.complaints()
+
+
+@pytest.mark.parametrize("width", [400, 800, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_screen_scrolls_sideways(opened, width, scheme):
+    opened.media(width, 900, scheme)
+    try:
+        assert opened.run("return document.documentElement.scrollWidth <= innerWidth")
+        assert not opened.complaints()
+    finally:
+        opened.media(1280, 900)
 
 
 def test_a_phone_scrolls_in_one_direction_only(opened):

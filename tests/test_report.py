@@ -1,8 +1,12 @@
 """A report's pages: what they show, and what is kept when one of them cannot be made."""
 import json
 import math
+import os
+import re
 import shutil
+from datetime import date
 
+import numpy as np
 import pytest
 import torch
 from test_evaluate import report_of, small, world  # noqa: F401
@@ -38,6 +42,87 @@ def test_made_twice_a_report_says_the_same(evaluated):
     assert kept == {path.name: path.read_bytes() for path in (evaluated / "report").iterdir()}
     assert set(kept) == {"report.json", "report.md", "report.html", "report.png", "report.svg",
                          "summaries.jsonl"}
+
+
+def test_the_title_names_the_run_its_seed_its_day_and_its_commit(evaluated):
+    config = evaluated / "supervised/config.json"
+    known = json.loads(config.read_text())
+    write(config, known | {"commit": "abcdef0123", "flags": known["flags"] | {"seed": 7}})
+    os.utime(evaluated / "report/summaries.jsonl", (0, 1e9))
+    pages_of(evaluated)
+    text = (evaluated / "report/report.md").read_text()
+    day = date.fromtimestamp(1e9).isoformat()
+    assert text.startswith(f"# Report: run run, seed 7, {day}, commit abcdef0\n")
+    write(config, known | {"commit": None, "flags": {k: v for k, v in known["flags"].items()
+                                                     if k != "seed"}})
+    pages_of(evaluated)
+    text = (evaluated / "report/report.md").read_text()
+    assert text.startswith(f"# Report: run run, {day}\n")
+
+
+def test_a_reader_meets_words_and_is_told_what_is_greedy_and_what_sampled(evaluated):
+    report = pages_of(evaluated)
+    text = (evaluated / "report/report.md").read_text()
+    for key in ("win_rate", "predicted_win_rate", "rouge_l", "human_feedback", "best_of_n", " rm ",
+                "| gold"):
+        assert key not in text
+    greedy, sampled = text.index("## Greedy summaries"), text.index(": sampled summaries\n")
+    assert greedy < text.index("| policy") < sampled
+    assert "*sample*" in text[sampled:] and "temperature 0.9" in text[sampled:]
+    ppo, = re.findall(r"\| PPO, beta 0.05, iteration 4 .*", text)
+    row = report["overoptimisation"][1]
+    assert f"{row['win_rate']:.1%}" in ppo and f"{row['predicted_win_rate']:.1%}" in ppo
+    stages = re.findall(r"^\| (\w.*?) +\| +([\d-]+) \|$", text.split("## Seconds")[1], re.M)
+    assert [name for name, _ in stages] == list(pages.STAGES.values())
+    assert stages[-1][1] == f"{report['seconds']['total']:.0f}"
+
+
+def test_the_picture_is_told_in_words_with_its_values(evaluated):
+    report = pages_of(evaluated)
+    text, = re.findall(r"^!\[(.*)\]\(report.png\)$", (evaluated / "report/report.md").read_text(),
+                       re.MULTILINE)
+    rate = report["policies"]["human_feedback"]["win_rate"]
+    assert f"human feedback {rate:.0%}" in text
+    assert "30 summaries" in text and "score goes from 0.0 to 3.0" in text
+
+
+def test_under_rouge_no_column_is_zero_by_construction(evaluated):
+    path = evaluated / "report/report.json"
+    report = json.loads(path.read_text())
+    for row in report["policies"].values():
+        row["win_rate"] = 0.0
+    write(path, report | {"judge": "rouge"})
+    pages_of(evaluated)
+    text = (evaluated / "report/report.md").read_text()
+    header = next(line for line in text.split("\n") if line.startswith("| policy"))
+    assert re.split(r"\s*\|\s*", header)[2:-1] == ["beats supervised", "ROUGE-L", "copied", "tokens",
+                                                   "KL"]
+    assert "**beats author**" not in text and "minus how often" not in text
+    assert "preferred to those by the supervised policy" in text
+    sampled = text.split("sampled summaries\n")[1]
+    assert re.search(r"predicted to beat author \| ROUGE-L \|", sampled)
+
+
+def test_side_by_side_are_the_first_posts_and_those_that_human_feedback_loses():
+    posts = {f"p{i}": {"id": f"p{i}", "title": f"t{i}", "post": "x", "summary": "aa"}
+             for i in range(40)}
+    judge = pages.Judge(lambda posts, texts: {"overall": np.array([len(t) for t in texts])})
+    said = [{"id": f"p{i}", "supervised": "aaa", "human_feedback": "a" * (1 + i % 4),
+             "reference": "aa"} for i in range(40)] + [{"id": "gone"}]
+    found = pages.side_by_side({"judge": "gold"}, judge, posts, said)
+    assert (found["rival"], found["lost"], found["n"]) == ("author", 10, 40)      # a tie is no loss
+    assert [p["title"] for p in found["posts"]] == [f"t{i}" for i in range(40)
+                                                    if i < 10 or i % 4 == 0]
+    assert [p["loses"] for p in found["posts"]] == [
+        int(p["title"][1:]) % 4 == 0 for p in found["posts"]]
+    assert found["posts"][1]["said"] == {"author": ["aa", 2], "supervised": ["aaa", 3],
+                                         "human feedback": ["aa", 2]}
+    found = pages.side_by_side({"judge": "rouge"}, judge, posts, said)
+    assert (found["rival"], found["lost"]) == ("supervised", 20)
+    found = pages.side_by_side({"judge": "command:x"}, None, posts, said)
+    assert found["lost"] is None and len(found["posts"]) == 10
+    assert found["posts"][0]["said"]["author"] == ["aa", None]
+    assert pages.side_by_side({"judge": "labels:x"}, None, {}, []) is None
 
 
 def axis_record(policy, **axes):

@@ -9,7 +9,8 @@
 A dozen held-out posts are summarised at several stops of training: supervised (with the critic that
 PPO starts from), snapshots that have their critic beside them (ppo.py --snapshot-every), and the
 final policy, all with PPO's own lengths. Each stop draws with the same random numbers, so that what
-differs is the policy. The page is one file: it opens from the disk and asks no network.
+differs is the policy. The page opens at the last stop: at the first, each log-ratio is 0. It is one
+file, which opens from the disk and asks no network.
 
     python -m tools.report --run runs/demo        # calls this
 
@@ -141,19 +142,19 @@ def look(supervised, ppo, reward, posts, grade):
                                                        grade)} for name, rollout, numbers in seen]}
 
 
-def page(markdown, folder, seen=None):
+def page(markdown, folder, seen=None, beside=None):
     """A report as one HTML file: the template with its data.
 
     markdown: the report's text; pictures that it names (alone in their line) are taken from folder,
-    those that are missing are left out. seen: what `look` found, or None. Texts travel as JSON in
-    which no markup can end or begin.
+    those that are missing are left out. seen: what `look` found, or None. beside: of
+    report.side_by_side, or None. Texts travel as JSON in which no markup can end or begin.
     """
     named = {name: Path(folder, name) for name in
              re.findall(r"^!\[.*\]\((\w+\.png)\)$", markdown, re.MULTILINE)}
     pictures = {name: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
                 for name, path in named.items() if path.exists()}
-    data = json.dumps({"markdown": markdown, "pictures": pictures, "microscope": seen},
-                      allow_nan=False)                               # ASCII: U+2028 is escaped too
+    data = json.dumps({"markdown": markdown, "pictures": pictures, "microscope": seen,
+                       "beside": beside}, allow_nan=False)          # ASCII: U+2028 is escaped too
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")
     return TEMPLATE.read_text(encoding="utf-8").replace("THE DATA", data, 1)

@@ -9,13 +9,16 @@
     python -m tools.report --run runs/demo                              # some seconds
     python -m tools.report --run runs/demo --axes runs/demo/human.axes.jsonl
 
-report.html is one file: report.md with its picture and, below, the microscope.
+report.html is one file: report.md with its picture and, below, ten posts with everybody's
+summaries side by side, and the microscope.
 
 Read after: evaluate.py.
 """
 import json
+import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,6 +49,7 @@ class Config(Machine):
 
 
 SHOWN = 12             # posts that the token microscope shows
+BESIDE = 10            # posts whose summaries stand side by side
 
 
 # ----------------------------------------------------------------- 1. what evaluate.py leaves open
@@ -201,64 +205,147 @@ def cell(x, form=".2f", interval=None):
     return (str(x) if isinstance(x, int) else format(x, form)) + ends
 
 
+def spoken(name):
+    """A policy's name in the report, as a reader says it."""
+    return "author" if name == "reference" else name.replace("_", " ")
+
+
 def policy_table(report):
-    """Policies and authors, one row each. Of people: every two policies that they compared."""
+    """Policies and authors, one row each; a column that nobody has a number in is left out. Of
+    people: every two policies that they compared."""
     if "labels" in report:
         return table([["policy", "against", "preferred", "answers"]], [
             [r["policy"], r["against"], cell(r["share"], ".1%", r["95"]), cell(r["n"])]
             for r in report["labels"]])
-    header = ["policy", "beats author", "same length", "beats supervised", "grade", "ROUGE-L",
-              "copied", "tokens", "KL"]
-    rows = []
-    for name, p in report["policies"].items():
-        rival = report["against_supervised"].get(name, {"win_rate": None, "win_rate_95": None})
-        rows.append([name.replace("_", " "), cell(p["win_rate"], ".1%", p["win_rate_95"]),
-                     cell(p["length_controlled_win_rate"], ".1%"),
-                     cell(rival["win_rate"], ".1%", rival["win_rate_95"]),
-                     cell(p["axes"]["overall"]), cell(p["rouge_l"], ".3f"),
-                     cell(p["copied"], ".0%"), cell(p["length"], ".1f"), cell(p["kl"], ".1f")])
-    return table([header], rows)
+    rows = [policy_row(report, name) for name in report["policies"]]
+    shown = [title for title in rows[0] if any(row[title] != "-" for row in rows)]
+    return table([shown], [[row[title] for title in shown] for row in rows])
 
 
-MEANING = """
-* **beats author**: share of posts on which the judge prefers this summary to the one by the post's
-  author; a tie is half. In brackets the 95 % interval, by drawing posts (bootstrap). Each
-  policy reads and writes at most as many tokens as in its own training.
-* **same length**: that share if all summaries were as long as the author's (by regression).
-* **beats supervised**: share preferred to the supervised policy's summary.
-* **grade**: the judge's mean grade. **ROUGE-L**: words shared with the author's, in order.
-* **copied**: share of word pairs that stand in the post, in the same order.
-* **KL**: nats a summary from the supervised policy, when sampled as PPO does: PPO's own lengths
-  and temperature, on the first 256 of the posts."""
-PICTURE = "\n![Preference, and score and KL while PPO trains](report.png)"
+def policy_row(report, name):
+    """A policy's numbers by the title of their column, as texts."""
+    p = report["policies"][name]
+    rival = report["against_supervised"].get(name, {"win_rate": None, "win_rate_95": None})
+    rouge = report["judge"] == "rouge"     # ROUGE never prefers a summary to the author's: all 0
+    won, same_length = ((None, None) if rouge else
+                        (p["win_rate"], p["length_controlled_win_rate"]))
+    return {"policy": spoken(name),
+            "beats author": cell(won, ".1%", p["win_rate_95"] if won is not None else None),
+            "same length": cell(same_length, ".1%"),
+            "beats supervised": cell(rival["win_rate"], ".1%", rival["win_rate_95"]),
+            "grade": cell(None if rouge else p["axes"]["overall"]),
+            "ROUGE-L": cell(p["rouge_l"], ".3f"), "copied": cell(p["copied"], ".0%"),
+            "tokens": cell(p["length"], ".1f"), "KL": cell(p["kl"], ".1f")}
 
 
-def markdown(report, example):
-    """report.md: the tables, and what each number means."""
-    parts = [f"# Report\n\n{report['policies']['reference']['n']} held-out posts of "
-             f"`{report['data']}`, summarised greedily; the judge is `{report['judge']}`.\n",
-             policy_table(report), MEANING, PICTURE]
+MEANING = {
+    "beats author": "share of posts on which the judge prefers this summary to the one by the "
+                    "post's author; a tie is half. In brackets the 95 % interval, by drawing posts "
+                    "(bootstrap). Each policy reads and writes at most as many tokens as in its "
+                    "own training.",
+    "same length": "that share if all summaries were as long as the author's (by regression).",
+    "beats supervised": "share preferred to the supervised policy's summary; a tie is half.",
+    "grade": "the judge's mean grade.",
+    "ROUGE-L": "words shared with the author's summary, in order: 0 none, 1 all.",
+    "copied": "share of word pairs that stand in the post, in the same order.",
+    "tokens": "mean length.",
+    "KL": "nats a summary from the supervised policy. Only this column is of samples: PPO's own "
+          "lengths and temperature, on the first 256 of the posts."}
+
+
+def meaning(report):
+    """A sentence for each column of `policy_table`."""
+    titles = policy_table(report).split("\n")[0]
+    return "\n".join(textwrap.fill(f"* **{title}**: {told}", 96, subsequent_indent="  ")
+                     for title, told in MEANING.items() if f" {title} |" in titles)
+
+
+def judge_of(report):
+    """Who compares, in words."""
+    kind, _, what = report["judge"].partition(":")
+    return {"gold": "the toy world's own (`gold`): it knows the facts of each post",
+            "rouge": "ROUGE-L, the words shared with the author's summary. It prefers no summary "
+                     "to the author's own: policies are compared with the supervised one",
+            "reward": f"another reward model, `{what}`", "command": f"a program, `{what}`",
+            "labels": f"people, whose answers are in `{what}`"}[kind]
+
+
+def title_of(run, folder):
+    """What tells this report from others: run, seed, date of the summaries, commit."""
+    known = config_of(Path(run) / "supervised")
+    said = folder / "summaries.jsonl"
+    written = (said if said.exists() else folder / "report.json").stat().st_mtime
+    parts = [f"run {Path(run).resolve().name}", date.fromtimestamp(written).isoformat()]
+    if "seed" in known["flags"]:
+        parts.insert(1, f"seed {known['flags']['seed']}")
+    if known.get("commit"):                              # none without git
+        parts.append(f"commit {known['commit'][:7]}")
+    return "Report: " + ", ".join(parts)
+
+
+def pleasing(report, temperature):
+    """The section about over-optimisation: both opinions of sampled summaries, at growing KL."""
+    rouge, rows = report["judge"] == "rouge", []
+    for row in report["overoptimisation"]:
+        if row["method"] == "ppo":
+            who = f"PPO, beta {row['beta']:g}, iteration {row['step']}"
+        else:
+            who = f"best of {row['n']}" if row["n"] > 1 else "supervised"
+        judged = [] if rouge else [cell(row["win_rate"], ".1%")]
+        rows.append([who, cell(row["kl"]), cell(row["rm"], "+.2f"),
+                     cell(row["predicted_win_rate"], ".1%"), *judged,
+                     cell(row["gold"], ".3f" if rouge else ".2f")])
+    header = ["policy", "KL", "score", "predicted to beat author",
+              *([] if rouge else ["beats author"]), "ROUGE-L" if rouge else "grade"]
+    told = ("Here every summary is a *sample*, as PPO writes them, at temperature "
+            f"{temperature:g}: so these numbers are others than those of the greedy summaries "
+            "above. **best of n**: of n samples of the supervised policy, the one with the best "
+            "score. **score**: the reward model's; 0 is that of the mean author. **predicted to "
+            f"beat author**: how often the reward model expects it. **{header[-1]}** is the "
+            "judge's. Where the prediction rises and the judge's opinion falls, optimising has "
+            "gone too far.")
+    return ["\n## Pleasing the reward model: sampled summaries\n", textwrap.fill(told, 96) + "\n",
+            table([header], rows)]
+
+
+STAGES = {"pretrained": "pretraining", "supervised": "fine-tuning", "labels": "pairs and labels",
+          "reward": "reward model", "ppo": "PPO", "evaluate": "evaluation", "total": "total"}
+
+
+def markdown(report, title, picture, temperature, example=None):
+    """report.md: the tables, and what each number means.
+
+    title: of `title_of`. picture: what the picture shows, in words. temperature: of the samples.
+    example: (post, {policy: summary}), or None.
+    """
+    parts = [f"# {title}\n\n{report['policies']['reference']['n']} held-out posts of "
+             f"`{report['data']}`. The judge is {judge_of(report)}.\n",
+             "## Greedy summaries\n\nEach policy writes the most probable token at each step.\n",
+             policy_table(report), "", meaning(report)]
     if "labels" in report:
-        parts = [f"# Report\n\nPeople's answers, `{report['judge']}`: to sampled summaries of "
+        parts = [f"# {title}\n\nPeople's answers, `{report['judge']}`: to sampled summaries of "
                  "training posts, not\nto greedy ones of held-out posts. In brackets the 95 % "
                  "interval, by posts; a tie is half;\n*ref* is the author. Labellers who are held "
-                 "do not count.\n", policy_table(report), PICTURE]
+                 "do not count.\n", policy_table(report)]
+    parts += [f"\n![{picture}](report.png)"]
     parts += [f"\n{note}" for note in report["notes"]]
     if report["judge"].startswith("command:"):
         parts += ["\nThis judge compares and does not grade: there are no grades, no ceiling for "
                   "the reward\nmodel, and no curve of pleasing it. Which summary came first was "
                   "drawn for each post."]
-    if d := report.get("difference"):
+    if (d := report.get("difference")) and report["judge"] != "rouge":
         low, high = d["95"]
-        parts += [f"\nHuman feedback's share minus supervised's, on the same posts: "
-                  f"{d['mean']:+.1%} (95 %: {low:+.1%} to {high:+.1%})."]
+        parts += [f"\nHow often human feedback beats the author, minus how often supervised does, "
+                  f"on the same posts:\n{100 * d['mean']:+.1f} percentage points (95 %: "
+                  f"{100 * low:+.1f} to {100 * high:+.1f})."]
     if a := report.get("against"):
         parts += [f"\n`{a['ours']}` is preferred to `{a['policy']}` on "
                   f"{cell(a['win_rate'], '.1%', a['win_rate_95'])} of {a['n']} posts."]
     if report["judge"] == "gold":
-        parts += ["\n## Grades, 1 (worst) to 7 (best)\n", table([["policy", *AXIS_NAMES]], [
-            [name.replace("_", " "), *(cell(p["axes"][a]) for a in AXIS_NAMES)]
-            for name, p in report["policies"].items()])]
+        parts += ["\n## The judge's grades of the greedy summaries, 1 (worst) to 7 (best)\n",
+                  table([["policy", *AXIS_NAMES]], [
+                      [spoken(name), *(cell(p["axes"][a]) for a in AXIS_NAMES)]
+                      for name, p in report["policies"].items()])]
     if h := report["human_axes"]:
         parts += ["\n## Grades by people\n", table([["policy", *AXIS_NAMES]], [
             [name, *(cell(p[a]["mean"]) + f" ({p[a]['n']})" if a in p else "-" for a in AXIS_NAMES)]
@@ -269,28 +356,46 @@ def markdown(report, example):
                   f"{r['posts']} posts that it has not seen."
                   + (f" Labels are noisy: the judge agrees with {r['ceiling']:.1%}."
                      if r["ceiling"] is not None else "")]
-    if rows := report["overoptimisation"]:
-        keys = {"method": "", "n": "", "step": "", "kl": ".2f", "rm": "+.2f", "gold": ".2f",
-                "win_rate": ".1%", "predicted_win_rate": ".1%"}
-        parts += ["\n## Pleasing the reward model\n\nSampled summaries: the reward model's score "
-                  "(rm) and predicted win rate, next to\nthe judge's grade (gold) and the true win "
-                  "rate. Where they differ, optimising has\ngone too far.\n",
-                  table([list(keys)], [[cell(row[k], form) for k, form in keys.items()]
-                                     for row in rows])]
+    if report["overoptimisation"]:
+        parts += pleasing(report, temperature)
     if example:
         post, said = example
         text = f"{post['title']}\n\n{text_of(post)}"
         parts += ["\n## One post\n", *("> " + line for line in text.split("\n")), "",
-                  *(f"* **{name.replace('_', ' ')}**: {summary}" for name, summary in said.items())]
-    parts += ["\n## Seconds\n", table([list(report["seconds"])], [
-        [f"{s:.0f}" for s in report["seconds"].values()]])]
+                  *(f"* **{spoken(name)}**: {summary}" for name, summary in said.items())]
+    seconds = report["seconds"]
+    parts += ["\n## Seconds\n", table([["stage", "seconds"]], [
+        [STAGES[name], f"{s:.0f}" if s else "-"] for name, s in seconds.items()]),
+        "\nNobody timed the making of posts, tokenizer and this page: they are not in the total."]
     return "\n".join(parts) + "\n"
 
 
 # ------------------------------------------------------------------------- 3. picture and page
 
+def bars_of(report):
+    """What the picture's bars show: (who is beaten, {policy: its row in the report})."""
+    rivals = ("against_supervised", "the supervised policy") if report["judge"] == "rouge" else (
+        "policies", "the author")
+    return rivals[1], {name: row for name in FOLDERS if (row := report[rivals[0]].get(name))
+                       and row["win_rate"] is not None}
+
+
+def picture_of(report, log):
+    """The picture in words, for who cannot see it."""
+    rival, bars = bars_of(report)
+    told = f"Greedy summaries preferred to those by {rival}: " + ", ".join(
+        f"{spoken(name)} {cell(row['win_rate'], '.0%')}" for name, row in bars.items())
+    if log:
+        first, last = log[0], log[-1]
+        told += (f". While PPO writes {last['episodes']} summaries, the reward model's score goes "
+                 f"from {first['score']:.1f} to {last['score']:.1f} and KL from "
+                 f"{first['kl']:.1f} to {last['kl']:.1f} nats").replace("-0.0", "0.0")
+    return told
+
+
 def draw(report, log, out):
-    """report.png and report.svg: win rates, and score and KL over PPO's training.
+    """report.png and report.svg: win rates, and score and KL over PPO's training. Letters are large
+    enough for a telephone's width, 400 pixels.
 
     log: the lines of PPO's log.jsonl, may be empty. Raises: Problem without matplotlib.
     """
@@ -302,14 +407,11 @@ def draw(report, log, out):
         raise Problem(f"{out}: report.json and report.md are written; for the figure, "
                       "`pip install matplotlib`") from None
     blue, orange, grey = "#0072B2", "#D55E00", "#999999"     # told apart by all eyes (Okabe, Ito)
-    rivals = ("against_supervised", "the supervised policy") if report["judge"] == "rouge" else (
-        "policies", "the human reference")
-    bars = {name: row for name in FOLDERS
-            if (row := report[rivals[0]].get(name)) and row["win_rate"] is not None}
-    with pyplot.rc_context({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False,
-                            "svg.hashsalt": "report"}):
-        page = pyplot.figure(figsize=(11, 4.6), layout="constrained")
-        grid = page.add_gridspec(2, 2)
+    rival, bars = bars_of(report)
+    with pyplot.rc_context({"font.size": 14, "axes.titlesize": 14, "axes.spines.top": False,
+                            "axes.spines.right": False, "svg.hashsalt": "report"}):
+        page = pyplot.figure(figsize=(7.2, 4.2), layout="constrained")
+        grid = page.add_gridspec(2, 2, width_ratios=(1.15, 1))
         left, top, bottom = (page.add_subplot(g) for g in (grid[:, 0], grid[0, 1], grid[1, 1]))
         for i, (name, row) in enumerate(bars.items()):
             rate, (low, high) = row["win_rate"], row["win_rate_95"]
@@ -318,15 +420,17 @@ def draw(report, log, out):
             left.text(i, high + 0.025, f"{rate:.0%}", ha="center", weight="bold",
                       bbox=dict(color="white", pad=1))
         left.axhline(0.5, color="black", lw=1.2, ls="--", zorder=0)
-        left.set(xticks=range(len(bars)), xticklabels=[name.replace("_", "\n") for name in bars],
-                 ylim=(0, 1.08), yticks=[0, .25, .5, .75, 1], title=f"Preferred to {rivals[1]}")
+        left.set(xticks=range(len(bars)), xticklabels=[
+            {"pretrained": "pre-\ntrained", "supervised": "super-\nvised"}.get(
+                name, name.replace("_", "\n")) for name in bars],
+            ylim=(0, 1.08), yticks=[0, .25, .5, .75, 1], title=f"preferred to {rival}")
         left.yaxis.set_major_formatter("{x:.0%}")
         episodes = [line["episodes"] for line in log]
         top.plot(episodes, [line["score"] for line in log], color=blue, lw=2.4)
         bottom.plot(episodes, [line["kl"] for line in log], color=orange, lw=2.4)
-        top.set(title="While PPO trains", ylabel="reward model")
+        top.set(title="reward model's score")
         top.tick_params(labelbottom=False)
-        bottom.set(xlabel="summaries written", ylabel="KL, nats")
+        bottom.set(xlabel="summaries written", title="KL, nats")
         save_picture(page, out / "report", 150)
         pyplot.close(page)
 
@@ -353,20 +457,52 @@ def read(folder, run):
     return report, [line for _, line in read_jsonl(folder / "summaries.jsonl")]
 
 
-def microscope(run, report, posts, world):
+def judge_again(report, posts, world):
+    """The Judge that graded the report; None for one that gives no grades."""
+    kind, _, what = report["judge"].partition(":")
+    if kind == "reward":
+        return reward_judge(load_checkpoint(what, world, "scalar"))
+    return None if kind in ("command", "labels") else load_judge(kind, posts)[1]
+
+
+def side_by_side(report, judge, known, said):
+    """What everybody wrote about a few posts, for the page; None where nobody wrote anything.
+
+    These are the first posts, and the first on which the judge prefers the author's summary (where
+    it is ROUGE: the supervised policy's) to that of human feedback. known: {id: post}. said: lines
+    of summaries.jsonl. Returns: {"rival", "lost": on how many posts, None if nobody knows, "n",
+    "posts": [{"title", "text", "loses", "said": {policy: [summary, grade or None]}}]}.
+    """
+    said = [line for line in said if line["id"] in known]
+    if not said:
+        return None
+    names = [name for name in ("reference", *FOLDERS) if name in said[0]]
+    rival, lost = "supervised" if report["judge"] == "rouge" else "reference", []
+    posts = [known[line["id"]] for line in said]
+    if judge and "human_feedback" in names:
+        won = judge.compare(posts, *([line[name] for line in said]
+                                     for name in ("human_feedback", rival)))
+        lost = [i for i, share in enumerate(won) if share < 0.5]
+    chosen = sorted({*range(min(BESIDE, len(said))), *lost[:BESIDE]})
+    some = [posts[i] for i in chosen]
+    grades = {name: judge.grade(some, [said[i][name] for i in chosen])["overall"].tolist()
+              if judge else [None] * len(some) for name in names}
+    return {"rival": spoken(rival), "n": len(said),
+            "lost": len(lost) if judge and "human_feedback" in names else None,
+            "posts": [{"title": post.get("title", ""), "text": text_of(post), "loses": i in lost,
+                       "said": {spoken(name): [said[i][name], grades[name][k]] for name in names}}
+                      for k, (i, post) in enumerate(zip(chosen, some, strict=True))]}
+
+
+def microscope(run, posts, judge, world):
     """What the token microscope sees (microscope.look); None where it has nothing to look at."""
     needed = ("reward/model.pt", "ppo/model.pt", "ppo/critic.pt")
     if not posts or not all((Path(run) / name).exists() for name in needed):
         return None
     supervised, ppo = (load_checkpoint(Path(run) / name, world) for name in ("supervised", "ppo"))
     reward = load_checkpoint(Path(run) / "reward", world, "scalar", like=supervised)
-    (kind, _, what), grade = report["judge"].partition(":"), None
-    if kind == "reward":
-        grade = reward_judge(load_checkpoint(what, world, "scalar")).grade
-    elif kind != "command":
-        grade = load_judge(kind, posts)[1].grade
     with world.mixed():
-        return look(supervised, ppo, reward, posts, grade)
+        return look(supervised, ppo, reward, posts, judge.grade if judge else None)
 
 
 def act(cfg, world):
@@ -379,19 +515,24 @@ def act(cfg, world):
     posts = [known[line["id"]] for line in said[:SHOWN] if line["id"] in known]
     report = completed(report, cfg)
     add_copied(report, known, said)
+    stage = "ppo" if (Path(cfg.run) / "ppo/config.json").exists() else "supervised"
+    told = (title_of(cfg.run, out), picture_of(report, lines),
+            config_of(Path(cfg.run) / stage)["flags"].get("temperature", 1.0))
     example = (posts[0], {k: v for k, v in said[0].items() if k != "id"}) if posts else None
-    text, seen = markdown(report, example), None
+    beside = seen = None
     if world.rank == 0:
         write(out / "report.json", report)
-        write(out / "report.md", text)
+        write(out / "report.md", markdown(report, *told, example))
     try:
-        seen = microscope(cfg.run, report, posts, world)
+        judge = judge_again(report, posts, world)
+        beside = side_by_side(report, judge, known, said)
+        seen = microscope(cfg.run, posts, judge, world)
     finally:
         if world.rank == 0:
             try:
                 draw(report, lines, out)
             finally:                                     # without what could not be made
-                write(out / "report.html", page(text, out, seen))
+                write(out / "report.html", page(markdown(report, *told), out, seen, beside))
     print(f"{out / 'report.html'} says what the numbers mean")
 
 
