@@ -3,7 +3,10 @@ import sys
 import types
 
 import pytest
+from test_evaluate import world  # noqa: F401
 
+import evaluate
+import sample
 from runtime import Problem, write
 from tools import plot
 
@@ -128,3 +131,36 @@ def test_tensorboard_gets_each_figure_of_each_line_once(runs, tmp_path, monkeypa
     plot.to_tensorboard(plot.logs_of(runs), tmp_path, done)
     assert {(name, step) for name, _, _, step in told[first:]} == {("ppo", 3)}
     assert len(set(told)) == len(told)
+
+
+# --------------------------------------------------------------------------- over-optimisation
+
+def test_over_optimisation_is_measured_along_training_and_drawn(world, tmp_path, capsys,  # noqa: F811
+                                                                monkeypatch):
+    monkeypatch.setattr(plot, "POSTS", 6)
+    found, draw = [], plot.draw_kl
+    monkeypatch.setattr(plot, "draw_kl", lambda *drawn: [found.append(drawn), draw(*drawn)])
+    ppo = str(world / "run/ppo")
+    plot.main(["--kl", ppo, ppo, "--out", str(tmp_path / "p.png")])
+    assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+    (line, points, _), = found
+    assert [point["step"] for point in line] == [0, 2, 4]
+    assert line[0]["kl"] == line[1]["kl"] == 0 < line[2]["kl"]  # the snapshot is still supervised
+    assert points == {"with a price: beta 0.05": line[2]}
+    posts = sample.held_out(world / "data")
+    posts = [posts[i] for i in plot.generator(0, "evaluate").permutation(len(posts))[:6]]
+    networks = [sample.load_checkpoint(world / "run" / name) for name in ("ppo", "supervised")]
+    texts, kl = evaluate.sample_with_kl(*networks, posts, 0.9, 0, "again")
+    won = evaluate.JUDGES["gold"].compare(posts, texts, [p["summary"] for p in posts])
+    assert line[2]["kl"] == pytest.approx(kl.mean())
+    assert line[2]["true"] == (won.mean(), *evaluate.bootstrap(won, 0)[1])
+    assert 0 < line[2]["predicted"][1] <= line[2]["predicted"][0] <= line[2]["predicted"][2] < 1
+    assert f"KL {kl.mean():.2f}" in capsys.readouterr().out
+
+
+def test_over_optimisation_needs_policies(world, tmp_path):  # noqa: F811
+    with pytest.raises(Problem, match="nowhere is no checkpoint folder"):
+        plot.main(["--kl", "nowhere"])
+    with pytest.raises(Problem, match="holds a reward model, not a policy"):
+        plot.main(["--kl", str(world / "run/reward"), "--out", str(tmp_path / "p.png")])
+    assert not (tmp_path / "p.png").exists()
