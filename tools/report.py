@@ -250,7 +250,7 @@ MEANING = {
     "copied": "share of word pairs that stand in the post, in the same order.",
     "tokens": "mean length.",
     "KL": "nats a summary from the supervised policy. Only this column is of samples: PPO's own "
-          "lengths and temperature, on the first 256 of the posts."}
+          "lengths and temperature, on at most 256 of the posts."}
 
 
 def meaning(report):
