@@ -118,7 +118,7 @@ def test_side_by_side_are_the_first_posts_and_those_that_human_feedback_loses():
     assert found["posts"][1]["said"] == {"author": ["aa", 2], "supervised": ["aaa", 3],
                                          "human feedback": ["aa", 2]}
     found = pages.side_by_side({"judge": "rouge"}, judge, posts, said)
-    assert (found["rival"], found["lost"]) == ("supervised", 20)
+    assert (found["rival"], found["lost"]) == ("supervised policy", 20)
     found = pages.side_by_side({"judge": "command:x"}, None, posts, said)
     assert found["lost"] is None and len(found["posts"]) == 10
     assert found["posts"][0]["said"]["author"] == ["aa", None]

@@ -487,7 +487,7 @@ def side_by_side(report, judge, known, said):
     some = [posts[i] for i in chosen]
     grades = {name: judge.grade(some, [said[i][name] for i in chosen])["overall"].tolist()
               if judge else [None] * len(some) for name in names}
-    return {"rival": spoken(rival), "n": len(said),
+    return {"rival": "author" if rival == "reference" else "supervised policy", "n": len(said),
             "lost": len(lost) if judge and "human_feedback" in names else None,
             "posts": [{"title": post.get("title", ""), "text": text_of(post), "loses": i in lost,
                        "said": {spoken(name): [said[i][name], grades[name][k]] for name in names}}
