@@ -40,7 +40,7 @@ import reward
 import runtime
 import sample
 import sft
-from tools import convert, download, label_site, labelling, plan
+from tools import convert, download, label_site, labelling, plan, tokenizer
 from tools.label_store import Store
 
 FUZZ = int(os.environ.get("FUZZ", 0))                  # FUZZ=10000 for the long version
@@ -277,8 +277,8 @@ def test_posts(ground, draw):
         ended = run(sample, ["--policy", ground.supervised, "--data", folder, "--device", "cpu",
                              "--pairs", 3, "--out", out])
     else:
-        ended = run(data, ["describe", folder] if how == "describe" else
-                    ["tokenizer", "--data", folder, "--vocab", 280])
+        ended = (run(data, ["describe", folder]) if how == "describe" else
+                 run(tokenizer, ["--data", folder, "--vocab", 280]))
     judge(ended, "posts", [folder, "post ", "--vocab", "batch", "--pairs"], [out])
 
 
@@ -868,7 +868,7 @@ def test_real_processes(ground, capsys):
         shutil.copy(ground.data / "tokenizer.tiktoken", path)
         argv = [
             ["-m", "tools.download", "describe", path],
-            ["data.py", "tokenizer", "--data", path, "--vocab", 280],
+            ["-m", "tools.tokenizer", "--data", path, "--vocab", 280],
             ["sft.py", *LINE, "--data", path, "--size", "toy", "--steps", 1, "--out", path / "run"],
             ["sample.py", "--policy", ground.supervised, "--data", path, "--device", "cpu"],
             ["reward.py", *LINE, "--init", ground.supervised, "--comparisons",

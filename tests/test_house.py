@@ -253,7 +253,7 @@ $ python sft.py --preset toy --data d \\
       --loss-on all --out o          # a comment
 SEED=1 .venv/bin/python label.py simulate --pairs p --out o | tail -1
 torchrun --nproc_per_node=8 ppo.py --out o --preset 1.3b --policy p --reward r --data d
-python data.py tokenizer --data d --vocab 300
+python -m tools.tokenizer --data d --vocab 300
 make demo
 ```
 """
@@ -261,13 +261,13 @@ make demo
 
 def test_commands_are_found_and_parsed(monkeypatch):
     found = list(commands(PAGE))
-    assert [script for script, _ in found] == ["sft.py", "label.py", "ppo.py", "data.py"]
+    assert [script for script, _ in found] == ["sft.py", "label.py", "ppo.py", "tools.tokenizer"]
     assert found[0][1] == ["--preset", "toy", "--data", "d", "--loss-on", "all", "--out", "o"]
     assert found[1][1][-2:] == ["--out", "o"] and found[2][1][2] == "--preset"
     for script, arguments in found:
         check(script, arguments, monkeypatch)
     for script, arguments in (("sft.py", ["--nonsense", "1"]), ("label.py", ["nonsense"]),
-                              ("data.py", ["nonsense"])):
+                              ("tools.tokenizer", ["nonsense"])):
         with pytest.raises(runtime.Problem):
             check(script, arguments, monkeypatch)
 
@@ -300,6 +300,7 @@ def test_every_command_of_the_outer_loop_parses_and_learns_from_all_labels_so_fa
 
 
 @pytest.mark.parametrize("script, words, answer", [
+    ("data", "tokenizer --data d --vocab 300", "python -m tools.tokenizer --data d --vocab 300"),
     ("data", "download tldr", "python -m tools.download tldr"),
     ("data", "describe data/tldr", "python -m tools.download describe data/tldr"),
     ("model", "plan --size 1.3b", "python -m tools.plan --size 1.3b"),

@@ -14,12 +14,12 @@ from data import (
     load_tokenizer,
     read_posts,
     save_tokenizer,
-    train_tokenizer,
 )
 from model import ModelConfig, build
 from runtime import Problem, write
 from runtime.files import save_tensors, write_config
 from sample import Config, load_checkpoint, respond, split_of, summarise
+from tools.tokenizer import train_tokenizer
 
 
 def make_data(folder, posts=40, vocab=300):

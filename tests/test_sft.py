@@ -12,6 +12,7 @@ import model
 import sft
 from runtime import Problem, config_of
 from runtime.flags import parse
+from tools.tokenizer import train_tokenizer
 
 SHORT = "--query-length 80 --response-length 16 --batch 8 --device cpu"
 ALL = "--loss-on all --query-length 24"               # rows of 24 + 16 tokens
@@ -253,7 +254,7 @@ def test_data_that_cannot_work_is_a_problem(data_dir, tmp_path, posts, tokenizer
 def test_a_checkpoint_brings_its_own_tokenizer(data_dir, posts, tmp_path, supervised, tokenizer):
     for split in ("train", "valid"):
         write_posts(tmp_path / "other", split, posts[:8])
-    data.save_tokenizer(data.train_tokenizer(data.full_texts(data_dir), 310), tmp_path / "other")
+    data.save_tokenizer(train_tokenizer(data.full_texts(data_dir), 310), tmp_path / "other")
     sft.main(line(tmp_path / "other", tmp_path / "run", f"--init {supervised} --steps 1"))
     assert data.same_tokenizer(data.load_tokenizer(tmp_path / "run"), tokenizer)
 

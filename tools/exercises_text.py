@@ -18,7 +18,7 @@ from tools.exercises_check import ByHand, Exercise, mistake
 
 
 class Merge(Exercise):
-    chapter, function = "data", "merge"
+    chapter, function = "tools/tokenizer", "merge"
     question = "How does a word become tokens?"
     hints = (
         "Look at all pairs of neighbours. Joined, a + b is in `ranks` or not; a low rank is early.",

@@ -187,7 +187,7 @@ def world_of_seed(points, cfg, seed, sizes, labels, betas):
 
     # 1. a world, and every size's imitation of its authors, as in `make demo`
     data = add("data", f"toy.py --posts {scaled(cfg, 12000, 2000)} {s} --out OUT",
-               "data.py tokenizer --data OUT --vocab 1024", made="tokenizer.tiktoken")
+               "-m tools.tokenizer --data OUT --vocab 1024", made="tokenizer.tiktoken")
     base_first = sorted(sizes, key=lambda size: size != base)
     made = World(data, {}, {}, {}, {}, {}, {}, None)
     for size in base_first:
