@@ -1,4 +1,4 @@
-"""Chapter 9. Is it really better? Win rates, what else changed, and when optimising goes too far.
+"""Chapter 9. Is it really better? Win rates, how sure they are, and what else changed.
 
     win rate = share of posts whose summary the judge prefers to the author's own; a tie counts 1/2
 
@@ -13,19 +13,12 @@ labelled nothing (sections 4.1 to 4.4). The columns that are printed:
     tokens            mean length
     KL                nats a summary from the supervised policy, sampled as PPO samples
 
-PPO is trained to please the reward model, so a higher score proves nothing. The last part repeats
-the paper's Figure 5: for PPO (and its snapshots, if --snapshot-every made some) and for best of n,
-the win rate that the reward model predicts and the true one, of samples. Of another run, without a
-price of KL (docs/FIGURES.md):
+PPO is trained to please the reward model, so a higher score proves nothing; a judge does. All
+numbers go to report.json, all greedy summaries to summaries.jsonl. tools.report adds the paper's
+Figure 5, which shows when optimising goes too far, and makes pages and pictures.
 
-    KL from the supervised policy     0      2.4     48
-    true win rate                    39 %    71 %    11 %       predicted at the end: 80 %
-
-Where they differ, optimising has gone too far: the policy has found what the reward model mistakes
-for quality. All numbers go to report.json, all greedy summaries to summaries.jsonl.
-
-    python evaluate.py --run runs/demo --data data/toy --out runs/demo/report           # 40 s
-    python -m tools.report --run runs/demo              # makes report.md, report.html, pictures
+    python evaluate.py --run runs/demo --data data/toy --out runs/demo/report           # 20 s
+    python -m tools.report --run runs/demo
 
 Before:  ppo.py.    After: the world; change a flag and compare again.
 """
@@ -43,7 +36,7 @@ import torch
 import data
 import sample
 import toy
-from model import lay_out, skeleton, token_logp
+from model import lay_out, token_logp
 from runtime import Machine, Problem, flag, generator, launch, write
 
 
@@ -59,10 +52,8 @@ class Config(Machine):
 
 
 FOLDERS = {"pretrained": "pretrained", "supervised": "supervised", "human_feedback": "ppo"}
-SAMPLES = 256                # posts, at most, of which a sample is drawn: KL, over-optimisation
-POOL, POOL_POSTS = 16, 150   # best of n: samples of a post; posts, at most
+SAMPLES = 256                # posts, at most, of which a sample is drawn: KL
 LEAD_3 = re.compile(r"(?s)(?:.*?[.!?][\"')\u2019\u201d]*(?=\s)){3}|.*")   # of news: three sentences
-UNFINISHED = "This evaluation has not ended: what is not here was not measured yet."
 
 
 # -------------------------------------------------------------- 1. judges: which summary is better?
@@ -145,20 +136,6 @@ def length_controlled(preferred, log_length, ridge=1e-3):
     return {name: float(1 / (1 + math.exp(-w[i]))) for i, name in enumerate(names)}
 
 
-def best_of(scores, values, n):
-    """Mean value of the sample with the best score among n, over all choices of n from a pool of N:
-
-        weight of the i-th lowest score = C(i - 1, n - 1) / C(N, n),   i = 1 ... N
-
-    It is the best when the n - 1 others come from the i - 1 below it. N = 4, n = 2: of the 6 pairs
-    the lowest wins 0, the others 1, 2 and 3, so the weights are 0, 1/6, 2/6, 3/6 (Nakano et al.
-    2021, appendix I). scores, values: (P, N). Returns: (P,).
-    """
-    N = scores.shape[1]
-    weights = np.array([math.comb(i, n - 1) for i in range(N)]) / math.comb(N, n)        # (N,)
-    return np.take_along_axis(values, scores.argsort(1, kind="stable"), 1) @ weights     # (P,)
-
-
 # ---------------------------------------------------------------------------- 3. policies compared
 
 def win_rate(values, seed):
@@ -197,7 +174,7 @@ def compare(needed, texts):
     return found
 
 
-# -------------------------------------------------------------- 4. the reward model, and its misuse
+# ------------------------------------------------------------------ 4. the reward model, and the KL
 
 def labels_of(run, flags):
     """Labels that no reward model has seen, of split valid2: the run's, else its training's."""
@@ -208,19 +185,15 @@ def labels_of(run, flags):
 
 
 def reward_accuracy(needed):
-    """How often the reward model agrees with labels that it has not seen, and how often the judge
-    does, the `ceiling`: labels are noisy, so nobody agrees with all."""
+    """How often the reward model agrees with labels that it has not seen."""
     posts = [c["info"] for c in needed.labels]
     chosen, rejected = ([c["summaries"][c["choice"] ^ side]["text"] for c in needed.labels]
                         for side in (0, 1))
     scores = np.reshape(sample.score_texts(needed.reward, posts * 2, chosen + rejected), (2, -1))
     right, about = wins(scores[0], scores[1]), [data.query_text(p) for p in posts]   # (n,) each
-    is_gold = needed.report["judge"] == "gold"           # of other judges: tools
-    known = [i for i, p in enumerate(posts) if is_gold and p["id"].startswith("toy")]
-    judged = needed.judge.compare(*([x[i] for i in known] for x in (posts, chosen, rejected)))
     return {"accuracy": float(right.mean()), "n": len(posts), "posts": len(set(about)),
             "accuracy_95": bootstrap(right, needed.report["seed"], about)[1],
-            "ceiling": float(judged.mean()) if known else None}
+            "ceiling": None}                                       # left to tools.report
 
 
 @torch.no_grad()
@@ -242,54 +215,6 @@ def sample_with_kl(policy, supervised, posts, temperature, seed, name):
     return [data.decode_response(policy.tokenizer, r) for r in said], ours - theirs
 
 
-def checkpoints(ppo):
-    """PPO's snapshots in training's order, then its final policy: yields (step, Checkpoint)."""
-    final = ppo.flags["episodes"] // ppo.flags["batch"]
-    for path in sorted(Path(ppo.folder, "snapshots").glob("step-*.pt")):
-        if (step := int(path.stem[5:])) < final:
-            model = skeleton(ppo.model.config, ppo.world, frozen=True)
-            ppo.world.load(model, path)
-            yield step, ppo._replace(model=model)
-    yield final, ppo
-
-
-def opinions(reward, judge, posts, texts):
-    """What the reward model and the judge think of N summaries of each post -> {name: (P, N)}.
-
-        predicted win rate = mean of sigmoid(score - score of the author's summary)
-    """
-    shape, own = (len(posts), -1), [p["summary"] for p in posts]
-    many = [p for p in posts for _ in range(len(texts) // len(posts))]
-    rm = np.reshape(sample.score_texts(reward, many, texts), shape)                  # (P, N)
-    own_rm = np.reshape(sample.score_texts(reward, posts, own), shape)               # (P, 1)
-    grades = judge.grade(many, texts)["overall"].reshape(shape)                      # (P, N)
-    own_grades = judge.grade(posts, own)["overall"].reshape(shape)                   # (P, 1)
-    return {"rm": rm, "gold": grades, "win_rate": wins(grades, own_grades),
-            "predicted_win_rate": 1 / (1 + np.exp(own_rm - rm))}
-
-
-def overoptimisation(needed, samples, temperature):
-    """Figure 5's rows: both opinions at growing KL. samples: of PPO's final policy, if any."""
-    posts, rows, seed = needed.posts[:SAMPLES], [], needed.report["seed"]
-    supervised, ppo = needed.policies["supervised"], needed.policies.get("human_feedback")
-
-    def add(method, seen, n, kl, beta=None, step=None):     # the best of n, by the reward model
-        rows.append({"method": method, "beta": beta, "n": n, "kl": kl, "step": step, **{
-            key: float(best_of(seen["rm"], x, n or 1).mean()) for key, x in seen.items()}})
-    for step, policy in checkpoints(ppo) if ppo else ():
-        texts, kl = samples if policy is ppo else sample_with_kl(
-            policy, supervised, posts, temperature, seed, f"step {step}")
-        seen = opinions(needed.reward, needed.judge, posts, texts)
-        add("ppo", seen, None, float(kl.mean()), ppo.flags["kl_coef"], step)
-    posts = posts[:POOL_POSTS]
-    pool = sample.summarise(supervised, [p for p in posts for _ in range(POOL)], seed=seed,
-                            temperature=temperature, purpose="pool", bar="pool")
-    seen = opinions(needed.reward, needed.judge, posts, pool)
-    for n in [2 ** k for k in range(POOL.bit_length())]:                             # 1, 2, 4, ...
-        add("best_of_n", seen, n, math.log(n) - (n - 1) / n)
-    return rows
-
-
 # ------------------------------------------------------------------------------------ 5. the report
 
 Needed = namedtuple("Needed", "began posts policies reward labels judge out report")
@@ -303,7 +228,6 @@ def prepare(cfg, world, judge=None):
     policies = {name: supervised if name == "supervised" else
                 sample.load_checkpoint(run / stage, world, like=supervised)
                 for name, stage in FOLDERS.items() if (run / stage / "model.pt").exists()}
-    ppo = policies.get("human_feedback")
     folder = cfg.data or supervised.flags.get("data") or "--data"    # no folder: named as missing
     posts = sample.held_out(folder)
     posts = [posts[i] for i in generator(cfg.seed, "evaluate").permutation(len(posts))[:cfg.posts]]
@@ -314,26 +238,17 @@ def prepare(cfg, world, judge=None):
     for reader in filter(None, (*policies.values(), reward)):
         data.check_queries(reader.tokenizer, posts, reader.query_length)
     name, judge = (cfg.judge, judge) if judge else load_judge(cfg.judge, posts)
-    for _ in checkpoints(ppo) if reward and ppo else ():
-        pass                                             # every snapshot can be read
     out = Path(cfg.out or run / "report")
     out.mkdir(parents=True, exist_ok=True)
     return Needed(began, posts, policies, reward, labels, judge, out, {
         "judge": name, "data": str(folder), "human_axes": None, "reward_model": None,
-        "overoptimisation": [], "notes": [UNFINISHED], "seed": cfg.seed})
+        "overoptimisation": None, "notes": [], "seed": cfg.seed})
 
 
 def measure(needed, world):
-    """Write the summaries, then report.json after each part, so that no later failure loses it."""
-    posts, policies, report, samples = needed.posts, needed.policies, needed.report, None
-    supervised, ppo = policies["supervised"], policies.get("human_feedback")
-    temperature, seed = (ppo or supervised).flags.get("temperature", 1.0), report["seed"]
-
-    def save():
-        report["seconds"] = {"evaluate": time.perf_counter() - needed.began}
-        if world.rank == 0:                      # five digits: more than the posts support
-            write(needed.out / "report.json", json.loads(
-                json.dumps(report), parse_float=lambda x: round(float(x), 5)))
+    """Write the summaries, measure them, write report.json -> the texts of each policy."""
+    posts, policies, report = needed.posts, needed.policies, needed.report
+    supervised, ppo, seed = policies["supervised"], policies.get("human_feedback"), report["seed"]
     known = report["data"] if data.find(report["data"], "train") else supervised.flags.get("data")
     texts = {name: sample.summarise(p, posts, sample.worked_examples(known, seed)
                                     if name == "pretrained" else (), bar=name)
@@ -345,18 +260,18 @@ def measure(needed, world):
         write(needed.out / "summaries.jsonl", [
             {"id": post["id"], **{name: some[i] for name, some in texts.items()}}
             for i, post in enumerate(posts)])
-    report |= compare(needed, texts)                     # 1. greedy summaries
-    save()
-    if ppo:                                              # 2. samples, and the reward model
-        samples = sample_with_kl(ppo, supervised, posts[:SAMPLES], temperature, seed, "KL")
-        report["policies"]["human_feedback"]["kl"] = float(samples[1].mean())
     if needed.labels:
         report["reward_model"] = reward_accuracy(needed)
-    save()
-    if needed.reward and needed.judge.grade:             # 3. has optimising gone too far?
-        report["overoptimisation"] = overoptimisation(needed, samples, temperature)
-    report["notes"].remove(UNFINISHED)
-    save()
+    if ppo:
+        _, kl = sample_with_kl(ppo, supervised, posts[:SAMPLES], ppo.flags.get("temperature", 1.0),
+                               seed, "KL")
+    report |= compare(needed, texts)             # last, for a judge's answers may cost money
+    if ppo:
+        report["policies"]["human_feedback"]["kl"] = float(kl.mean())
+    report["seconds"] = {"evaluate": time.perf_counter() - needed.began}
+    if world.rank == 0:                          # five digits: more than the posts support
+        write(needed.out / "report.json", json.loads(
+            json.dumps(report), parse_float=lambda x: round(float(x), 5)))
     return texts
 
 

@@ -45,7 +45,7 @@ def kl_hump(log, flags):
 def worse_than_supervised(report, flags):
     """Upper end of the 95 % interval of the share of posts on which the judge prefers human
     feedback to supervised, when the reward model promised more."""
-    rows = [row for row in report["overoptimisation"] if row["method"] == "ppo"]
+    rows = [row for row in (report["overoptimisation"] or []) if row["method"] == "ppo"]
     rate = report["against_supervised"].get("human_feedback")
     if not rows or not rate or rows[-1]["rm"] <= 0:
         return []
@@ -55,7 +55,7 @@ def worse_than_supervised(report, flags):
 def judge_fallen(report, flags):
     """Fall of the sampled summaries' win rate from where it was best (an earlier snapshot, or the
     supervised policy) while the reward model's own prediction rose."""
-    rows = report["overoptimisation"]
+    rows = report["overoptimisation"] or []
     rows = ([row for row in rows if row["method"] == "best_of_n" and row["n"] == 1]
             + [row for row in rows if row["method"] == "ppo"])
     if not rows or rows[-1]["method"] != "ppo":

@@ -49,6 +49,7 @@ from runtime.world import World
 from sample import load_checkpoint, summarise
 from tools.label_stats import numbers
 from tools.label_store import DAMAGE, Store
+from tools.overoptimisation import overoptimisation
 from tools.report import add_copied, policy_table, reward_judge, rounded
 
 ANSWER = re.compile(r"""[\s\ufeff("'*`[]*(A|B|tie)[])"'*`.:\s]*""", re.IGNORECASE)
@@ -239,6 +240,11 @@ def act(cfg, world):
         texts = evaluate.measure(needed, world)
         if model and needed.labels:
             add_ceiling(needed)
+        if model and needed.reward:                       # with other judges tools.report does it
+            policies = needed.policies
+            needed.report["overoptimisation"] = overoptimisation(
+                policies["supervised"], policies.get("human_feedback"), needed.reward, needed.judge,
+                needed.posts, cfg.seed)
         if other:
             compare_with(other, needed, texts, world)
     if world.rank == 0:

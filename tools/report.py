@@ -35,6 +35,7 @@ from runtime import Machine, Problem, config_of, flag, launch, write
 from runtime.files import read_jsonl, read_text, replacing
 from sample import held_out, load_checkpoint, score_texts
 from tools.microscope import look, page
+from tools.overoptimisation import overoptimisation
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def add_copied(report, known, said):
 
 
 def add_ceiling(report, run):
-    """How often ROUGE agrees with the labels on which the reward model was tried, and a note on
-    those where no judge can be asked."""
+    """How often the judge agrees with the labels on which the reward model was tried: labels are
+    noisy, so nobody agrees with all. And a note on those where it cannot be asked."""
     flags = config_of(Path(run) / "reward")["flags"]
     labels = labels_of(run, flags)
     posts, why = [c["info"] for c in labels], "their posts are not of the toy world"
@@ -122,14 +123,29 @@ def add_ceiling(report, run):
         posts = with_summaries(posts, folders)
         why = ("the authors' summaries are not known: posts of these texts do not stand in "
                + " or ".join(folders))
-        known = [(p, *(c["summaries"][c["choice"] ^ side]["text"] for side in (0, 1)))
-                 for p, c in zip(posts, labels, strict=True) if p]
-        if known:
-            agrees = JUDGES["rouge"].compare(*zip(*known, strict=True))
-            report["reward_model"]["ceiling"] = round(float(agrees.mean()), 5)
+    known = [(p, *(c["summaries"][c["choice"] ^ side]["text"] for side in (0, 1)))
+             for p, c in zip(posts, labels, strict=True) if p]
+    if known and report["judge"] in JUDGES:
+        agrees = JUDGES[report["judge"]].compare(*zip(*known, strict=True))
+        report["reward_model"]["ceiling"] = round(float(agrees.mean()), 5)
     if None in posts:
         add_note(report, f"For {posts.count(None)} of {len(posts)} labels there is no opinion of "
                          f"the judge beside the reward model's: {why}.")
+
+
+def add_overoptimisation(report, run, posts, world):
+    """The rows of Figure 5, unless they are there already. posts: all that were summarised."""
+    if report["overoptimisation"] is not None:
+        return
+    report["overoptimisation"], run = [], Path(run)
+    if posts and report["judge"] in JUDGES and (run / "reward/model.pt").exists():
+        supervised = load_checkpoint(run / "supervised", world)
+        reward = load_checkpoint(run / "reward", world, "scalar", like=supervised)
+        ppo = (load_checkpoint(run / "ppo", world, like=supervised)
+               if (run / "ppo/model.pt").exists() else None)
+        with world.mixed():
+            report["overoptimisation"] = rounded(overoptimisation(
+                supervised, ppo, reward, JUDGES[report["judge"]], posts, report["seed"]))
 
 
 def add_note(report, note):
@@ -376,9 +392,11 @@ def act(cfg, world):
     lines = [line for _, line in read_jsonl(log)] if log.exists() else []
     lines = [line for line in lines if {"episodes", "score", "kl"} <= line.keys()]
     known = {p["id"]: p for p in held_out(report["data"])} if said else {}
-    posts = [known[line["id"]] for line in said[:SHOWN] if line["id"] in known]
+    posts = [known[line["id"]] for line in said if line["id"] in known]
     report = completed(report, cfg)
     add_copied(report, known, said)
+    add_overoptimisation(report, cfg.run, posts, world)
+    posts = posts[:SHOWN]
     example = (posts[0], {k: v for k, v in said[0].items() if k != "id"}) if posts else None
     text, seen = markdown(report, example), None
     if world.rank == 0:
