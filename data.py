@@ -16,7 +16,6 @@ Before: nothing (runtime/ is plumbing; look in when curious).    After: toy.py, 
 """
 import base64
 import os
-import sys
 from collections import Counter
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -212,15 +211,6 @@ def encode_response(tokenizer, text, limit):
     (As in the paper's code: the reward model is read at the end, and a policy has to learn to end.)
     """
     return tokenizer.encode_ordinary(" " + text.strip())[:limit - 1] + [tokenizer.eot_token]
-
-
-def warn_of_cuts(tokenizer, texts, limit):
-    """Say on stderr how many of these summaries encode_response cuts. Returns: that number."""
-    cut = sum(len(tokenizer.encode_ordinary(" " + text.strip())) >= limit for text in texts)
-    if cut:
-        print(f"warning: {cut:,} of {len(texts):,} summaries ({cut / len(texts):.1%}) are longer "
-              f"than --response-length {limit} and lose their end: raise it", file=sys.stderr)
-    return cut
 
 
 def decode_response(tokenizer, tokens):

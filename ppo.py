@@ -344,7 +344,7 @@ def prepare(cfg, world):
 
 def train(cfg, world):
     """Write, score, learn; again and again."""
-    cfg = filled(cfg, world, cfg.policy, cfg.reward)          # posts as both networks know them
+    cfg = filled(cfg, cfg.policy, cfg.reward)          # posts as both networks know them
     tokenizer, posts, policy, reference, critic, reward_model = prepare(cfg, world)
     optimizer = adam([policy, critic], eps=1e-5)          # weight decay 0, as 2019's plain Adam
     batches = data.Batches([data.characters(post) for post in posts], cfg.batch, cfg.seed, window=1)

@@ -6,9 +6,8 @@ Bradley and Terry (1952) suppose that every summary has a score r, and that peop
 
     P(A is preferred to B) = sigmoid(r_A - r_B)        sigmoid(d) = 1 / (1 + exp(-d))
 
-The toy's labellers do so (label.py): they prefer A when r_A - r_B + noise > 0, with logistic noise,
-which means P(noise > -d) = sigmoid(d). The best r makes the given labels most probable (maximum
-likelihood). For three labels with differences d1, d2, d3 (chosen minus rejected)
+as the toy's labellers do (label.py derives it). The best r makes the given labels most probable
+(maximum likelihood). For three labels with differences d1, d2, d3 (chosen minus rejected)
 
     P(these labels) = sigmoid(d1) * sigmoid(d2) * sigmoid(d3)
     -log P          = -log sigmoid(d1) - log sigmoid(d2) - log sigmoid(d3)
@@ -33,7 +32,6 @@ summary without an end the score -1, which is less than most summaries have.
 
 Before:  label.py (where comparisons come from).    After: ppo.py (what the score is good for).
 """
-import sys
 from collections import namedtuple
 from dataclasses import asdict, dataclass
 
@@ -155,13 +153,6 @@ def read(tokenizer, cfg, world):
     posts = data.read_posts(folder, "train")[:ZERO_ROWS]
     queries = [comparison["info"] for comparison in comparisons + held_out]
     data.check_queries(tokenizer, queries + posts, cfg.query_length)
-    texts = [summary["text"] for c in comparisons for summary in c["summaries"]]
-    if world.rank == 0 and data.warn_of_cuts(tokenizer, texts, cfg.response_length):
-        pairs = [encode(tokenizer, comparison, cfg) for comparison in comparisons]
-        equal = sum(pair.chosen == pair.rejected for pair in pairs)
-        if equal:
-            print(f"warning: {equal:,} of {len(pairs):,} pairs are then equal and teach nothing",
-                  file=sys.stderr)
     return comparisons, [encode(tokenizer, c, cfg) for c in world.share(held_out)], posts
 
 

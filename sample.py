@@ -4,13 +4,6 @@ r"""Chapter 5. Let a policy write: one summary, the best of n, pairs of summarie
     sampled      token ~ softmax(logits / T): how pairs for labelling are made       (section 3.3)
     best of n    n samples, of which the one with the highest reward is kept         (appendix G.3)
 
-How far does best of n lead away from its policy? Let u be the share of all samples that score lower
-than this one: uniform on [0, 1]. The largest of n has density n u^(n - 1); its mean log u is -1/n:
-
-    KL(best of n || policy) = E[ log n + (n - 1) log u ] = log n - (n - 1) / n        nats
-
-So n = 16 costs 2.773 - .938 = 1.835 nats, and 10 take n = 60,000. (With equal scores: less.)
-
     python sample.py --policy runs/demo/ppo                       # a post nobody trained on; 2 s
     python sample.py --policy runs/demo/supervised --post "My sister sold my bike." \
                      --best-of 16 --reward runs/demo/reward
@@ -263,7 +256,7 @@ def held_out(folder):
 
 def post_of(cfg, folder):
     """The post of --post or --post-file as a record, or else a random held-out one of the folder.
-    Warns when more than half of a typed post's words occur in no training post."""
+    """
     text = cfg.post if cfg.post_file is None else cfg.post_file
     if text is None:
         posts = held_out(folder)
@@ -271,12 +264,6 @@ def post_of(cfg, folder):
     if not text.strip():
         raise Problem("the post of --post or --post-file is blank: there is nothing to summarise")
     title, post = re.fullmatch(r"(?:TITLE: (.*)\n)?([\s\S]*)", text.strip()).groups()
-    others = data.read_posts(folder, "train", False) if data.find(folder, "train") else []
-    known = set(data.words("\n".join(map(data.query_text, others))))
-    unknown = [word for word in data.words(post) if word not in known]
-    if others and 2 * len(unknown) > len(data.words(post)):
-        print(f"warning: {len(unknown)} of the post's words ({', '.join(unknown[:5])}, ...) occur "
-              f"in no training post of {folder}: expect nonsense", file=sys.stderr)
     return {"id": "typed", "subreddit": "relationships", "title": title or "", "post": post.strip()}
 
 

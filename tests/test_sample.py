@@ -19,6 +19,7 @@ from model import ModelConfig, build
 from runtime import Problem, write
 from runtime.files import save_tensors, write_config
 from sample import Config, load_checkpoint, respond, split_of, summarise
+from tools import overoptimisation
 from tools.tokenizer import train_tokenizer
 
 
@@ -161,7 +162,7 @@ def test_the_kl_of_the_best_of_n_is_that_of_its_formula():
         u = (np.arange(200000) + .5) / 200000
         density = n * u ** (n - 1)
         assert np.mean(density * np.log(density)) == pytest.approx(np.log(n) - (n - 1) / n, abs=1e-3)
-    assert "2.773 - .938 = 1.835" in sample.__doc__
+    assert "2.773 - .938 = 1.835" in overoptimisation.__doc__
     assert round(np.log(16) - 15 / 16, 3) == 1.835 and np.log(60000) - 1 == pytest.approx(10, abs=.01)
 
 

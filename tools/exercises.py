@@ -195,7 +195,7 @@ def check(exercise, folder):
 def check_all(folder):
     """The state of all, a line each."""
     hints, solved = json.loads((folder / STATE / "hints.json").read_text()), 0
-    print(f"{'chapter':22}{'exercise':28}{'state':10}{'hints':>5}  what it is")
+    print(f"{'chapter':24}{'exercise':28}{'state':10}{'hints':>5}  what it is")
     for exercise in EXERCISES:
         verdict, name = verdict_on(exercise, folder), exercise.name()
         if isinstance(verdict, str):
@@ -206,7 +206,7 @@ def check_all(folder):
             if state == "broken" and not what:
                 what = show(verdict.got)
         solved += state == "solved"
-        print(f"{exercise.chapter:22}{name:28}{state:10}{hints.get(name, 0):5}  {what}".rstrip())
+        print(f"{exercise.chapter:24}{name:28}{state:10}{hints.get(name, 0):5}  {what}".rstrip())
     print(f"\n{solved} of {len(EXERCISES)} solved" + (
         f": now `make demo` in {folder} trains with your functions" if solved == len(EXERCISES)
         else ""))
