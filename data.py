@@ -16,12 +16,10 @@ Before: nothing (runtime/ is plumbing; look in when curious).    After: toy.py, 
 """
 import base64
 import os
-from collections import Counter
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-import regex
 import tiktoken
 import torch
 
@@ -260,41 +258,6 @@ class Batches:
                 batches = by_length.reshape(-1, self.batch)
                 self.plan.extend(rng.permutation(batches))         # moves whole batches
         return self.plan[i]
-
-
-# -------------------------------------------------------------------------------------------- ROUGE
-# Scripts that put no space between words: there, each character is taken for a word.
-UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-WORD = regex.compile(rf"(?V1)[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]]+|[{UNSPACED}]\p{{M}}*")
-
-
-def words(text):
-    """The words of a text in lower case: runs of letters, digits and accents, of any script."""
-    return WORD.findall(text.lower())          # DIFFERS: the usual script knows a-z and 0-9 only
-
-
-def longest_common_subsequence(a, b):
-    """How many words two lists share in the same order, gaps allowed; O(len(a) len(b))."""
-    row = [0] * (len(b) + 1)                   # row[j]: the answer for a so far and b[:j]
-    for word in a:
-        above, row = row, [0]
-        for j, other in enumerate(b):
-            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
-    return row[-1]
-
-
-def rouge(candidate, reference):
-    """How much of two texts' wording agrees, 0 to 1: words, pairs of words, and words in order.
-
-        F1 = 2 common / (number in the candidate + number in the reference)
-
-    Summaries were optimised for it before this paper; it says little of quality (section 4.4).
-    """
-    a, b = words(candidate), words(reference)
-    a2, b2 = list(pairwise(a)), list(pairwise(b))
-    return {"rouge_1": 2 * (Counter(a) & Counter(b)).total() / max(1, len(a + b)),
-            "rouge_2": 2 * (Counter(a2) & Counter(b2)).total() / max(1, len(a2 + b2)),
-            "rouge_l": 2 * longest_common_subsequence(a, b) / max(1, len(a + b))}
 
 
 def main(argv=None):

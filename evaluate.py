@@ -9,7 +9,6 @@ labelled nothing (sections 4.1 to 4.4). The columns that are printed:
     same length       the win rate if all summaries were as long as the authors'     (appendix F)
     beats supervised  share of posts whose summary is preferred to the supervised policy's
     grade             the judge's mean grade; those of the toy world go from 1 to 7
-    ROUGE-L           how many words it shares with the author's, in the same order  (data.rouge)
     tokens            mean length
     KL                nats a summary from the supervised policy, sampled as PPO samples
 
@@ -45,8 +44,6 @@ class Config(Machine):
     run: str = flag(..., "a run such as runs/demo, finished or half done", what="DIR")
     data: str = flag("", "posts; none: those that the supervised policy learned from", what="DIR")
     out: str = flag("", "folder of the report; none: report/ in --run", what="DIR")
-    judge: str = flag("auto", "who compares; auto: gold for toy posts, else rouge",
-                      choices=("auto", "gold", "rouge"))
     posts: int = flag(1000, "held-out posts that every policy summarises", least=1)
     seed: int = flag(0, "which posts they are, and every random number")
 
@@ -82,23 +79,16 @@ def gold(posts, texts):
     return {axis: np.array([getattr(g, axis) for g in grades]) for axis in AXIS_NAMES}
 
 
-def rouge(posts, texts):
-    """ROUGE-L, 0 to 1. Nobody beats the author then: look at who beats the supervised policy."""
-    return {"overall": np.array([data.rouge(t, p["summary"])["rouge_l"]
-                                 for p, t in zip(posts, texts, strict=True)])}
+GOLD = Judge(gold)
 
 
-JUDGES = {"gold": Judge(gold), "rouge": Judge(rouge)}
-
-
-def load_judge(name, posts):
-    """--judge with auto replaced, and the Judge. Raises: Problem when it cannot judge the posts."""
+def the_judge(posts):
+    """The judge of these posts, as its name and a Judge. (tools.judges has more of them.)"""
     foreign = [p["id"] for p in posts if not p["id"].startswith("toy")]
-    if name == "auto":
-        name = "rouge" if foreign else "gold"
-    if name == "gold" and foreign:
-        raise Problem(f"--judge gold knows toy posts only, not {foreign[0]!r}: use --judge rouge")
-    return name, JUDGES[name]
+    if foreign:
+        raise Problem(f"the true judge knows toy posts only, not {foreign[0]!r}: python -m "
+                      "tools.judges has others, such as --judge rouge")
+    return "gold", GOLD
 
 
 # ------------------------------------------------------------------------------------ 2. statistics
@@ -154,14 +144,12 @@ def compare(needed, texts):
                                           for name, some in length.items()})
     rows, against = {}, {}
     for name, some in texts.items():
-        overlap = [data.rouge(t, p["summary"]) for t, p in zip(some, posts, strict=True)]
         grades = judge.grade(posts, some) if judge.grade else {}
         rows[name] = {
             **win_rate(won[name], seed), "length": float(length[name].mean()),
             "length_controlled_win_rate": same_length[name],
             "kl": 0.0 if name == "supervised" else None,           # PPO's is added later
-            **{key: float(np.mean([o[key] for o in overlap])) for key in overlap[0]},
-            "copied": None,                                        # left to tools.report
+            **dict.fromkeys(("rouge_1", "rouge_2", "rouge_l", "copied")),    # left to tools.report
             "axes": {a: float(grades[a].mean()) if a in grades else None for a in AXIS_NAMES}}
         if name not in ("supervised", "reference"):
             against[name] = win_rate(judge.compare(posts, some, texts["supervised"]), seed)
@@ -220,9 +208,9 @@ def sample_with_kl(policy, supervised, posts, temperature, seed, name):
 Needed = namedtuple("Needed", "began posts policies reward labels judge out report")
 
 
-def prepare(cfg, world, judge=None):
+def prepare(cfg, world, judge_of=the_judge):
     """Read and check what is Needed before the first summary costs anything; else a Problem.
-    judge: a Judge in place of the one that --judge names."""
+    judge_of: posts -> the judge's name, and a Judge."""
     began, run, reward, labels = time.perf_counter(), Path(cfg.run), None, []
     supervised = sample.load_checkpoint(run / "supervised", world)
     policies = {name: supervised if name == "supervised" else
@@ -237,7 +225,7 @@ def prepare(cfg, world, judge=None):
         data.check_queries(reward.tokenizer, [c["info"] for c in labels], reward.query_length)
     for reader in filter(None, (*policies.values(), reward)):
         data.check_queries(reader.tokenizer, posts, reader.query_length)
-    name, judge = (cfg.judge, judge) if judge else load_judge(cfg.judge, posts)
+    name, judge = judge_of(posts)
     out = Path(cfg.out or run / "report")
     out.mkdir(parents=True, exist_ok=True)
     return Needed(began, posts, policies, reward, labels, judge, out, {
@@ -280,9 +268,9 @@ def evaluate(cfg, world):
     with world.mixed():
         needed = prepare(cfg, world)
         measure(needed, world)
-    line, report = "{:14}{:>18}{:>13}{:>18}{:>7}{:>9}{:>8}{:>6}", needed.report
+    line, report = "{:14}{:>18}{:>13}{:>18}{:>7}{:>8}{:>6}", needed.report
     print(line.format("policy", "beats author", "same length", "beats supervised", "grade",
-                      "ROUGE-L", "tokens", "KL"))
+                      "tokens", "KL"))
 
     def rate(row):
         low, high = row["win_rate_95"]
@@ -292,15 +280,15 @@ def evaluate(cfg, world):
         rival = report["against_supervised"].get(name)
         print(line.format(name, rate(p), f"{p['length_controlled_win_rate']:.1%}",
                           rate(rival) if rival else "-", f"{p['axes']['overall']:.2f}",
-                          f"{p['rouge_l']:.3f}", f"{p['length']:.1f}",
+                          f"{p['length']:.1f}",
                           "-" if p["kl"] is None else f"{p['kl']:.1f}"))
     print(f"\n{needed.out}/report.json holds every number")
 
 
 def main(argv=None):
-    judges = dict.fromkeys(("--against", "command:", "labels:", "reward:"), "tools.judges")
     launch(evaluate, Config, argv, __doc__,
-           moved={"doctor": "tools.doctor", "compare": "tools.figures compare", **judges})
+           moved={"doctor": "tools.doctor", "compare": "tools.figures compare",
+                  "--judge": "tools.judges", "--against": "tools.judges"})
 
 
 if __name__ == "__main__":

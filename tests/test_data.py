@@ -21,13 +21,15 @@ import torch
 
 import data
 import sample
-from data import Batches, encode_query, encode_response, read_comparisons, read_posts, rouge
+from data import Batches, encode_query, encode_response, read_comparisons, read_posts
 from runtime import Problem
 from runtime import write as write_records
 from runtime.files import read_jsonl, texts_from_outside
 from runtime.flags import entry
 from tools import download
 from tools import tokenizer as tokenizer_of
+from tools.rouge import longest_common_subsequence, rouge
+from tools.rouge import words as words_of
 from tools.tokenizer import merge, train_tokenizer
 
 ROOT = Path(data.__file__).parent
@@ -647,7 +649,7 @@ def test_words_of_plain_english_are_those_of_the_usual_script():
     rng = random.Random(0)
     for _ in range(2000):
         text = "".join(rng.choice(string.printable) for _ in range(rng.randint(0, 60)))
-        assert data.words(text) == re.findall("[a-z0-9]+", text.lower())
+        assert words_of(text) == re.findall("[a-z0-9]+", text.lower())
 
 
 @pytest.mark.parametrize("text, words", [
@@ -656,7 +658,7 @@ def test_words_of_plain_english_are_those_of_the_usual_script():
     ("猫が逃げた。", ["猫", "が", "逃", "げ", "た"]), ("แมวนี", ["แ", "ม", "ว", "นี"]),
     ("abc漢字def", ["abc", "漢", "字", "def"]), ("\U0001F600", [])])
 def test_words_of_other_scripts_are_words_and_without_spaces_each_character_is_one(text, words):
-    assert data.words(text) == words
+    assert words_of(text) == words
     assert rouge(text, text)["rouge_l"] == bool(words)
     assert rouge(text + " χ", "χ ψ")["rouge_l"] == pytest.approx(2 / (len(words) + 3))
 
@@ -672,7 +674,7 @@ def test_rouge_l_counts_the_longest_common_subsequence():
     rng = random.Random(6)
     for _ in range(100):
         a, b = ([rng.choice("xyz") for _ in range(rng.randint(0, 7))] for _ in range(2))
-        assert data.longest_common_subsequence(a, b) == naive(a, b)
+        assert longest_common_subsequence(a, b) == naive(a, b)
 
 
 # ------------------------------------------------------------------------------------- command line

@@ -20,7 +20,7 @@ from evaluate import bootstrap, length_controlled, log_prob, wins
 from model import lay_out, load_model, token_logp
 from runtime import Problem, write
 from runtime.files import save_tensors
-from tools import overoptimisation
+from tools import judges, overoptimisation, rouge
 from tools import report as pages
 from tools.overoptimisation import best_of
 from tools.report import copied
@@ -54,8 +54,9 @@ def small(monkeypatch):
 
 
 def report_of(world, *flags, run="run", also=()):
-    """report.json after evaluate.py and tools.report, whose own flags are `also`."""
-    evaluate.main(["--run", str(world / run), "--device", "cpu", *map(str, flags)])
+    """report.json after evaluate.py (or tools.judges, of other judges) and tools.report, whose own
+    flags are `also`."""
+    (judges if "--judge" in flags else evaluate).main(["--run", str(world / run), "--device", "cpu", *map(str, flags)])
     out = dict(zip(flags[::2], flags[1::2], strict=True)).get("--out", world / run / "report")
     pages.main(["--run", str(world / run), "--out", str(out), "--device", "cpu", *map(str, also)])
     return json.loads((out / "report.json").read_text())
@@ -272,7 +273,7 @@ def test_the_ceiling_is_of_the_folder_that_the_labelled_posts_came_from(world, t
     ceiling, = {report["reward_model"]["ceiling"] for report in found.values()}
     assert 0 < ceiling < 1 and not any(report["notes"] for report in found.values())
     labels = [c for c in evaluate.data.read_comparisons(run / "comparisons.jsonl", "valid2")]
-    wins_of = evaluate.JUDGES["rouge"].compare(
+    wins_of = rouge.JUDGES["rouge"].compare(
         [toy_post(c["info"]["id"], world) for c in labels],
         *([c["summaries"][c["choice"] ^ side]["text"] for c in labels] for side in (0, 1)))
     assert ceiling == pytest.approx(wins_of.mean(), abs=1e-5)
@@ -388,9 +389,10 @@ def test_real_posts_are_judged_by_rouge(world, tmp_path):
     make_checkpoint(run / "reward", data, "scalar")
     sample.main(["--policy", str(run / "supervised"), "--pairs", "60", "--device", "cpu",
                  "--out", str(run / "pairs.jsonl"), "--with-reference", "1"])
-    label.main(["simulate", "--pairs", str(run / "pairs.jsonl"), "--labeller", "rouge",
-                "--out", str(run / "comparisons.jsonl")])
-    report = report_of(tmp_path)
+    rouge.main(["--pairs", str(run / "pairs.jsonl"), "--out", str(run / "comparisons.jsonl")])
+    with pytest.raises(Problem, match="tools.judges has others, such as --judge rouge"):
+        report_of(tmp_path)
+    report = report_of(tmp_path, "--judge", "auto")
     assert report["judge"] == "rouge" and report["reward_model"]["ceiling"] == 1
     assert report["policies"]["human_feedback"]["win_rate"] == 0
     assert report["policies"]["human_feedback"]["axes"]["coverage"] is None
@@ -426,7 +428,8 @@ def test_stages_of_two_runs_are_not_mixed(world, tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     ([], "--run is missing"), (["--run", "/nowhere"], "nowhere/supervised"),
-    (["--posts", "0"], "--posts"), (["--judge", "me"], "--judge: invalid choice: 'me'"),
+    (["--posts", "0"], "--posts"),
+    (["--judge", "rouge"], "has moved: python -m tools.judges .* --judge rouge$"),
     (["--data", "/nowhere"], "/nowhere"), (["--out", "{file}/x"], "file"),
     (["--judge", "reward:d"], "has moved: python -m tools.judges .* --judge reward:d$"),
     (["--against", "d"], "--against has moved: python -m tools.judges .*--against d$"),

@@ -312,7 +312,10 @@ def test_every_command_of_the_outer_loop_parses_and_learns_from_all_labels_so_fa
     ("evaluate", "doctor runs/a", "python -m tools.doctor runs/a"),
     ("evaluate", "compare runs/a b", "python -m tools.figures compare runs/a b"),
     ("evaluate", "--run a --against b", "python -m tools.judges --run a --against b"),
-    ("evaluate", "--run a --judge labels:b", "python -m tools.judges --run a --judge labels:b")])
+    ("evaluate", "--run a --judge labels:b", "python -m tools.judges --run a --judge labels:b"),
+    ("evaluate", "--run a --judge rouge", "python -m tools.judges --run a --judge rouge"),
+    ("label", "simulate --pairs a --labeller rouge --out b",
+     "python -m tools.rouge simulate --pairs a --labeller rouge --out b")])
 def test_a_command_that_has_moved_answers_with_its_new_spelling(script, words, answer):
     with pytest.raises(runtime.Problem, match=f"has moved: {answer}$"):
         importlib.import_module(script).main(words.split())

@@ -15,7 +15,6 @@ from mixups import CASES, FREE, REFUSED, WAITS
 from pretend import Misplaced, Pretend
 from test_sft import Killed, kill_at, log_of, weights_of
 
-import evaluate
 import model
 import ppo
 import reward
@@ -23,7 +22,7 @@ import runtime.world
 import sample
 import sft
 from runtime.world import World
-from tools import overoptimisation, report
+from tools import judges, overoptimisation, report
 
 SHORT = "--query-length 80 --response-length 16 --batch 8"
 QUERIES = [[3, 1, 4], [1, 5], [9, 2, 6, 5, 3], [5], [8, 9, 7, 9], [3, 2], [3, 8, 4, 6], [2, 6, 4]]
@@ -109,7 +108,7 @@ def test_an_evaluation_computes_there(learned, data_dir, monkeypatch):
     home, precision = learned
     monkeypatch.setattr(overoptimisation, "POOL", 2)
     with pretending(precision) as pretend:
-        run(evaluate, f"--run {home} --data {data_dir} --judge rouge --posts 4 --out {home}/report")
+        run(judges, f"--run {home} --data {data_dir} --judge rouge --posts 4 --out {home}/report")
         run(report, f"--run {home} --out {home}/report")
     assert json.loads((home / "report/report.json").read_text())["overoptimisation"]
     assert {"evaluate.py", "sample.py"} <= {wait.line.split(":")[0] for wait in pretend.waits}
@@ -176,7 +175,7 @@ def use_evaluate(pretend, out, needs):
     out.mkdir()
     for stage in ("supervised", "ppo"):
         (out / stage).symlink_to(needs[1])
-    run(evaluate, f"--run {out} --data {needs[0]} --judge rouge --posts 4")
+    run(judges, f"--run {out} --data {needs[0]} --judge rouge --posts 4")
 
 
 def use_sft(pretend, out, needs, steps=1, micro_batch=8):

@@ -70,7 +70,7 @@ class Merge(Exercise):
 
 
 class LongestCommonSubsequence(Exercise):
-    chapter, function = "data", "longest_common_subsequence"
+    chapter, function = "tools/rouge", "longest_common_subsequence"
     question = "How much do two texts share, in the same order?"
     hints = (
         "Let L[i][j] be the answer for the first i words of a and the first j of b. L[0][j] is 0.",

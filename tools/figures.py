@@ -42,7 +42,7 @@ import torch
 import label
 import toy
 from data import text_of
-from evaluate import LEAD_3, gold, load_judge, log_prob, rouge, sample_with_kl
+from evaluate import LEAD_3, gold, log_prob, sample_with_kl
 from ppo import PRESETS
 from runtime import Machine, Problem, flag, generator, write
 from runtime.files import read_jsonl
@@ -52,6 +52,8 @@ from sample import held_out, load_checkpoint, score_texts, summarise, worked_exa
 from tools.figures_draw import draw_everything
 from tools.figures_numbers import hold_against
 from tools.overoptimisation import best_of, checkpoints, opinions
+from tools.rouge import grades as rouge
+from tools.rouge import load_judge
 
 ROOT = Path(__file__).resolve().parent.parent                 # where the chapters stand
 

@@ -21,21 +21,20 @@ from pathlib import Path
 
 import numpy as np
 
-from data import fields_of, find, longest_common_subsequence, read_posts, text_of, words
+from data import fields_of, find, read_posts, text_of
 from evaluate import (
     AXIS_NAMES,
     FOLDERS,
-    JUDGES,
     Judge,
     bootstrap,
     labels_of,
-    load_judge,
 )
 from runtime import Machine, Problem, config_of, flag, launch, write
 from runtime.files import read_jsonl, read_text, replacing
 from sample import held_out, load_checkpoint, score_texts
 from tools.microscope import look, page
 from tools.overoptimisation import overoptimisation
+from tools.rouge import JUDGES, load_judge, longest_common_subsequence, rouge, words
 
 
 @dataclass(frozen=True)
@@ -99,13 +98,16 @@ def copied(summary, source):
     return longest_common_subsequence(ours, theirs) / max(1, len(ours))
 
 
-def add_copied(report, known, said):
-    """The mean of `copied` for each policy. known: {id: post}. said: lines of summaries.jsonl."""
+def add_overlap(report, known, said):
+    """The means of ROUGE and of `copied` for each policy. known: {id: post}. said: lines of
+    summaries.jsonl."""
     said = [(line, known[line["id"]]) for line in said if line["id"] in known]
     for name, row in report["policies"].items():
-        shares = [copied(line[name], f"{p['title']}\n{text_of(p)}")
-                  for line, p in said]
-        row["copied"] = round(float(np.mean(shares)), 5) if shares else None
+        found = [rouge(line[name], p["summary"])
+                 | {"copied": copied(line[name], f"{p['title']}\n{text_of(p)}")}
+                 for line, p in said]
+        row.update({key: round(float(np.mean([one[key] for one in found])), 5) if found else None
+                    for key in ("rouge_1", "rouge_2", "rouge_l", "copied")})
 
 
 def add_ceiling(report, run):
@@ -394,7 +396,7 @@ def act(cfg, world):
     known = {p["id"]: p for p in held_out(report["data"])} if said else {}
     posts = [known[line["id"]] for line in said if line["id"] in known]
     report = completed(report, cfg)
-    add_copied(report, known, said)
+    add_overlap(report, known, said)
     add_overoptimisation(report, cfg.run, posts, world)
     posts = posts[:SHOWN]
     example = (posts[0], {k: v for k, v in said[0].items() if k != "id"}) if posts else None
@@ -410,7 +412,8 @@ def act(cfg, world):
                 draw(report, lines, out)
             finally:                                     # without what could not be made
                 write(out / "report.html", page(text, out, seen))
-    print(f"{out / 'report.html'} says what the numbers mean")
+    print(policy_table(report))
+    print(f"\n{out / 'report.html'} says what the numbers mean")
 
 
 def main(argv=None):
