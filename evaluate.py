@@ -6,15 +6,14 @@ Every policy of a run summarises the same posts, on which none was trained, and 
 labelled nothing (sections 4.1 to 4.4). The columns that are printed:
 
     beats author      the win rate; in brackets its 95 % interval, over posts        (bootstrap)
-    same length       the win rate if all summaries were as long as the authors'     (appendix F)
     beats supervised  share of posts whose summary is preferred to the supervised policy's
     grade             the judge's mean grade; those of the toy world go from 1 to 7
     tokens            mean length
     KL                nats a summary from the supervised policy, sampled as PPO samples
 
 PPO is trained to please the reward model, so a higher score proves nothing; a judge does. All
-numbers go to report.json, all greedy summaries to summaries.jsonl. tools.report adds the paper's
-Figure 5, which shows when optimising goes too far, and makes pages and pictures.
+numbers go to report.json, all greedy summaries to summaries.jsonl. tools.report adds what one
+would see at equal length (appendix F), ROUGE, and when optimising goes too far (Figure 5).
 
     python evaluate.py --run runs/demo --data data/toy --out runs/demo/report           # 20 s
     python -m tools.report --run runs/demo
@@ -22,7 +21,6 @@ Figure 5, which shows when optimising goes too far, and makes pages and pictures
 Before:  ppo.py.    After: the world; change a flag and compare again.
 """
 import json
-import math
 import re
 import time
 from collections import namedtuple
@@ -79,16 +77,13 @@ def gold(posts, texts):
     return {axis: np.array([getattr(g, axis) for g in grades]) for axis in AXIS_NAMES}
 
 
-GOLD = Judge(gold)
-
-
 def the_judge(posts):
     """The judge of these posts, as its name and a Judge. (tools.judges has more of them.)"""
     foreign = [p["id"] for p in posts if not p["id"].startswith("toy")]
     if foreign:
         raise Problem(f"the true judge knows toy posts only, not {foreign[0]!r}: python -m "
                       "tools.judges has others, such as --judge rouge")
-    return "gold", GOLD
+    return "gold", Judge(gold)
 
 
 # ------------------------------------------------------------------------------------ 2. statistics
@@ -104,28 +99,6 @@ def bootstrap(values, seed, about=None, resamples=2000):
     return means.std(), np.quantile(means, [0.025, 0.975]).tolist()
 
 
-def length_controlled(preferred, log_length, ridge=1e-3):
-    """Win rates as if every summary were as long as the author's (appendix F):
-
-        P(preferred) = sigmoid(policy's constant + slope * log(length / author's length))
-
-    A logistic regression, one slope for all policies; sigmoid(constant) is the answer. With slope
-    2, a policy that wins 60 % with summaries 1.65 times as long (log 1.65 = 0.5) has the constant
-    logit(.60) - 2 * 0.5 = -0.59: at equal length it would win 36 %. (The ridge keeps the constant
-    of 0 or 100 % finite.) preferred, log_length: {policy: (n,)}.
-    """
-    names = list(preferred)
-    who = np.concatenate([np.full(len(preferred[p]), i) for i, p in enumerate(names)])
-    x = np.column_stack([np.eye(len(names))[who], np.concatenate([log_length[p] for p in names])])
-    y, w = np.concatenate([preferred[p] for p in names]), np.zeros(len(names) + 1)
-    for _ in range(100):                                 # Newton's method
-        p = 1 / (1 + np.exp(-x @ w))
-        gradient = x.T @ (y - p) - ridge * w
-        step = np.linalg.solve((x.T * (p * (1 - p))) @ x + ridge * np.eye(len(w)), gradient)
-        w += step / max(1.0, np.abs(step).max())         # far from the optimum it overshoots
-    return {name: float(1 / (1 + math.exp(-w[i]))) for i, name in enumerate(names)}
-
-
 # ---------------------------------------------------------------------------- 3. policies compared
 
 def win_rate(values, seed):
@@ -135,21 +108,20 @@ def win_rate(values, seed):
 
 
 def compare(needed, texts):
-    """What greedy summaries tell: the report's `policies`, `against_supervised`, `difference`."""
+    """What greedy summaries tell: the report's `policies`, `against_supervised`, `difference`; and
+    how often each was preferred to the author, {policy: (n,)}."""
     posts, judge, seed = needed.posts, needed.judge, needed.report["seed"]
     encode = needed.policies["supervised"].tokenizer.encode_ordinary      # one measure for all
-    length = {name: np.array([len(encode(" " + t)) for t in some]) for name, some in texts.items()}
     won = {name: judge.compare(posts, some, texts["reference"]) for name, some in texts.items()}
-    same_length = length_controlled(won, {name: np.log(some / length["reference"])
-                                          for name, some in length.items()})
     rows, against = {}, {}
     for name, some in texts.items():
         grades = judge.grade(posts, some) if judge.grade else {}
         rows[name] = {
-            **win_rate(won[name], seed), "length": float(length[name].mean()),
-            "length_controlled_win_rate": same_length[name],
+            **win_rate(won[name], seed),
+            "length": float(np.mean([len(encode(" " + text)) for text in some])),
+            "length_controlled_win_rate": None,                    # these are left to tools.report
+            **dict.fromkeys(("rouge_1", "rouge_2", "rouge_l", "copied")),
             "kl": 0.0 if name == "supervised" else None,           # PPO's is added later
-            **dict.fromkeys(("rouge_1", "rouge_2", "rouge_l", "copied")),    # left to tools.report
             "axes": {a: float(grades[a].mean()) if a in grades else None for a in AXIS_NAMES}}
         if name not in ("supervised", "reference"):
             against[name] = win_rate(judge.compare(posts, some, texts["supervised"]), seed)
@@ -159,7 +131,7 @@ def compare(needed, texts):
         gain = won["human_feedback"] - won["supervised"]                  # (n,) on the same posts
         se, interval = bootstrap(gain, seed)
         found["difference"] = {"mean": float(gain.mean()), "se": float(se), "95": interval}
-    return found
+    return found, won
 
 
 # ------------------------------------------------------------------ 4. the reward model, and the KL
@@ -222,7 +194,6 @@ def prepare(cfg, world, judge_of=the_judge):
     if (run / "reward" / "model.pt").exists():
         reward = sample.load_checkpoint(run / "reward", world, "scalar", like=supervised)
         labels = labels_of(run, reward.flags)
-        data.check_queries(reward.tokenizer, [c["info"] for c in labels], reward.query_length)
     for reader in filter(None, (*policies.values(), reward)):
         data.check_queries(reader.tokenizer, posts, reader.query_length)
     name, judge = judge_of(posts)
@@ -234,7 +205,7 @@ def prepare(cfg, world, judge_of=the_judge):
 
 
 def measure(needed, world):
-    """Write the summaries, measure them, write report.json -> the texts of each policy."""
+    """Write the summaries, measure them, write report.json -> texts, and `won` of `compare`."""
     posts, policies, report = needed.posts, needed.policies, needed.report
     supervised, ppo, seed = policies["supervised"], policies.get("human_feedback"), report["seed"]
     known = report["data"] if data.find(report["data"], "train") else supervised.flags.get("data")
@@ -253,14 +224,15 @@ def measure(needed, world):
     if ppo:
         _, kl = sample_with_kl(ppo, supervised, posts[:SAMPLES], ppo.flags.get("temperature", 1.0),
                                seed, "KL")
-    report |= compare(needed, texts)             # last, for a judge's answers may cost money
+    found, won = compare(needed, texts)          # last, for a judge's answers may cost money
+    report |= found
     if ppo:
         report["policies"]["human_feedback"]["kl"] = float(kl.mean())
     report["seconds"] = {"evaluate": time.perf_counter() - needed.began}
     if world.rank == 0:                          # five digits: more than the posts support
         write(needed.out / "report.json", json.loads(
             json.dumps(report), parse_float=lambda x: round(float(x), 5)))
-    return texts
+    return texts, won
 
 
 def evaluate(cfg, world):
@@ -268,9 +240,8 @@ def evaluate(cfg, world):
     with world.mixed():
         needed = prepare(cfg, world)
         measure(needed, world)
-    line, report = "{:14}{:>18}{:>13}{:>18}{:>7}{:>8}{:>6}", needed.report
-    print(line.format("policy", "beats author", "same length", "beats supervised", "grade",
-                      "tokens", "KL"))
+    line, report = "{:14}{:>18}{:>18}{:>7}{:>8}{:>6}", needed.report
+    print(line.format("policy", "beats author", "beats supervised", "grade", "tokens", "KL"))
 
     def rate(row):
         low, high = row["win_rate_95"]
@@ -278,9 +249,8 @@ def evaluate(cfg, world):
 
     for name, p in report["policies"].items():
         rival = report["against_supervised"].get(name)
-        print(line.format(name, rate(p), f"{p['length_controlled_win_rate']:.1%}",
-                          rate(rival) if rival else "-", f"{p['axes']['overall']:.2f}",
-                          f"{p['length']:.1f}",
+        print(line.format(name, rate(p), rate(rival) if rival else "-",
+                          f"{p['axes']['overall']:.2f}", f"{p['length']:.1f}",
                           "-" if p["kl"] is None else f"{p['kl']:.1f}"))
     print(f"\n{needed.out}/report.json holds every number")
 

@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from model import lay_out, score
+from model import score
 from runtime import Common, Run, accumulate, adam, config_of, flag, launch, optimizer_step
 from sft import cosine, start, summary_rows
 
@@ -104,17 +104,11 @@ def score_pairs(network, pairs):
     """
     queries = [pair.query for pair in pairs]
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    rows = lay_out(queries + queries, responses, network.config.n_vocab)
-    rows = rows.to(network.wte.weight.device)
-    return network(rows.tokens, at=rows.last)[:, 0].chunk(2)         # (2 b,) -> (b,), (b,)
+    return score(network, queries + queries, responses).chunk(2)     # (2 b,) -> (b,), (b,)
 
 
 def loss_and_right(network, pairs):
-    """The loss of b Pairs in nats, and how many are scored right, both summed: (), ().
-
-    What else a loss may need, as the labeller's confidence for a margin: a field of Pair, filled in
-    `encode`, used here (and so in `validate`).
-    """
+    """The loss of b Pairs in nats, and how many are scored right, both summed: (), ()."""
     chosen, rejected = score_pairs(network, pairs)                   # (b,), (b,)
     right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()     # a tie counts half
     return pairwise_loss(chosen, rejected) * len(pairs), right

@@ -128,6 +128,11 @@ def generate(model, queries, length, temperature=1.0, u=None, look_every=8, toge
     This is 20 times faster on the toy, mostly by the cache. Queries of about the same length are
     read `together`, so that little is padding (10 % faster). Rows that have ended leave the batch
     (25 % faster): every `look_every` tokens, for to look, the CPU must wait for the GPU.
+    With look_every = 2, queries of 3, 2 and 4 tokens, of which the second ends at once:
+        t           0        1        2      3
+        row         1 0 2    1 0 2    0 2    0 2    which queries are in the cache, shortest first
+        column      1 2 3    2 3 4    4 5    5 6    where the newest token of each stands
+        token       E a b    - c d    e f    ...    E: <|endoftext|>, so at t = 1 left is 1 2
     queries: B token lists. u: (B, length) in [0, 1), a number for each token; None: greedy.
     Returns: tokens (B, length) long, padding after <|endoftext|>; log-probs (B, length), there 0"""
     pad, eot, device = model.config.n_vocab, model.config.n_vocab - 1, model.wte.weight.device
@@ -207,11 +212,9 @@ def summarise(policy, posts, examples=(), **how):
     examples: solved posts, which a policy that was only pretrained sees first. Of its answer the
     first line counts, for after that it makes up the next post.
     """
-    if not examples:
-        queries = policy.queries(posts)
-    else:                                        # DIFFERS: the paper shows 13, in a larger context
-        room = policy.model.config.context - policy.response_length
-        queries = [encode_examples(policy.tokenizer, p, examples, room) for p in posts]
+    room = policy.model.config.context - policy.response_length
+    queries = ([encode_examples(policy.tokenizer, p, examples, room) for p in posts] if examples
+               else policy.queries(posts))       # DIFFERS: the paper shows 13, in a larger context
     texts = [data.decode_response(policy.tokenizer, r) for r in respond(policy, queries, **how)]
     return [text.split("\n")[0].strip() for text in texts] if examples else texts
 
@@ -255,8 +258,7 @@ def held_out(folder):
 
 
 def post_of(cfg, folder):
-    """The post of --post or --post-file as a record, or else a random held-out one of the folder.
-    """
+    """The post of --post or --post-file as a record, or else a random held-out one."""
     text = cfg.post if cfg.post_file is None else cfg.post_file
     if text is None:
         posts = held_out(folder)
@@ -372,8 +374,7 @@ def work(cfg, world):
 
 
 def main(argv=None):
-    launch(work, Config, argv, __doc__,
-           moved={"--others": "tools.pairs", "--by": "tools.pairs"})
+    launch(work, Config, argv, __doc__, moved=dict.fromkeys(("--others", "--by"), "tools.pairs"))
 
 
 if __name__ == "__main__":

@@ -151,10 +151,7 @@ def start(cfg, world, head="lm"):
     tokenizer = data.load_tokenizer(cfg.init or cfg.data)
     network = (load_model(cfg.init, world, head, cfg.seed) if cfg.init else
                build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world))
-    longest, context = cfg.query_length + cfg.response_length, network.config.context
-    if longest > context:
-        raise Problem(f"rows of up to {longest} tokens do not fit the context of {context} of "
-                      f"{cfg.init or cfg.size}: lower --query-length")
+    network.check(cfg.query_length + cfg.response_length)
     if cfg.batch % world.size:
         raise Problem(f"--batch {cfg.batch} does not divide over {world.size} processes")
     return cfg, tokenizer, world.parallelize(network, cfg)

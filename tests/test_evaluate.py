@@ -16,12 +16,13 @@ import ppo
 import sample
 import toy
 from data import encode_query, encode_response
-from evaluate import bootstrap, length_controlled, log_prob, wins
+from evaluate import bootstrap, log_prob, wins
 from model import lay_out, load_model, token_logp
 from runtime import Problem, write
 from runtime.files import save_tensors
 from tools import judges, overoptimisation, rouge
 from tools import report as pages
+from tools.lengths import length_controlled
 from tools.overoptimisation import best_of
 from tools.report import copied
 
@@ -364,6 +365,23 @@ def test_a_step_that_fails_leaves_the_summaries_and_no_half_report(world, tmp_pa
         lines = (tmp_path / step / "summaries.jsonl").read_text().splitlines()
         assert len(lines) == 8 and len(json.loads(lines[0])) == 5
         assert not (tmp_path / step / "report.json").exists()
+
+
+def test_what_is_left_open_is_filled_by_the_report_alone(world, tmp_path):
+    open_keys = {"length_controlled_win_rate", "rouge_1", "rouge_2", "rouge_l", "copied"}
+    evaluate.main(["--run", str(world / "run"), "--device", "cpu", "--out", str(tmp_path)])
+    before = json.loads((tmp_path / "report.json").read_text())
+    pages.main(["--run", str(world / "run"), "--out", str(tmp_path), "--device", "cpu"])
+    after = json.loads((tmp_path / "report.json").read_text())
+    assert before.keys() == after.keys() and after["reward_model"]["ceiling"] is not None
+    for name, row in before["policies"].items():
+        filled = {key for key in row if row[key] != after["policies"][name][key]}
+        assert row.keys() == after["policies"][name].keys() and filled == open_keys
+    texts = [json.loads(line) for line in (tmp_path / "summaries.jsonl").read_text().splitlines()]
+    posts = {p["id"]: p for p in sample.held_out(world / "data")}
+    shared = [rouge.rouge(line["supervised"], posts[line["id"]]["summary"])["rouge_l"] for line in texts]
+    assert after["policies"]["supervised"]["rouge_l"] == pytest.approx(np.mean(shared), abs=1e-5)
+    assert after["policies"]["reference"]["length_controlled_win_rate"] == pytest.approx(.5, abs=.01)
 
 
 def test_what_costs_most_is_asked_last(world, tmp_path, monkeypatch):

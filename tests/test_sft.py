@@ -219,7 +219,7 @@ def test_the_validation_loss_is_a_mean_over_tokens(data_dir, tmp_path, tokenizer
 
 
 @pytest.mark.parametrize("more, match", [
-    ("--query-length 150", "166 tokens do not fit the context of 160"),
+    ("--query-length 150", "166 tokens do not fit this network's context of 160"),
     ("--loss-on all --query-length 145", "161 tokens do not fit"),
     ("--query-length 12", "12 .*tokens"),
     ("--batch 1000", "44 rows are no batch of 1000: give more data, or lower --batch"),

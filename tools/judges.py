@@ -49,6 +49,7 @@ from runtime.world import World
 from sample import load_checkpoint, summarise
 from tools.label_stats import numbers
 from tools.label_store import DAMAGE, Store
+from tools.lengths import add_same_length
 from tools.overoptimisation import overoptimisation
 from tools.report import add_overlap, policy_table, reward_judge, rounded
 from tools.rouge import JUDGES, load_judge
@@ -240,7 +241,8 @@ def act(cfg, world):
         if asked and world.rank == 0:                     # can it answer at all? one call to know
             first = needed.posts[0]
             asked.ask(first, first["summary"], first["title"])
-        texts = evaluate.measure(needed, world)
+        texts, won = evaluate.measure(needed, world)
+        add_same_length(needed.report, won, texts, needed.policies["supervised"].tokenizer)
         if model and needed.labels:
             add_ceiling(needed)
         if model and needed.reward:                       # with other judges tools.report does it
@@ -253,9 +255,8 @@ def act(cfg, world):
     if world.rank == 0:
         write(needed.out / "report.json", rounded(needed.report))
     posts = needed.posts
-    add_overlap(needed.report, {p["id"]: p for p in posts}, [
-        {"id": p["id"], **{name: some[i] for name, some in texts.items()}}
-        for i, p in enumerate(posts)])
+    add_overlap(needed.report, posts, [{name: some[i] for name, some in texts.items()}
+                                       for i in range(len(posts))])
     print(policy_table(needed.report))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import fields_of, find, read_posts, text_of
+from data import fields_of, find, load_tokenizer, read_posts, text_of
 from evaluate import (
     AXIS_NAMES,
     FOLDERS,
@@ -32,6 +32,7 @@ from evaluate import (
 from runtime import Machine, Problem, config_of, flag, launch, write
 from runtime.files import read_jsonl, read_text, replacing
 from sample import held_out, load_checkpoint, score_texts
+from tools.lengths import add_same_length
 from tools.microscope import look, page
 from tools.overoptimisation import overoptimisation
 from tools.rouge import JUDGES, load_judge, longest_common_subsequence, rouge, words
@@ -98,14 +99,13 @@ def copied(summary, source):
     return longest_common_subsequence(ours, theirs) / max(1, len(ours))
 
 
-def add_overlap(report, known, said):
-    """The means of ROUGE and of `copied` for each policy. known: {id: post}. said: lines of
+def add_overlap(report, posts, said):
+    """The means of ROUGE and of `copied` for each policy. said: of each post the line of
     summaries.jsonl."""
-    said = [(line, known[line["id"]]) for line in said if line["id"] in known]
     for name, row in report["policies"].items():
         found = [rouge(line[name], p["summary"])
                  | {"copied": copied(line[name], f"{p['title']}\n{text_of(p)}")}
-                 for line, p in said]
+                 for line, p in zip(said, posts, strict=True)]
         row.update({key: round(float(np.mean([one[key] for one in found])), 5) if found else None
                     for key in ("rouge_1", "rouge_2", "rouge_l", "copied")})
 
@@ -135,19 +135,25 @@ def add_ceiling(report, run):
                          f"the judge beside the reward model's: {why}.")
 
 
-def add_overoptimisation(report, run, posts, world):
-    """The rows of Figure 5, unless they are there already. posts: all that were summarised."""
+def add_what_is_missing(report, run, posts, said, world):
+    """Win rates at equal length, and the rows of Figure 5, where evaluate.py or tools.judges left
+    them open. posts: all that were summarised. said: the lines of summaries.jsonl."""
     if report["overoptimisation"] is not None:
         return
-    report["overoptimisation"], run = [], Path(run)
-    if posts and report["judge"] in JUDGES and (run / "reward/model.pt").exists():
+    report["overoptimisation"], run, judge = [], Path(run), JUDGES.get(report["judge"])
+    if not judge or not posts:
+        return
+    texts = {name: [line[name] for line in said] for name in report["policies"]}
+    won = {name: judge.compare(posts, some, texts["reference"]) for name, some in texts.items()}
+    add_same_length(report, won, texts, load_tokenizer(run / "supervised"))
+    if (run / "reward/model.pt").exists():
         supervised = load_checkpoint(run / "supervised", world)
         reward = load_checkpoint(run / "reward", world, "scalar", like=supervised)
         ppo = (load_checkpoint(run / "ppo", world, like=supervised)
                if (run / "ppo/model.pt").exists() else None)
         with world.mixed():
             report["overoptimisation"] = rounded(overoptimisation(
-                supervised, ppo, reward, JUDGES[report["judge"]], posts, report["seed"]))
+                supervised, ppo, reward, judge, posts, report["seed"]))
 
 
 def add_note(report, note):
@@ -394,10 +400,11 @@ def act(cfg, world):
     lines = [line for _, line in read_jsonl(log)] if log.exists() else []
     lines = [line for line in lines if {"episodes", "score", "kl"} <= line.keys()]
     known = {p["id"]: p for p in held_out(report["data"])} if said else {}
-    posts = [known[line["id"]] for line in said if line["id"] in known]
+    said = [line for line in said if line["id"] in known]
+    posts = [known[line["id"]] for line in said]
     report = completed(report, cfg)
-    add_overlap(report, known, said)
-    add_overoptimisation(report, cfg.run, posts, world)
+    add_overlap(report, posts, said)
+    add_what_is_missing(report, cfg.run, posts, said, world)
     posts = posts[:SHOWN]
     example = (posts[0], {k: v for k, v in said[0].items() if k != "id"}) if posts else None
     text, seen = markdown(report, example), None

@@ -24,7 +24,7 @@ import regex
 
 import label
 from data import read_comparisons
-from evaluate import GOLD, Judge, the_judge
+from evaluate import Judge, gold, the_judge
 from runtime import Problem, flag, launch, write
 
 
@@ -70,7 +70,7 @@ def grades(posts, texts):
                                  for p, t in zip(posts, texts, strict=True)])}
 
 
-JUDGES = {"gold": GOLD, "rouge": Judge(grades)}
+JUDGES = {"gold": Judge(gold), "rouge": Judge(grades)}
 
 
 def load_judge(name, posts):
