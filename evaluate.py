@@ -15,7 +15,7 @@ PPO is trained to please the reward model, so a higher score proves nothing; a j
 numbers go to report.json, all greedy summaries to summaries.jsonl. tools.report adds what one
 would see at equal length (appendix F), ROUGE, and when optimising goes too far (Figure 5).
 
-    python evaluate.py --run runs/demo --data data/toy --out runs/demo/report           # 20 s
+    python evaluate.py --run runs/demo --data data/toy --out runs/demo/report
     python -m tools.report --run runs/demo
 
 Before:  ppo.py.    After: the world; change a flag and compare again.

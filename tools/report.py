@@ -1,12 +1,13 @@
 """What an evaluation found as pages: report.md, report.png, report.svg and report.html.
 
-    report.json, summaries.jsonl   by evaluate.py (or tools.judges); here seconds are added, and
-                                   what else evaluate.py leaves open
+    report.json, summaries.jsonl   by evaluate.py (or tools.judges); here is added what they leave
+                                   open: seconds, equal length (lengths.py), ROUGE (rouge.py),
+                                   what was copied, and over-optimisation (overoptimisation.py)
     ppo/log.jsonl                  the curves of the picture
     the networks                   read again for the token microscope (microscope.py), on the
                                    first dozen posts
 
-    python -m tools.report --run runs/demo                              # some seconds
+    python -m tools.report --run runs/demo
     python -m tools.report --run runs/demo --axes runs/demo/human.axes.jsonl
 
 report.html is one file: report.md with its picture and, below, the microscope.
