@@ -252,7 +252,7 @@ def evaluate(cfg, world):
         print(line.format(name, rate(p), rate(rival) if rival else "-",
                           f"{p['axes']['overall']:.2f}", f"{p['length']:.1f}",
                           "-" if p["kl"] is None else f"{p['kl']:.1f}"))
-    print(f"\n{needed.out}/report.json holds every number")
+    print(f"\n{needed.out}/report.json holds them; python -m tools.report adds the rest")
 
 
 def main(argv=None):
