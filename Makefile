@@ -72,7 +72,7 @@ $(DATA)/train.jsonl: | $(READY)
 	$(PY) toy.py --out $(DATA) --seed $(SEED)
 
 $(DATA)/tokenizer.tiktoken: $(DATA)/train.jsonl
-	$(PY) data.py tokenizer --data $(DATA) --vocab 1024
+	$(PY) -m tools.tokenizer --data $(DATA) --vocab 1024
 
 $(RUN)/pretrained/model.pt: $(DATA)/tokenizer.tiktoken
 	$(PY) sft.py --preset toy --size $(NETWORK) --data $(DATA) --loss-on all --seed $(SEED) --out $(RUN)/pretrained --resume

@@ -10,25 +10,20 @@ below and its summary, in GPT-2's tokens. 50257, no token of text, makes it as l
     encode_response  2011 3797 318 3750 13 50256     6 ids, at most 48; 50256 ends it: <|endoftext|>
     stack            50 10526 ... 7707 25 | 2011 3797 318 3750 13 50256 | 50257 50257      (1, 39)
 
-    python data.py tokenizer --data data/toy --vocab 1024       (seconds; chapter 2 makes data/toy)
+    python -m tools.tokenizer --data data/toy --vocab 1024      (seconds; chapter 2 makes data/toy)
 
 Before: nothing (runtime/ is plumbing; look in when curious).    After: toy.py, a world of posts.
 """
 import base64
 import os
-import sys
-from collections import Counter, defaultdict
-from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
-import regex
 import tiktoken
 import torch
-from tqdm import tqdm
 
-from runtime import Problem, flag, generator, launch, read_records, write
+from runtime import Problem, generator, launch, read_records, write
 
 # ----------------------------------------------------------------- files, one JSON object to a line
 # {"id": "t3_1", "subreddit": "pets", "title": "My cat left", "post": "He is gone.",
@@ -108,9 +103,13 @@ def pretraining_texts(folder):
 
 
 # ------------------------------------------------------------------------------------ the tokenizer
-# Texts are first cut into pieces, GPT-2's way, and no token crosses from one piece to the next:
-# 've | word | number | punctuation (each with a space before it) | white space. "++" is "+" that
-# never tries a shorter match: nothing shorter could help here, and trying takes time.
+# The paper's tokens are GPT-2's, byte-level BPE (byte pair encoding): a list of tokens in order of
+# priority, the 256 bytes first. A text is cut into pieces; a piece begins as its bytes, and the two
+# neighbours that make the earliest token of the list are joined, again and again: l o w, lo w, low.
+# tiktoken does this. To learn such a list from your own texts: python -m tools.tokenizer.
+
+# The pieces, which no token crosses: 've | word | number | punctuation (each with a space before
+# it) | white space. "++" is "+" that never tries a shorter match, which could not help here.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 LONGEST = 128              # bytes of a token; a row of 10,000 dashes is counted as many pieces
 BYTES = [bytes([byte]) for byte in range(256)]         # the first 256 tokens
@@ -121,57 +120,6 @@ def build_tokenizer(ranks):
     """ranks: {bytes: id}, ids in order of priority. <|endoftext|> follows them as the last id."""
     return tiktoken.Encoding("bpe", pat_str=PATTERN, mergeable_ranks=ranks,
                              special_tokens={ENDOFTEXT: len(ranks)})
-
-
-def merge(parts, ranks):
-    """How BPE encodes: join the neighbours that make the earliest token, while any do.
-
-    parts: the bytes of a piece, changed in place: l o w, then lo w, then low.
-    """
-    while len(parts) > 1:
-        rank, i = min((ranks.get(a + b, len(ranks)), i) for i, (a, b) in enumerate(pairwise(parts)))
-        if rank == len(ranks):
-            return
-        parts[i:i + 2] = [parts[i] + parts[i + 1]]
-
-
-def train_tokenizer(texts, vocab):
-    """Byte-level BPE: the 256 bytes, one token for each merge, and <|endoftext|>, `vocab` in all.
-
-        while more tokens are wanted:
-            the pair of neighbours seen most often (of equals, the first by bytes) is the next token
-            merge it wherever it stands
-
-        low lower lowest -> lo (3 times), low (3), " low" (2), " lowe" (2), " lower", " lowes";
-                            then the text is low | lower | lowes t
-    A pair is known by its bytes alone: "a" "bc" is "ab" "c". Equal pieces are merged only once.
-    """
-    times = Counter()                                  # piece -> how often it occurs
-    for piece, n in Counter(p for text in texts for p in regex.findall(PATTERN, text)).items():
-        for start in range(0, len(piece.encode()), LONGEST):
-            times[piece.encode()[start:start + LONGEST]] += n
-    parts = {piece: [BYTES[byte] for byte in piece] for piece in times}
-    counts, where = Counter(), defaultdict(set)        # pair -> how often, and in which pieces
-
-    def count(piece, sign):
-        for a, b in pairwise(parts[piece]):
-            counts[a + b] += sign * times[piece]
-            where[a + b].add(piece)
-
-    for piece in times:
-        count(piece, +1)
-    ranks = {byte: rank for rank, byte in enumerate(BYTES)}
-    for rank in tqdm(range(256, vocab - 1), desc="merges", disable=None):
-        most = max(counts.values(), default=0)
-        if most == 0:
-            raise Problem(f"--vocab {vocab}: too few pairs of tokens: ask for {rank + 1} at most")
-        token = min(pair for pair, n in counts.items() if n == most)
-        ranks[token] = rank
-        for piece in list(where[token]):               # only these change
-            count(piece, -1)
-            merge(parts[piece], ranks)
-            count(piece, +1)
-    return build_tokenizer(ranks)
 
 
 def save_tokenizer(tokenizer, folder):
@@ -194,7 +142,7 @@ def load_tokenizer(where):
             raise ValueError
         return build_tokenizer(ranks)
     except (OSError, ValueError):
-        raise Problem(f"{path}: no such tokenizer, or a damaged one: `python data.py tokenizer "
+        raise Problem(f"{path}: no such tokenizer, or a damaged one: `python -m tools.tokenizer "
                       "--data DIR` trains one, `python -m tools.convert import` reads Hugging "
                       "Face's; for gpt2 connect once, or set TIKTOKEN_CACHE_DIR") from None
 
@@ -263,15 +211,6 @@ def encode_response(tokenizer, text, limit):
     return tokenizer.encode_ordinary(" " + text.strip())[:limit - 1] + [tokenizer.eot_token]
 
 
-def warn_of_cuts(tokenizer, texts, limit):
-    """Say on stderr how many of these summaries encode_response cuts. Returns: that number."""
-    cut = sum(len(tokenizer.encode_ordinary(" " + text.strip())) >= limit for text in texts)
-    if cut:
-        print(f"warning: {cut:,} of {len(texts):,} summaries ({cut / len(texts):.1%}) are longer "
-              f"than --response-length {limit} and lose their end: raise it", file=sys.stderr)
-    return cut
-
-
 def decode_response(tokenizer, tokens):
     """The text up to the first <|endoftext|> or padding (the ids above every text token)."""
     kept = takewhile(lambda token: token < tokenizer.eot_token, map(int, tokens))
@@ -321,57 +260,10 @@ class Batches:
         return self.plan[i]
 
 
-# -------------------------------------------------------------------------------------------- ROUGE
-# Scripts that put no space between words: there, each character is taken for a word.
-UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-WORD = regex.compile(rf"(?V1)[[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]]+|[{UNSPACED}]\p{{M}}*")
-
-
-def words(text):
-    """The words of a text in lower case: runs of letters, digits and accents, of any script."""
-    return WORD.findall(text.lower())          # DIFFERS: the usual script knows a-z and 0-9 only
-
-
-def longest_common_subsequence(a, b):
-    """How many words two lists share in the same order, gaps allowed; O(len(a) len(b))."""
-    row = [0] * (len(b) + 1)                   # row[j]: the answer for a so far and b[:j]
-    for word in a:
-        above, row = row, [0]
-        for j, other in enumerate(b):
-            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
-    return row[-1]
-
-
-def rouge(candidate, reference):
-    """How much of two texts' wording agrees, 0 to 1: words, pairs of words, and words in order.
-
-        F1 = 2 common / (number in the candidate + number in the reference)
-
-    Summaries were optimised for it before this paper; it says little of quality (section 4.4).
-    """
-    a, b = words(candidate), words(reference)
-    a2, b2 = list(pairwise(a)), list(pairwise(b))
-    return {"rouge_1": 2 * (Counter(a) & Counter(b)).total() / max(1, len(a + b)),
-            "rouge_2": 2 * (Counter(a2) & Counter(b2)).total() / max(1, len(a2 + b2)),
-            "rouge_l": 2 * longest_common_subsequence(a, b) / max(1, len(a + b))}
-
-
-@dataclass(frozen=True)
-class Config:
-    data: str = flag(..., "folder with train.jsonl and perhaps pretrain.jsonl", what="DIR")
-    vocab: int = flag(1024, "tokens in all: 256 bytes, merges and an end", least=257)
-
-
-def make_tokenizer(cfg):
-    texts = full_texts(cfg.data)
-    texts += pretraining_texts(cfg.data) if find(cfg.data, "pretrain") else []
-    save_tokenizer(train_tokenizer(texts, cfg.vocab), cfg.data)
-    print(f"{cfg.data}/tokenizer.tiktoken: {cfg.vocab} tokens")
-
-
 def main(argv=None):
-    launch(make_tokenizer, Config, argv, __doc__, command="tokenizer",
-           moved={"download": "tools.download", "describe": "tools.download describe"})
+    launch(None, None, argv, __doc__,
+           moved={"tokenizer": "tools.tokenizer", "download": "tools.download",
+                  "describe": "tools.download describe"})
 
 
 if __name__ == "__main__":

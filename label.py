@@ -25,11 +25,7 @@ shocked." What B has more, in points of quality, times `SHARPNESS`, 1.35, is r_B
 
     python label.py simulate --pairs runs/demo/pairs.jsonl --out runs/demo/comparisons.jsonl  # 5 s
 
-    --labeller toy      those eight people; two of them agree on 73 % of pairs of two authors'
-                        summaries, the paper's figure (section 3.3)
-    --labeller rouge    who prefers what shares more words with the author's summary: a stand-in for
-                        people on real posts, which the paper warns of (section 4.4)
-
+Two of the eight agree on 73 % of pairs of two authors' summaries, the paper's figure (section 3.3).
 Yourself and other people, in a terminal or on a website, are asked by python -m tools.labelling.
 
 Before:  sample.py (where pairs come from).    After: reward.py (what is learned from the answers).
@@ -39,7 +35,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from data import fields_of, read_comparisons, rouge
+from data import fields_of, read_comparisons
 from runtime import Problem, flag, generator, launch, write
 from toy import blend, shares
 
@@ -48,8 +44,6 @@ from toy import blend, shares
 class Config:
     pairs: str = flag(..., "file of pairs, from sample.py --pairs", what="FILE")
     out: str = flag(..., "file of comparisons to write", what="NEW FILE")
-    labeller: str = flag("toy", "who compares; you yourself: python -m tools.labelling me",
-                         choices=("toy", "rouge"))
     labels: int = flag(1, "different people asked about each training pair", least=1)
     seed: int = flag(0, "who labels what, and the noise")
 
@@ -122,12 +116,12 @@ def agreement(pairs, seed):
 
 # ------------------------------------------------------- to ask about a pair -> worker, confidence
 
-def ask_toy(pair, seed, row, asked=()):
+def ask(pair, seed, row, asked=()):
     """One of the eight, each as likely. Who, and their noise, is a function of (seed, row) and of
     `asked`, the names of those who had this pair before: somebody else must be left."""
     if not pair["info"]["id"].startswith("toy"):
-        raise Problem(f"--labeller toy cannot judge post {pair['info']['id']!r}, which is not of "
-                      "its world: use --labeller rouge")
+        raise Problem(f"these people cannot judge post {pair['info']['id']!r}, which is not of "
+                      "their world: ask real ones (tools.labelling), or use tools.rouge")
     rng = generator(seed, "label", row=row)
     taste = LABELLERS[rng.integers(len(LABELLERS))]
     while taste.worker in asked:
@@ -135,50 +129,31 @@ def ask_toy(pair, seed, row, asked=()):
     return taste.worker, decide(taste, pair["info"], texts_of(pair), rng)
 
 
-def ask_rouge(pair, *_):
-    """Prefers the summary with the higher ROUGE-L to the author's."""
-    if not pair["reference"]:
-        raise Problem(f"--labeller rouge: post {pair['info']['id']!r} has no summary by its author "
-                      "to compare with")
-    a, b = (rouge(text, pair["reference"])["rouge_l"] for text in texts_of(pair))
-    strength = sum(abs(b - a) > edge for edge in (0, .05, .1, .2))                   # 0 .. 4
-    return "rouge", 5 + strength if b > a else 5 - strength
-
-
 # DIFFERS: the demo's labellers are simulated; the paper's are people.
 def simulate(cfg):
     """Have each training pair compared by --labels people, each held-out pair by one."""
-    ask, people = (ask_toy, len(LABELLERS)) if cfg.labeller == "toy" else (ask_rouge, 1)
-    if cfg.labels > people:
-        raise Problem(f"--labels {cfg.labels}: give 1 to {people}, as many as --labeller "
-                      f"{cfg.labeller} has people; nobody is asked twice")
-    began, pairs = time.perf_counter(), read_comparisons(cfg.pairs, shape=PAIR)
-    comparisons, ties = [], 0
+    if cfg.labels > len(LABELLERS):
+        raise Problem(f"--labels {cfg.labels}: give 1 to {len(LABELLERS)}, as many as there are "
+                      "people; nobody is asked twice")
+    began, comparisons, pairs = time.perf_counter(), [], read_comparisons(cfg.pairs, shape=PAIR)
     for row, pair in enumerate(pairs):
         asked = []
         for again in range(cfg.labels if pair["split"] == "train" else 1):
             worker, confidence = ask(pair, cfg.seed, row + again * len(pairs), asked)
             asked.append(worker)
-            if confidence == 5:
-                ties += 1
-            else:
-                comparisons.append(comparison(pair, worker, confidence))
-    if not comparisons:
-        raise Problem(f"{cfg.out}: nothing to write: --labeller {cfg.labeller} prefers neither "
-                      "summary of any pair")
-    agreed = round(agreement(pairs, cfg.seed), 4) if cfg.labeller == "toy" else None
+            comparisons.append(comparison(pair, worker, confidence))
+    agreed = agreement(pairs, cfg.seed)
     splits = dict(Counter(c["split"] for c in comparisons).most_common())
-    write(cfg.out, comparisons, cfg, comparisons=len(comparisons), splits=splits, agreement=agreed,
-          seconds=round(time.perf_counter() - began, 1))
-    print(f"{cfg.out}: {len(comparisons)} comparisons {splits}; {ties} ties left out")
-    if agreed is not None:
-        print(f"two labellers agree on {agreed:.1%} of these pairs (chance: 50 %)")
+    write(cfg.out, comparisons, cfg, comparisons=len(comparisons), splits=splits,
+          agreement=round(agreed, 4), seconds=round(time.perf_counter() - began, 1))
+    print(f"{cfg.out}: {len(comparisons)} comparisons {splits}")
+    print(f"two labellers agree on {agreed:.1%} of these pairs (chance: 50 %)")
 
 
 def main(argv=None):
     words = ("me", "serve", "stats", "export", "release", "hold")
-    launch(simulate, Config, argv, __doc__, command="simulate",
-           moved={word: f"tools.labelling {word}" for word in words})
+    moved = {"--labeller": "tools.rouge"} | {word: f"tools.labelling {word}" for word in words}
+    launch(simulate, Config, argv, __doc__, command="simulate", moved=moved)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,6 @@ The letters of all shapes:
 A row is query | response | padding; a token's position is its column. Padding comes last, so causal
 attention alone hides it. DIFFERS: the paper's code pads queries to 512 tokens with visible spaces.
 
-To change the layer or attention: the forward of Block and of FastBlock. Rotary positions: there,
-turn q and k by their columns, and leave wpe out of GPT. The head: GPT.predict. New weights:
-__init__, and `initial`.
-
 Try it:  python -m tools.plan sizes           what the sizes hold, with GPT-2's tokens
 Before:  data.py, toy.py (what the tokens are).    After: sft.py (how it learns).
 """
@@ -222,6 +218,12 @@ def choose(logits, temperature=1.0, u=None):
 # 2. `cache`: writing adds a column at a time, and keys and values of those before it stay the same.
 #    A tensor (B, 2H, S, D) a block keeps them: one column is computed, not all T.
 # 3. A fused kernel does what `attention` does, and stores no (T, T) table.
+#
+#    the last block, when     at       columns   q              k, v           cache
+#    training                 (B, R)   None      (B, H, R, D)   (B, H, T, D)   None
+#    reading the queries      (B, 1)   None      (B, H, 1, D)   (B, H, T, D)   filled; S = T
+#    writing one token        None     (B, 1)    (B, H, 1, D)   (B, H, S, D)   one column more
+#    (The blocks before it have `at` = None and q of all T columns: their output is read again.)
 
 
 class FastBlock(Block):
@@ -268,7 +270,6 @@ class FastGPT(GPT):
         return self.predict(x)                                                   # (B, R, V)
 
 
-@torch.no_grad()
 def score(model, queries, responses):
     """A scalar network's number at each row's last token: the reward model's score. (B,)"""
     rows = lay_out(queries, responses, model.config.n_vocab).to(model.wte.weight.device)

@@ -170,13 +170,6 @@ def token_rewards(rollout, kl_coef):
 
     A row sums to the total of section 3.4. Why is the log ratio not in the loss? There its gradient
     is grad log pi, whose mean is 0. As a reward it also counts for the tokens before it (`gae`).
-
-    The log ratio is the estimate k1 of the KL. Another, never negative, is k3 = r - 1 - log r with
-    r = pi_sft / pi. To penalise that one instead,
-        as a reward   put it in the log ratio's place here (`statistics` goes on logging k1);
-        as a loss     let only the score stand here, add ref_logp to the six in `minibatch_loss`,
-                      name k3 of logp there, and add its mean to the loss in `update`, times another
-                      value of kl_coef: this is not whitened. Its gradient: (1 - r) grad log pi.
     """
     reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)                           # (B, R)
     end = rollout.is_response.sum(1, keepdim=True) - 1                                  # (B, 1)
@@ -344,7 +337,7 @@ def prepare(cfg, world):
 
 def train(cfg, world):
     """Write, score, learn; again and again."""
-    cfg = filled(cfg, world, cfg.policy, cfg.reward)          # posts as both networks know them
+    cfg = filled(cfg, cfg.policy, cfg.reward)          # posts as both networks know them
     tokenizer, posts, policy, reference, critic, reward_model = prepare(cfg, world)
     optimizer = adam([policy, critic], eps=1e-5)          # weight decay 0, as 2019's plain Adam
     batches = data.Batches([data.characters(post) for post in posts], cfg.batch, cfg.seed, window=1)

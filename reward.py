@@ -6,9 +6,8 @@ Bradley and Terry (1952) suppose that every summary has a score r, and that peop
 
     P(A is preferred to B) = sigmoid(r_A - r_B)        sigmoid(d) = 1 / (1 + exp(-d))
 
-The toy's labellers do so (label.py): they prefer A when r_A - r_B + noise > 0, with logistic noise,
-which means P(noise > -d) = sigmoid(d). The best r makes the given labels most probable (maximum
-likelihood). For three labels with differences d1, d2, d3 (chosen minus rejected)
+as the toy's labellers do (label.py derives it). The best r makes the given labels most probable
+(maximum likelihood). For three labels with differences d1, d2, d3 (chosen minus rejected)
 
     P(these labels) = sigmoid(d1) * sigmoid(d2) * sigmoid(d3)
     -log P          = -log sigmoid(d1) - log sigmoid(d2) - log sigmoid(d3)
@@ -33,7 +32,6 @@ summary without an end the score -1, which is less than most summaries have.
 
 Before:  label.py (where comparisons come from).    After: ppo.py (what the score is good for).
 """
-import sys
 from collections import namedtuple
 from dataclasses import asdict, dataclass
 
@@ -41,7 +39,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from model import lay_out, score
+from model import score
 from runtime import Common, Run, accumulate, adam, config_of, flag, launch, optimizer_step
 from sft import cosine, start, summary_rows
 
@@ -106,17 +104,11 @@ def score_pairs(network, pairs):
     """
     queries = [pair.query for pair in pairs]
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    rows = lay_out(queries + queries, responses, network.config.n_vocab)
-    rows = rows.to(network.wte.weight.device)
-    return network(rows.tokens, at=rows.last)[:, 0].chunk(2)         # (2 b,) -> (b,), (b,)
+    return score(network, queries + queries, responses).chunk(2)     # (2 b,) -> (b,), (b,)
 
 
 def loss_and_right(network, pairs):
-    """The loss of b Pairs in nats, and how many are scored right, both summed: (), ().
-
-    What else a loss may need, as the labeller's confidence for a margin: a field of Pair, filled in
-    `encode`, used here (and so in `validate`).
-    """
+    """The loss of b Pairs in nats, and how many are scored right, both summed: (), ()."""
     chosen, rejected = score_pairs(network, pairs)                   # (b,), (b,)
     right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()     # a tie counts half
     return pairwise_loss(chosen, rejected) * len(pairs), right
@@ -155,13 +147,6 @@ def read(tokenizer, cfg, world):
     posts = data.read_posts(folder, "train")[:ZERO_ROWS]
     queries = [comparison["info"] for comparison in comparisons + held_out]
     data.check_queries(tokenizer, queries + posts, cfg.query_length)
-    texts = [summary["text"] for c in comparisons for summary in c["summaries"]]
-    if world.rank == 0 and data.warn_of_cuts(tokenizer, texts, cfg.response_length):
-        pairs = [encode(tokenizer, comparison, cfg) for comparison in comparisons]
-        equal = sum(pair.chosen == pair.rejected for pair in pairs)
-        if equal:
-            print(f"warning: {equal:,} of {len(pairs):,} pairs are then equal and teach nothing",
-                  file=sys.stderr)
     return comparisons, [encode(tokenizer, c, cfg) for c in world.share(held_out)], posts
 
 

@@ -4,13 +4,6 @@ r"""Chapter 5. Let a policy write: one summary, the best of n, pairs of summarie
     sampled      token ~ softmax(logits / T): how pairs for labelling are made       (section 3.3)
     best of n    n samples, of which the one with the highest reward is kept         (appendix G.3)
 
-How far does best of n lead away from its policy? Let u be the share of all samples that score lower
-than this one: uniform on [0, 1]. The largest of n has density n u^(n - 1); its mean log u is -1/n:
-
-    KL(best of n || policy) = E[ log n + (n - 1) log u ] = log n - (n - 1) / n        nats
-
-So n = 16 costs 2.773 - .938 = 1.835 nats, and 10 take n = 60,000. (With equal scores: less.)
-
     python sample.py --policy runs/demo/ppo                       # a post nobody trained on; 2 s
     python sample.py --policy runs/demo/supervised --post "My sister sold my bike." \
                      --best-of 16 --reward runs/demo/reward
@@ -135,6 +128,11 @@ def generate(model, queries, length, temperature=1.0, u=None, look_every=8, toge
     This is 20 times faster on the toy, mostly by the cache. Queries of about the same length are
     read `together`, so that little is padding (10 % faster). Rows that have ended leave the batch
     (25 % faster): every `look_every` tokens, for to look, the CPU must wait for the GPU.
+    With look_every = 2, queries of 3, 2 and 4 tokens, of which the second ends at once:
+        t           0        1        2      3
+        row         1 0 2    1 0 2    0 2    0 2    which queries are in the cache, shortest first
+        column      1 2 3    2 3 4    4 5    5 6    where the newest token of each stands
+        token       E a b    - c d    e f    ...    E: <|endoftext|>, so at t = 1 left is 1 2
     queries: B token lists. u: (B, length) in [0, 1), a number for each token; None: greedy.
     Returns: tokens (B, length) long, padding after <|endoftext|>; log-probs (B, length), there 0"""
     pad, eot, device = model.config.n_vocab, model.config.n_vocab - 1, model.wte.weight.device
@@ -214,11 +212,9 @@ def summarise(policy, posts, examples=(), **how):
     examples: solved posts, which a policy that was only pretrained sees first. Of its answer the
     first line counts, for after that it makes up the next post.
     """
-    if not examples:
-        queries = policy.queries(posts)
-    else:                                        # DIFFERS: the paper shows 13, in a larger context
-        room = policy.model.config.context - policy.response_length
-        queries = [encode_examples(policy.tokenizer, p, examples, room) for p in posts]
+    room = policy.model.config.context - policy.response_length
+    queries = ([encode_examples(policy.tokenizer, p, examples, room) for p in posts] if examples
+               else policy.queries(posts))       # DIFFERS: the paper shows 13, in a larger context
     texts = [data.decode_response(policy.tokenizer, r) for r in respond(policy, queries, **how)]
     return [text.split("\n")[0].strip() for text in texts] if examples else texts
 
@@ -262,8 +258,7 @@ def held_out(folder):
 
 
 def post_of(cfg, folder):
-    """The post of --post or --post-file as a record, or else a random held-out one of the folder.
-    Warns when more than half of a typed post's words occur in no training post."""
+    """The post of --post or --post-file as a record, or else a random held-out one."""
     text = cfg.post if cfg.post_file is None else cfg.post_file
     if text is None:
         posts = held_out(folder)
@@ -271,12 +266,6 @@ def post_of(cfg, folder):
     if not text.strip():
         raise Problem("the post of --post or --post-file is blank: there is nothing to summarise")
     title, post = re.fullmatch(r"(?:TITLE: (.*)\n)?([\s\S]*)", text.strip()).groups()
-    others = data.read_posts(folder, "train", False) if data.find(folder, "train") else []
-    known = set(data.words("\n".join(map(data.query_text, others))))
-    unknown = [word for word in data.words(post) if word not in known]
-    if others and 2 * len(unknown) > len(data.words(post)):
-        print(f"warning: {len(unknown)} of the post's words ({', '.join(unknown[:5])}, ...) occur "
-              f"in no training post of {folder}: expect nonsense", file=sys.stderr)
     return {"id": "typed", "subreddit": "relationships", "title": title or "", "post": post.strip()}
 
 
@@ -385,8 +374,7 @@ def work(cfg, world):
 
 
 def main(argv=None):
-    launch(work, Config, argv, __doc__,
-           moved={"--others": "tools.pairs", "--by": "tools.pairs"})
+    launch(work, Config, argv, __doc__, moved=dict.fromkeys(("--others", "--by"), "tools.pairs"))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ The loop's five numbered steps come back in reward.py and ppo.py: compare the fi
 Before:  model.py.    After: sample.py (what it writes), reward.py (what people think of it).
 """
 import math
-import sys
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -99,8 +98,6 @@ def read(tokenizer, cfg, world):
     else:
         examples, held_out = data.read_posts(cfg.data, "train"), data.read_posts(cfg.data, "valid")
         data.check_queries(tokenizer, examples + held_out, cfg.query_length)
-        if world.rank == 0:
-            data.warn_of_cuts(tokenizer, [p["summary"] for p in examples], cfg.response_length)
         lengths = [data.characters(post) for post in examples]
         held_out = summary_rows(tokenizer, held_out[:EVAL_ROWS], cfg)
     return examples, lengths, world.share(held_out)
@@ -134,33 +131,27 @@ def cosine(step, steps, peak, warmup):
     return peak * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def filled(cfg, world, *folders):
+def filled(cfg, *folders):
     """cfg, with --fill if the networks in these folders learned from posts filled with spaces.
-    Raises: Problem when two of them differ: no post can be written so that both know it."""
+    Raises: Problem when they know posts of different forms."""
     flags = [config_of(folder)["flags"] for folder in folders]
-    lengths = [f.get("query_length", cfg.query_length) if f.get("fill") else "no" for f in flags]
-    names, numbers = " and ".join(folders), " and ".join(map(str, lengths))
-    told = f"{names} know posts filled up with spaces to {numbers} tokens"
-    if len(set(lengths)) > 1:
-        raise Problem(f"{told}: train the reward model from this policy (reward.py --init)")
-    if lengths[0] not in ("no", cfg.query_length) and world.rank == 0:
-        print(f"warning: {told}, not {cfg.query_length}: better is --query-length {lengths[0]}",
-              file=sys.stderr)
-    return replace(cfg, fill=cfg.fill or lengths[0] != "no")
+    lengths = {f.get("query_length", cfg.query_length) if f.get("fill") else 0 for f in flags}
+    if len(lengths) > 1 or lengths - {0, cfg.query_length}:
+        raise Problem(f"{' and '.join(folders)} know posts filled up with spaces to "
+                      f"{' or '.join(map(str, sorted(lengths)))} tokens (0: not filled): give that "
+                      "--query-length, and a reward model that was trained from this policy")
+    return replace(cfg, fill=cfg.fill or lengths != {0})
 
 
 def start(cfg, world, head="lm"):
     """cfg as `filled` returns it, the tokenizer, and the network to train. Raises: Problem when
     rows do not fit the network's context, or a batch does not divide over the processes."""
     if cfg.init:
-        cfg = filled(cfg, world, cfg.init)
+        cfg = filled(cfg, cfg.init)
     tokenizer = data.load_tokenizer(cfg.init or cfg.data)
     network = (load_model(cfg.init, world, head, cfg.seed) if cfg.init else
                build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world))
-    longest, context = cfg.query_length + cfg.response_length, network.config.context
-    if longest > context:
-        raise Problem(f"rows of up to {longest} tokens do not fit the context of {context} of "
-                      f"{cfg.init or cfg.size}: lower --query-length")
+    network.check(cfg.query_length + cfg.response_length)
     if cfg.batch % world.size:
         raise Problem(f"--batch {cfg.batch} does not divide over {world.size} processes")
     return cfg, tokenizer, world.parallelize(network, cfg)

@@ -16,6 +16,7 @@ import model  # noqa: E402
 import reward  # noqa: E402
 import sft  # noqa: E402
 from runtime.world import World  # noqa: E402
+from tools.tokenizer import train_tokenizer  # noqa: E402
 
 SIZE = model.Size(layers=2, width=16, heads=2, context=160)
 WHO, DID = ("my mother", "my boss", "my cat"), ("sold", "broke", "hid")
@@ -69,7 +70,7 @@ def data_dir(tmp_path_factory, posts):
     folder = tmp_path_factory.mktemp("data")
     for split, part in (("train", posts[:44]), ("valid", posts[44:52]), ("test", posts[52:])):
         write_posts(folder, split, part)
-    data.save_tokenizer(data.train_tokenizer(data.full_texts(folder), 300), folder)
+    data.save_tokenizer(train_tokenizer(data.full_texts(folder), 300), folder)
     return folder
 
 

@@ -193,7 +193,7 @@ def demo(a):
         return words if small else ()
     stages = {
         "posts": ["toy.py", "--out", posts, *few("--posts", 1200)],
-        "tokenizer": ["data.py", "tokenizer", "--data", posts, "--vocab", 1024],
+        "tokenizer": ["-m", "tools.tokenizer", "--data", posts, "--vocab", 1024],
         "pretrained": ["sft.py", *preset, *on, "--data", posts, "--loss-on", "all", "--out",
                        run / "pretrained", *few("--size", "toy-tiny", "--steps", 40)],
         "supervised": ["sft.py", *preset, *on, "--data", posts, "--init", run / "pretrained", "--out",
@@ -352,7 +352,7 @@ def kill_and_resume(a):
     """A run in a process group of one is killed once a state is there, then resumed to its end."""
     posts, out = Path(a.folder) / "few", Path(a.folder) / "killed"
     python(["toy.py", "--out", posts, "--posts", 200], None)
-    python(["data.py", "tokenizer", "--data", posts, "--vocab", 400], None)
+    python(["-m", "tools.tokenizer", "--data", posts, "--vocab", 400], None)
     words = [sys.executable, "sft.py", "--preset", "toy", "--size", "toy-tiny", "--device", a.device,
              "--data", str(posts), "--loss-on", "all", "--steps", "400", "--save-every", "20", "--out",
              str(out), "--resume"]

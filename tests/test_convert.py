@@ -340,7 +340,6 @@ def test_an_imported_policy_reads_queries_filled_with_spaces(imported, posts, to
 
 
 def test_evaluate_compares_ours_with_theirs(imported, supervised, data_dir, tmp_path):
-    evaluate = pytest.importorskip("evaluate")
     judges = pytest.importorskip("tools.judges")
     small = "--posts 3 --device cpu --judge rouge"
     run = tmp_path / "run"
@@ -350,7 +349,7 @@ def test_evaluate_compares_ours_with_theirs(imported, supervised, data_dir, tmp_
     report = json.loads((run / "report" / "report.json").read_text())
     assert report["against"]["n"] == 3
     shutil.copytree(imported / "supervised", imported / "ppo", dirs_exist_ok=True)
-    evaluate.main(f"--run {imported} --data {data_dir} {small} --out {tmp_path / 'theirs'}".split())
+    judges.main(f"--run {imported} --data {data_dir} {small} --out {tmp_path / 'theirs'}".split())
     report = json.loads((tmp_path / "theirs" / "report.json").read_text())
     assert abs(report["policies"]["human_feedback"]["kl"]) < 1e-4       # the same network twice
     shutil.rmtree(imported / "ppo")

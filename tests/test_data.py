@@ -21,12 +21,16 @@ import torch
 
 import data
 import sample
-from data import Batches, encode_query, encode_response, read_comparisons, read_posts, rouge
+from data import Batches, encode_query, encode_response, read_comparisons, read_posts
 from runtime import Problem
 from runtime import write as write_records
 from runtime.files import read_jsonl, texts_from_outside
 from runtime.flags import entry
 from tools import download
+from tools import tokenizer as tokenizer_of
+from tools.rouge import longest_common_subsequence, rouge
+from tools.rouge import words as words_of
+from tools.tokenizer import merge, train_tokenizer
 
 ROOT = Path(data.__file__).parent
 SAVED = ROOT.parent / "shared" / "tiktoken_cache"        # GPT-2's files, where a checkout has them
@@ -59,7 +63,7 @@ def random_text(rng, size):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return data.train_tokenizer(TEXTS, 320)
+    return train_tokenizer(TEXTS, 320)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +115,9 @@ def test_the_printed_records_are_read(tmp_path):
 
 
 def test_the_six_merges_of_the_example_are_those_that_are_learned():
-    tokens = list(data.train_tokenizer(["low lower lowest"], 263)._mergeable_ranks)[256:]
+    tokens = list(train_tokenizer(["low lower lowest"], 263)._mergeable_ranks)[256:]
     assert tokens == [b"lo", b"low", b" low", b" lowe", b" lower", b" lowes"]
-    shown = re.search(r"-> ([^;]*);", data.train_tokenizer.__doc__)[1]
+    shown = re.search(r"-> ([^;]*);", train_tokenizer.__doc__)[1]
     assert re.sub(r'"| \(\d.*?\)', "", shown).split(", ") == [
         "lo", "low", " low", " lowe", " lower", " lowes"]
 
@@ -213,7 +217,7 @@ def test_a_missing_split_names_both_files_and_a_command(tmp_path, split):
         for word in (str(tmp_path), f"{split}.jsonl ", f"{split}.jsonl.gz", "python toy.py"):
             assert word in told
         write(tmp_path / "test.jsonl", POST)
-    assert "train.jsonl" in problem_of(data.main, ["tokenizer", "--data", str(tmp_path)])
+    assert "train.jsonl" in problem_of(tokenizer_of.main, ["--data", str(tmp_path)])
     download.main(["describe", str(tmp_path)])
 
 
@@ -288,7 +292,7 @@ def test_text_from_outside_is_read_by_one_rule_whichever_way_it_comes(
 def test_half_an_emoji_in_raw_bytes_reaches_no_tokenizer(tmp_path, field):
     line = json.dumps(POST | {field: "HERE it is"}).encode().replace(b"HERE", b"\xed\xa0\xbd")
     (tmp_path / "train.jsonl").write_bytes(line)
-    data.main(["tokenizer", "--data", str(tmp_path), "--vocab", "258"])
+    tokenizer_of.main(["--data", str(tmp_path), "--vocab", "258"])
     assert read_posts(tmp_path, "train")[0][field] == "? it is"
 
 
@@ -357,13 +361,13 @@ def test_training_agrees_with_the_definition_of_bpe():
     rng = random.Random(0)
     for _ in range(20):
         texts = TEXTS + [random_text(rng, 60) for _ in range(5)]
-        assert data.same_tokenizer(data.train_tokenizer(texts, 300), naive_bpe(texts, 300))
+        assert data.same_tokenizer(train_tokenizer(texts, 300), naive_bpe(texts, 300))
 
 
 def test_training_depends_on_no_order_and_no_chance():
-    mine = data.train_tokenizer(TEXTS, 300)
-    assert data.same_tokenizer(mine, data.train_tokenizer(TEXTS[::-1], 300))
-    code = f"import data; print(list(data.train_tokenizer({TEXTS!r}, 300)._mergeable_ranks))"
+    mine = train_tokenizer(TEXTS, 300)
+    assert data.same_tokenizer(mine, train_tokenizer(TEXTS[::-1], 300))
+    code = f"from tools.tokenizer import train_tokenizer; print(list(train_tokenizer({TEXTS!r}, 300)._mergeable_ranks))"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True,
                           env=os.environ | {"PYTHONHASHSEED": "1"}, text=True)   # another set order
     assert told.stdout.strip() == str(list(mine._mergeable_ranks))
@@ -374,7 +378,7 @@ def test_our_merge_encodes_as_tiktoken_does(tokenizer):
     for _ in range(200):
         for piece in regex.findall(data.PATTERN, random_text(rng, 20)):
             parts = [bytes([byte]) for byte in piece.encode()]
-            data.merge(parts, tokenizer._mergeable_ranks)
+            merge(parts, tokenizer._mergeable_ranks)
             tokens = tokenizer.encode_ordinary(piece)
             assert parts == tokenizer.decode_tokens_bytes(tokens)
 
@@ -382,7 +386,7 @@ def test_our_merge_encodes_as_tiktoken_does(tokenizer):
 def test_the_vocabulary_is_as_large_as_asked_and_ends_with_endoftext(tokenizer):
     assert tokenizer.n_vocab == 320 and tokenizer.eot_token == 319
     assert tokenizer.decode([319]) == data.ENDOFTEXT
-    assert data.train_tokenizer([], 257).n_vocab == 257
+    assert train_tokenizer([], 257).n_vocab == 257
 
 
 def test_any_text_survives_encoding(tokenizer):
@@ -392,14 +396,14 @@ def test_any_text_survives_encoding(tokenizer):
 
 
 def test_a_vocabulary_that_cannot_be_is_a_problem():
-    assert "257" in problem_of(data.main, ["tokenizer", "--data", "d", "--vocab", "256"])
-    assert "ask for 259 at most" in problem_of(data.train_tokenizer, ["abc"], 300)
-    assert data.train_tokenizer(["abc"], 259).n_vocab == 259
+    assert "257" in problem_of(tokenizer_of.main, ["--data", "d", "--vocab", "256"])
+    assert "ask for 259 at most" in problem_of(train_tokenizer, ["abc"], 300)
+    assert train_tokenizer(["abc"], 259).n_vocab == 259
 
 
 def test_endless_runs_do_not_stall_training():
     start = time.process_time()                # its own time: what else runs here does not count
-    data.train_tokenizer(["-" * 200_000 + "x" * 200_000, "ab" * 200_000], 270)
+    train_tokenizer(["-" * 200_000 + "x" * 200_000, "ab" * 200_000], 270)
     assert time.process_time() - start < 5                                         # 0.01 s
 
 
@@ -407,7 +411,7 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path, tokenizer):
     data.save_tokenizer(tokenizer, tmp_path / "new" / "folder")
     for where in (tmp_path / "new" / "folder", tmp_path / "new" / "folder" / "tokenizer.tiktoken"):
         assert data.same_tokenizer(data.load_tokenizer(where), tokenizer)
-    assert not data.same_tokenizer(data.train_tokenizer(TEXTS, 319), tokenizer)
+    assert not data.same_tokenizer(train_tokenizer(TEXTS, 319), tokenizer)
 
 
 def test_the_file_is_one_that_tiktoken_reads(tmp_path, tokenizer):
@@ -424,7 +428,7 @@ def test_a_tokenizer_file_with_one_faulty_line_is_a_problem(tmp_path, tokenizer,
     lines = path.read_text().splitlines()
     write(path, *lines[:2], text, *lines[3:])
     told = problem_of(data.load_tokenizer, path)
-    assert told.startswith(f"{path}: no such tokenizer, or a damaged one: `python data.py tokenizer")
+    assert told.startswith(f"{path}: no such tokenizer, or a damaged one: `python -m tools.tokenizer")
 
 
 def test_a_tokenizer_without_every_byte_is_a_problem(tmp_path, tokenizer):
@@ -437,7 +441,7 @@ def test_a_tokenizer_without_every_byte_is_a_problem(tmp_path, tokenizer):
 
 def test_a_missing_tokenizer_says_how_to_train_one(tmp_path):
     told = problem_of(data.load_tokenizer, tmp_path)
-    assert "python data.py tokenizer" in told and "python -m tools.convert import" in told
+    assert "python -m tools.tokenizer" in told and "python -m tools.convert import" in told
 
 
 def test_gpt2_is_loaded_saved_and_loaded_again(tmp_path, gpt2):
@@ -645,7 +649,7 @@ def test_words_of_plain_english_are_those_of_the_usual_script():
     rng = random.Random(0)
     for _ in range(2000):
         text = "".join(rng.choice(string.printable) for _ in range(rng.randint(0, 60)))
-        assert data.words(text) == re.findall("[a-z0-9]+", text.lower())
+        assert words_of(text) == re.findall("[a-z0-9]+", text.lower())
 
 
 @pytest.mark.parametrize("text, words", [
@@ -654,7 +658,7 @@ def test_words_of_plain_english_are_those_of_the_usual_script():
     ("猫が逃げた。", ["猫", "が", "逃", "げ", "た"]), ("แมวนี", ["แ", "ม", "ว", "นี"]),
     ("abc漢字def", ["abc", "漢", "字", "def"]), ("\U0001F600", [])])
 def test_words_of_other_scripts_are_words_and_without_spaces_each_character_is_one(text, words):
-    assert data.words(text) == words
+    assert words_of(text) == words
     assert rouge(text, text)["rouge_l"] == bool(words)
     assert rouge(text + " χ", "χ ψ")["rouge_l"] == pytest.approx(2 / (len(words) + 3))
 
@@ -670,7 +674,7 @@ def test_rouge_l_counts_the_longest_common_subsequence():
     rng = random.Random(6)
     for _ in range(100):
         a, b = ([rng.choice("xyz") for _ in range(rng.randint(0, 7))] for _ in range(2))
-        assert data.longest_common_subsequence(a, b) == naive(a, b)
+        assert longest_common_subsequence(a, b) == naive(a, b)
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -688,7 +692,7 @@ def test_pretraining_reads_its_own_file_or_else_the_posts(tmp_path):
 def test_the_command_trains_on_posts_and_pretraining_texts(tmp_path, capsys):
     write(tmp_path / "train.jsonl", *[POST] * 9)
     write(tmp_path / "pretrain.jsonl", *[{"id": "1", "text": "zyzzyva zyzzyva"}] * 9)
-    data.main(["tokenizer", "--data", str(tmp_path), "--vocab", "300"])
+    tokenizer_of.main(["--data", str(tmp_path), "--vocab", "300"])
     tokenizer = data.load_tokenizer(tmp_path)
     assert tokenizer.n_vocab == 300 and "300 tokens" in capsys.readouterr().out
     assert b" zyzzyva" in tokenizer._mergeable_ranks and b" cat" in tokenizer._mergeable_ranks
@@ -696,6 +700,6 @@ def test_the_command_trains_on_posts_and_pretraining_texts(tmp_path, capsys):
 
 def test_a_mistake_on_the_command_line_is_told_in_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
-        entry(lambda: data.main(["tokenizer", "--data", str(tmp_path)]))
+        entry(lambda: tokenizer_of.main(["--data", str(tmp_path)]))
     told = capsys.readouterr().err
     assert left.value.code == 2 and told.count("\n") == 1 and "train.jsonl" in told

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 PIPELINE = """
 toy --out data --posts 400
-data tokenizer --data data --vocab 500
+tools.tokenizer --data data --vocab 500
 sft --data data --loss-on all --size tiny --query-length 48 --batch 8 --steps 12 --lr 1e-2 --save-every 5 --out run/pretrained
 sft --data data --init run/pretrained --query-length 120 --response-length 32 --batch 8 --steps 12 --lr 1e-2 --out run/supervised
 sample --policy run/supervised --data data --pairs 60 --with-reference 0.5 --out run/pairs.jsonl
@@ -28,11 +28,13 @@ import torch
 torch.set_num_threads(1)
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 import conftest, evaluate, model
+from tools import overoptimisation
 model.SIZES["tiny"] = conftest.SIZE._replace(context=192)
-evaluate.SAMPLES, evaluate.POOL = 8, 4
+evaluate.SAMPLES = 8
+overoptimisation.POOL = 4
 for line in sys.stdin.read().strip().splitlines():
     script, *words = line.split()
-    on = [] if script in ("toy", "data", "label") else ["--device", "cpu"]
+    on = [] if script in ("toy", "tools.tokenizer", "label") else ["--device", "cpu"]
     importlib.import_module(script).main(words + on)
 """
 

@@ -420,7 +420,7 @@ def test_lead_3_is_the_first_three_sentences(article, lead):
 
 
 def test_news_are_judged_beside_lead_3(supervised, tmp_path):
-    evaluate = pytest.importorskip("evaluate")
+    judges = pytest.importorskip("tools.judges")
     pytest.importorskip("matplotlib")
     pages = pytest.importorskip("tools.report")
     record = {"site": "cnn", "title": "", "summary": "my cat left", "format": "supervised"}
@@ -428,8 +428,8 @@ def test_news_are_judged_beside_lead_3(supervised, tmp_path):
         record | {"id": f"n{i}", "article": "my cat left. and then some. It is so. More."}
         for i in range(3))))
     shutil.copytree(supervised, tmp_path / "run" / "supervised")
-    evaluate.main(f"--run {tmp_path / 'run'} --data {tmp_path} --posts 3 "
-                  "--device cpu".split())
+    judges.main(f"--run {tmp_path / 'run'} --data {tmp_path} --posts 3 "
+                "--device cpu".split())
     pages.main(f"--run {tmp_path / 'run'} --device cpu".split())
     report = json.loads((tmp_path / "run" / "report" / "report.json").read_text())
     lead = report["policies"]["lead_3"]

@@ -81,7 +81,7 @@ def test_an_exercise_is_red_when_empty_and_green_with_ours(name, folder):
     exercise = tool.NAMES[name]
     assert tool.verdict_on(exercise, folder).state == "empty"
     path = folder / f"{exercise.chapter}.py"
-    path.write_text(tool.filled(path.read_text(), (ROOT / path.name).read_text(), exercise))
+    path.write_text(tool.filled(path.read_text(), (ROOT / f"{exercise.chapter}.py").read_text(), exercise))
     assert tool.verdict_on(exercise, folder).state == "solved"      # though the others are empty
 
 
@@ -311,7 +311,7 @@ def test_mistakes_of_the_user_take_one_line(folder, tmp_path, monkeypatch):
 def test_solved_exercises_make_a_project_that_trains(folder, data_dir):
     for exercise in tool.EXERCISES:
         path = folder / f"{exercise.chapter}.py"
-        path.write_text(tool.filled(path.read_text(), (ROOT / path.name).read_text(), exercise))
+        path.write_text(tool.filled(path.read_text(), (ROOT / f"{exercise.chapter}.py").read_text(), exercise))
     copied = [*ROOT.glob("*.py"), *ROOT.glob("runtime/*.py"), *ROOT.glob("tools/*"),
               *(ROOT / name for name in ("toy.json", "Makefile", "requirements.txt"))]
     for path in copied:                        # the same files: so the same demo
@@ -329,7 +329,7 @@ def test_solved_exercises_make_a_project_that_trains(folder, data_dir):
 
 def test_the_page_lists_every_exercise_with_its_chapter_and_question():
     page = (ROOT / "docs/tutorial/EXERCISES.md").read_text()
-    rows = re.findall(r"^\|\d+\|`(\w+)`\|\[`(\w+)\.py`\]\(\.\./\.\./\w+\.py\)\|(.+)\|$", page, re.M)
+    rows = re.findall(r"^\|\d+\|`(\w+)`\|\[`[\w/]+\.py`\]\(\.\./\.\./([\w/]+)\.py\)\|(.+)\|$", page, re.M)
     assert len(tool.NAMES) == 19 and "Nineteen functions" in page      # a number in words
     assert sorted(rows) == sorted((e.name(), e.chapter, e.question) for e in tool.EXERCISES)
     for script, words in commands(page):

@@ -40,7 +40,7 @@ import reward
 import runtime
 import sample
 import sft
-from tools import convert, download, label_site, labelling, plan
+from tools import convert, download, label_site, labelling, plan, rouge, tokenizer
 from tools.label_store import Store
 
 FUZZ = int(os.environ.get("FUZZ", 0))                  # FUZZ=10000 for the long version
@@ -277,8 +277,8 @@ def test_posts(ground, draw):
         ended = run(sample, ["--policy", ground.supervised, "--data", folder, "--device", "cpu",
                              "--pairs", 3, "--out", out])
     else:
-        ended = run(data, ["describe", folder] if how == "describe" else
-                    ["tokenizer", "--data", folder, "--vocab", 280])
+        ended = (run(data, ["describe", folder]) if how == "describe" else
+                 run(tokenizer, ["--data", folder, "--vocab", 280]))
     judge(ended, "posts", [folder, "post ", "--vocab", "batch", "--pairs"], [out])
 
 
@@ -305,8 +305,8 @@ def test_pairs(ground, draw):
     path = folder / f"p.jsonl{'.gz' * zipped}"
     path.write_bytes(content)
     who = draw.draw(st.sampled_from(["rouge", "rouge", "toy"]))
-    ended = run(label, ["simulate", "--pairs", path, "--labeller", who, "--out", folder / "c.jsonl"])
-    judge(ended, "pairs", [folder, "--labeller", "toy judge"], [folder / "c.jsonl"])
+    ended = run(label if who == "toy" else rouge, ["--pairs", path, "--out", folder / "c.jsonl"])
+    judge(ended, "pairs", [folder, "--labeller", "these people", "toy judge"], [folder / "c.jsonl"])
 
 
 @given(st.data())
@@ -480,8 +480,7 @@ def test_flags(ground, draw):
                            ground.data, "--episodes", 4, "--epochs", 1, "--out", out]),
         (sample, sample.Config, ["--policy", ground.supervised, "--post", "so my cat", "--device",
                                  "cpu"]),
-        (label, label.Config, ["simulate", "--pairs", ground.base / "p.jsonl", "--labeller",
-                                 "rouge", "--out", out]),
+        (rouge, rouge.Config, ["--pairs", ground.base / "p.jsonl", "--out", out]),
         (labelling, labelling.Export, ["export", "--db", ground.db, "--out", out]),
         (labelling, labelling.Stats, ["stats", "--db", ground.db, "--device", "cpu"]),
         (model, plan.Config, ["plan", "--size", "gpt2"])]))
@@ -806,8 +805,7 @@ def test_ids_and_names_in_data_never_become_paths(ground):
     ended = run(sample, ["--policy", ground.supervised, "--data", folder / "d", "--device", "cpu",
                          "--pairs", 4, "--out", folder / "o" / "pairs.jsonl"])
     assert ended.code == 0, ended.err
-    ended = run(label, ["simulate", "--pairs", folder / "o/pairs.jsonl", "--labeller", "rouge",
-                        "--out", folder / "o" / "c.jsonl"])
+    ended = run(rouge, ["--pairs", folder / "o/pairs.jsonl", "--out", folder / "o" / "c.jsonl"])
     assert ended.code == 0, ended.err
     new = set(folder.rglob("*")) - before
     assert all(path == folder / "o" or path.parent == folder / "o" for path in new)
@@ -868,7 +866,7 @@ def test_real_processes(ground, capsys):
         shutil.copy(ground.data / "tokenizer.tiktoken", path)
         argv = [
             ["-m", "tools.download", "describe", path],
-            ["data.py", "tokenizer", "--data", path, "--vocab", 280],
+            ["-m", "tools.tokenizer", "--data", path, "--vocab", 280],
             ["sft.py", *LINE, "--data", path, "--size", "toy", "--steps", 1, "--out", path / "run"],
             ["sample.py", "--policy", ground.supervised, "--data", path, "--device", "cpu"],
             ["reward.py", *LINE, "--init", ground.supervised, "--comparisons",

@@ -13,11 +13,9 @@ import evaluate
 import label
 import sample
 from data import read_comparisons
-from model import load_model
-from runtime import ALONE, Problem, write
-from runtime.files import save_tensors
+from runtime import ALONE, Problem
 from sample import load_checkpoint, score_texts
-from tools import judges, pairs
+from tools import judges, overoptimisation, pairs
 from tools import report as pages
 from tools.judges import Command
 from tools.label_stats import numbers
@@ -64,7 +62,7 @@ def compared(judge, n=100, ours=OURS, theirs=THEIRS):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Best of 4 at most."""
-    monkeypatch.setattr(evaluate, "POOL", 4)
+    monkeypatch.setattr(overoptimisation, "POOL", 4)
 
 
 def report_of(world, out, *flags):
@@ -184,7 +182,7 @@ def test_against_itself_a_policy_ties(world, tmp_path):
     (["--against", "/nowhere"], "/nowhere is no checkpoint folder"),
     (["--data", "/nowhere"], "/nowhere"), (["--out", "{tmp}/file/x"], "file"),
     (["--judge", "command:{python} {tmp}/broken.py"], "exit code 1; it says 'no key'"),
-    (["reward"], "another tokenizer"), (["snapshot"], "step-000002.pt is damaged")])
+    (["reward"], "another tokenizer")])
 def test_everything_is_read_before_the_first_summary_and_the_first_paid_call(
         world, tmp_path, flags, words, monkeypatch):
     run = shutil.copytree(world / "run", tmp_path / "run")
@@ -192,10 +190,6 @@ def test_everything_is_read_before_the_first_summary_and_the_first_paid_call(
     (tmp_path / "calls").write_text("")
     (tmp_path / "broken.py").write_text("raise SystemExit('no key')")
     (tmp_path / "paid.py").write_text(f"open({str(tmp_path / 'calls')!r}, 'a').write('x')\nprint('A')")
-    if flags == ["snapshot"]:
-        snapshot = run / "ppo/snapshots/step-000002.pt"
-        save_tensors(snapshot, load_model(run / "supervised").state_dict())
-        write(snapshot, snapshot.read_bytes()[:-20])
     if flags == ["reward"]:
         make_checkpoint(run / "reward", make_data(tmp_path / "foreign", vocab=280), "scalar")
     flags = [f.format(tmp=tmp_path, python=sys.executable) for f in flags if "-" in f or "/" in f]

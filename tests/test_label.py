@@ -13,7 +13,7 @@ import label
 import toy
 from data import read_comparisons
 from runtime import Problem, write
-from tools import labelling
+from tools import labelling, rouge
 from tools.label_stats import numbers, report, share
 from tools.label_store import APART, Plan, Store
 
@@ -38,11 +38,11 @@ def real_pair(first, second, reference="the cat sat on the mat", **more):
             "summaries": [{"text": t, "policy": "p", "note": None} for t in (first, second)]} | more
 
 
-def simulate(folder, pairs, *flags):
+def simulate(folder, pairs, *flags, script=label):
     write(folder / "pairs.jsonl", pairs)
     (folder / "comparisons.jsonl").unlink(missing_ok=True)
-    label.main(["simulate", "--pairs", str(folder / "pairs.jsonl"),
-                "--out", str(folder / "comparisons.jsonl"), *flags])
+    script.main(["simulate", "--pairs", str(folder / "pairs.jsonl"),
+                 "--out", str(folder / "comparisons.jsonl"), *flags])
     return read_comparisons(folder / "comparisons.jsonl")
 
 
@@ -99,11 +99,10 @@ def test_nobody_is_asked_twice_about_a_pair_and_the_first_answer_is_that_of_one_
     assert len(counts) == 8 and min(counts) > .7 * max(counts)      # each is as likely
 
 
-@pytest.mark.parametrize("flags, people", [
-    (("--labels", "9"), 8), (("--labels", "2", "--labeller", "rouge"), 1)])
-def test_more_labels_than_people_is_a_problem_and_leaves_nothing(tmp_path, flags, people):
-    with pytest.raises(Problem, match=f"--labels {flags[1]}: give 1 to {people},"):
-        simulate(tmp_path, toy_pairs(), *flags)
+@pytest.mark.parametrize("script, count, told", [(label, 9, "give 1 to 8,"), (rouge, 2, "give 1,")])
+def test_more_labels_than_people_is_a_problem_and_leaves_nothing(tmp_path, script, count, told):
+    with pytest.raises(Problem, match=f"--labels {count}: {told}"):
+        simulate(tmp_path, toy_pairs(), "--labels", str(count), script=script)
     assert not (tmp_path / "comparisons.jsonl").exists()
 
 
@@ -117,14 +116,14 @@ def test_agreement_splits_and_seconds_are_written_down(tmp_path):
 def test_rouge_prefers_what_is_closer_to_the_author_and_leaves_ties_out(tmp_path):
     close, far, same = "the cat sat on a mat", "dogs bark", "cats purr"
     found = simulate(tmp_path, [real_pair(close, far), real_pair(far, close), real_pair(far, same)],
-                     "--labeller", "rouge")
+                     script=rouge)
     assert [c["choice"] for c in found] == [0, 1]
     assert [c["extra"]["confidence"] for c in found] == [1, 9]
     assert json.loads((tmp_path / "comparisons.config.json").read_text())["agreement"] is None
 
 
 def test_rouge_is_surer_of_larger_differences():
-    wide, narrow = (label.ask_rouge(real_pair("the cat sat on the mat", b))[1]
+    wide, narrow = (rouge.ask(real_pair("the cat sat on the mat", b))
                     for b in ("dogs bark", "the cat sat on the mats"))
     assert wide == 1 < narrow < 5
 
@@ -139,14 +138,14 @@ def test_rouge_is_surer_of_larger_differences():
 ])
 def test_a_bad_pair_is_named_by_file_and_line(tmp_path, pair, words):
     with pytest.raises(Problem, match=words):
-        simulate(tmp_path, [pair], "--labeller", "rouge")
+        simulate(tmp_path, [pair], script=rouge)
     assert not (tmp_path / "comparisons.jsonl").exists()
 
 
 def test_toy_labellers_refuse_posts_from_elsewhere(tmp_path):
-    with pytest.raises(Problem, match="--labeller rouge"):
+    with pytest.raises(Problem, match="tools.rouge"):
         simulate(tmp_path, [real_pair("cats sat", "b")])
-    assert len(simulate(tmp_path, [real_pair("cats sat", "b")], "--labeller", "rouge")) == 1
+    assert len(simulate(tmp_path, [real_pair("cats sat", "b")], script=rouge)) == 1
 
 
 @pytest.mark.parametrize("argv", [[], ["rank"], ["simulate"], ["simulate", "--labels", "0"]])
@@ -203,8 +202,8 @@ def test_sharpness_makes_two_labellers_agree_on_73_percent_of_two_authors_summar
 
 
 def test_a_label_is_a_function_of_its_arguments():
-    labels = [label.ask_toy(pair, 3, row) for row, pair in enumerate(author_pairs(300))]
-    again = [label.ask_toy(pair, 3, row) for row, pair in enumerate(author_pairs(300))]
+    labels = [label.ask(pair, 3, row) for row, pair in enumerate(author_pairs(300))]
+    again = [label.ask(pair, 3, row) for row, pair in enumerate(author_pairs(300))]
     assert labels == again
     assert {worker for worker, _ in labels} == {taste.worker for taste in label.LABELLERS}
     for _, confidence in labels:
@@ -214,7 +213,7 @@ def test_a_label_is_a_function_of_its_arguments():
 def test_confident_labellers_are_right_more_often():
     right = {True: [], False: []}
     for row, pair in enumerate(author_pairs(1500)):
-        _, confidence = label.ask_toy(pair, 0, row)
+        _, confidence = label.ask(pair, 0, row)
         grades = [toy.gold(pair["info"], text).overall for text in label.texts_of(pair)]
         if grades[0] != grades[1]:
             right[confidence in (1, 9)].append((confidence > 5) == (grades[1] > grades[0]))
@@ -227,8 +226,8 @@ def test_labellers_prefer_the_ideal_and_the_order_hardly_matters():
     for row in range(600):
         facts, record = toy.make_record(0, "test", row)
         texts = (toy.ideal(facts), record["summary"])
-        chosen.append([label.ask_toy(pair_of(record, *texts), 0, row)[1] < 5,
-                       label.ask_toy(pair_of(record, *texts[::-1]), 1, row)[1] > 5])
+        chosen.append([label.ask(pair_of(record, *texts), 0, row)[1] < 5,
+                       label.ask(pair_of(record, *texts[::-1]), 1, row)[1] > 5])
     first, second = (sum(c) / len(c) for c in zip(*chosen, strict=True))
     assert min(first, second) > .85 and abs(first - second) < .06
 

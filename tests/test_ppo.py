@@ -21,6 +21,7 @@ from ppo import gae, policy_loss, roll_out, token_rewards, update, value_loss, w
 from runtime import Common, Problem, adam, config_of
 from runtime.files import save_tensors
 from sample import load_checkpoint
+from tools.tokenizer import train_tokenizer
 
 PAD, EOT = 40, 39                                  # of the tiny networks, which speak 40 tokens
 QUERIES = [[3, 1, 4], [1, 5], [9, 2, 6, 5, 3], [5], [8, 9, 7, 9], [3, 2], [3, 8, 4, 6], [2, 6, 4]]
@@ -620,9 +621,9 @@ def test_ppo_fills_posts_as_policy_and_reward_model_know_them(run_ppo, supervise
 def test_policy_and_reward_model_that_know_other_posts_are_a_problem(run_ppo, supervised,
                                                                      reward_model, tmp_path):
     policy = knows_filled_posts(supervised, tmp_path / "policy")
-    with pytest.raises(Problem, match="with spaces to 80 and no tokens: train the reward model"):
+    with pytest.raises(Problem, match=r"with spaces to 0 or 80 tokens \(0: not filled\): .* a reward model that was trained"):
         run_ppo(supervised=policy)
-    with pytest.raises(Problem, match="with spaces to 80 and 70 tokens"):
+    with pytest.raises(Problem, match="with spaces to 70 or 80 tokens"):
         run_ppo(supervised=policy,
                 reward_model=knows_filled_posts(reward_model, tmp_path / "short", 70))
 
@@ -637,7 +638,7 @@ def test_swapped_networks_are_a_problem(run_ppo, supervised, reward_model):
 def test_different_tokenizers_are_a_problem(run_ppo, reward_model, data_dir, tmp_path):
     other = shutil.copytree(reward_model, tmp_path / "other")
     texts = [text[::-1] for text in data.full_texts(data_dir)]     # as many tokens, other ones
-    data.save_tokenizer(data.train_tokenizer(texts, 300), other)
+    data.save_tokenizer(train_tokenizer(texts, 300), other)
     with pytest.raises(Problem, match="different tokenizers"):
         run_ppo(reward_model=other)
 

@@ -3,6 +3,7 @@ import ast
 import contextlib
 import importlib
 import inspect
+import json
 import operator
 from collections import Counter
 
@@ -14,7 +15,6 @@ from mixups import CASES, FREE, REFUSED, WAITS
 from pretend import Misplaced, Pretend
 from test_sft import Killed, kill_at, log_of, weights_of
 
-import evaluate
 import model
 import ppo
 import reward
@@ -22,6 +22,7 @@ import runtime.world
 import sample
 import sft
 from runtime.world import World
+from tools import judges, overoptimisation, report
 
 SHORT = "--query-length 80 --response-length 16 --batch 8"
 QUERIES = [[3, 1, 4], [1, 5], [9, 2, 6, 5, 3], [5], [8, 9, 7, 9], [3, 2], [3, 8, 4, 6], [2, 6, 4]]
@@ -105,9 +106,11 @@ def test_ppo_writes_learns_saves_and_resumes_there(learned):
 
 def test_an_evaluation_computes_there(learned, data_dir, monkeypatch):
     home, precision = learned
-    monkeypatch.setattr(evaluate, "POOL", 2)
+    monkeypatch.setattr(overoptimisation, "POOL", 2)
     with pretending(precision) as pretend:
-        run(evaluate, f"--run {home} --data {data_dir} --judge rouge --posts 4 --out {home}/report")
+        run(judges, f"--run {home} --data {data_dir} --judge rouge --posts 4 --out {home}/report")
+        run(report, f"--run {home} --out {home}/report")
+    assert json.loads((home / "report/report.json").read_text())["overoptimisation"]
     assert {"evaluate.py", "sample.py"} <= {wait.line.split(":")[0] for wait in pretend.waits}
 
 
@@ -172,7 +175,7 @@ def use_evaluate(pretend, out, needs):
     out.mkdir()
     for stage in ("supervised", "ppo"):
         (out / stage).symlink_to(needs[1])
-    run(evaluate, f"--run {out} --data {needs[0]} --judge rouge --posts 4")
+    run(judges, f"--run {out} --data {needs[0]} --judge rouge --posts 4")
 
 
 def use_sft(pretend, out, needs, steps=1, micro_batch=8):

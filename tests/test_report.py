@@ -125,6 +125,35 @@ def test_side_by_side_are_the_first_posts_and_those_that_human_feedback_loses():
     assert pages.side_by_side({"judge": "labels:x"}, None, {}, []) is None
 
 
+def test_overoptimisation_is_measured_once(evaluated, monkeypatch):
+    path = evaluated / "report/report.json"
+    rows = json.loads(path.read_text())["overoptimisation"]
+    assert [(row["method"], row["step"], row["n"]) for row in rows] == [
+        ("ppo", 2, None), ("ppo", 4, None), ("best_of_n", None, 1), ("best_of_n", None, 2),
+        ("best_of_n", None, 4)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"overoptimisation": None}))
+    assert pages_of(evaluated)["overoptimisation"] == rows        # the same bits, measured again
+    monkeypatch.setattr(pages, "overoptimisation", None)          # and not a third time
+    assert pages_of(evaluated)["overoptimisation"] == rows
+
+
+@pytest.mark.parametrize("fault, words", [("cut", "step-000002.pt is damaged"),
+                                          ("not finite", "step-000002.pt: weight .* is not finite")])
+def test_a_faulty_snapshot_is_named_before_the_first_page(evaluated, fault, words):
+    path = evaluated / "ppo/snapshots/step-000002.pt"
+    if fault == "cut":
+        write(path, path.read_bytes()[:-20])
+    else:
+        weights = torch.load(path)
+        weights["wpe.weight"][-1, -1] = math.nan
+        save_tensors(path, weights)
+    report = evaluated / "report/report.json"
+    report.write_text(json.dumps(json.loads(report.read_text()) | {"overoptimisation": None}))
+    with pytest.raises(Problem, match=words):
+        pages_of(evaluated)
+    assert not (evaluated / "report/report.md").exists()
+
+
 def axis_record(policy, **axes):
     return {"info": {}, "split": "valid2", "worker": "ann", "batch": "b",
             "summary": {"text": " x", "policy": policy, "note": None, "axes": axes}}

@@ -19,6 +19,7 @@ from model import lay_out, load_model, score
 from reward import encode, pairwise_loss, score_pairs, zero_at_references
 from runtime import Problem, config_of
 from runtime.flags import parse
+from tools import doctor
 
 
 def line(supervised, comparisons, out, more=""):
@@ -133,32 +134,27 @@ def test_accuracy_counts_right_pairs_and_half_of_ties(reward_model, comparisons,
         "valid_accuracy": 0.5, "valid_loss": pytest.approx(math.log(2))}
 
 
-def test_summaries_that_are_cut_are_counted_at_the_start(supervised, comparisons, tmp_path, capsys):
+def test_pairs_that_are_cut_and_equal_once_cut_are_counted_by_the_doctor(supervised, comparisons,
+                                                                         tmp_path, capsys):
     records = [json.loads(text) for text in comparisons.read_text().splitlines()]
-    for record in records[:15]:                        # of 60 pairs; the texts differ at their ends
+    for record in records[:12]:
         for summary in record["summaries"]:
             summary["text"] = " a friend and the others and" + summary["text"]
     path = tmp_path / "some.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
-    reward.main(line(supervised, path, tmp_path / "run", "--response-length 8 --limit 15"))
-    said = capsys.readouterr().err
-    assert re.search(r"warning: \d+ of 30 summaries .* --response-length 8", said)
+    reward.main(line(supervised, path, tmp_path / "run", "--response-length 8"))
+    flags = config_of(tmp_path / "run")["flags"]
+    assert doctor.equal_once_cut([], flags) == [(0, 12 / 48)]
+    (_, share), = doctor.cut([], flags)
+    assert 24 / 96 <= share <= 1
+    with pytest.raises(SystemExit):
+        doctor.main([str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    assert "pairs are equal once cut: share of comparisons that teach nothing 0.25" in said
     reward.main(line(supervised, comparisons, tmp_path / "whole"))
-    assert "summaries" not in capsys.readouterr().err
-
-
-def test_pairs_that_are_equal_once_cut_are_counted_at_the_start(supervised, comparisons, tmp_path,
-                                                                capsys):
-    records = [json.loads(text) for text in comparisons.read_text().splitlines()]
-    for record in records[:15]:
-        for summary in record["summaries"]:
-            summary["text"] = " a friend and the others and" + summary["text"]
-    path = tmp_path / "some.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
-    reward.main(line(supervised, path, tmp_path / "run", "--response-length 8 --limit 15"))
-    assert "warning: 15 of 15 pairs are then equal and teach nothing" in capsys.readouterr().err
-    reward.main(line(supervised, comparisons, tmp_path / "whole"))
-    assert "equal" not in capsys.readouterr().err
+    flags = config_of(tmp_path / "whole")["flags"]
+    assert doctor.cut([], flags) == [(0, 0)] == doctor.equal_once_cut([], flags)
+    assert doctor.cut([], flags | {"comparisons": str(tmp_path / "gone")}) == []
 
 
 def test_a_tie_is_half_right_in_the_log_as_in_validation(supervised, comparisons, tmp_path,

@@ -1,6 +1,7 @@
 """Chapter 4: which tokens count, and that stopping and micro-batching change nothing."""
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,8 @@ import model
 import sft
 from runtime import Problem, config_of
 from runtime.flags import parse
+from tools import doctor
+from tools.tokenizer import train_tokenizer
 
 SHORT = "--query-length 80 --response-length 16 --batch 8 --device cpu"
 ALL = "--loss-on all --query-length 24"               # rows of 24 + 16 tokens
@@ -92,21 +95,24 @@ def test_only_summary_tokens_count(data_dir, tmp_path, tokenizer, first_step):
     assert logged["tokens"] == tokens and logged["loss"] == pytest.approx(nats / tokens, rel=1e-5)
 
 
-def test_summaries_that_are_cut_are_counted_at_the_start_and_end_all_the_same(data_dir, tmp_path,
-                                                                              tokenizer, capsys):
+def test_summaries_that_are_cut_end_all_the_same_and_the_doctor_counts_them(data_dir, tmp_path,
+                                                                            tokenizer, capsys):
     texts = [post["summary"] for post in data.read_posts(data_dir, "train")]
     sizes = sorted(len(tokenizer.encode_ordinary(" " + text)) for text in texts)
     limit = sizes[len(sizes) // 2]
     cut = sum(size >= limit for size in sizes)         # one place is <|endoftext|>'s, as in 2020
     assert 0 < cut < len(texts)
     sft.main(line(data_dir, tmp_path / "run", f"--steps 1 --response-length {limit}"))
-    said, = (s for s in capsys.readouterr().err.splitlines() if s.startswith("warning"))
-    assert f"{cut} of 44 summaries ({cut / 44:.1%}) are longer than --response-length {limit}" in said
+    with pytest.raises(SystemExit):
+        doctor.main([str(tmp_path / "run")])
+    said, = re.findall(r"summaries are cut: .* lost their end, ([\d.]+), healthy", capsys.readouterr().out)
+    assert float(said) == pytest.approx(cut / 44, rel=1e-2)
     for text in texts:
         row = data.encode_response(tokenizer, text, limit)
         assert row[-1] == tokenizer.eot_token and len(row) <= limit
     sft.main(line(data_dir, tmp_path / "whole", f"--steps 1 --response-length {sizes[-1] + 1}"))
-    assert "warning" not in capsys.readouterr().err
+    doctor.main([str(tmp_path / "whole")])
+    assert "summaries are cut" in capsys.readouterr().out         # it was looked for
 
 
 @pytest.mark.parametrize("length", [2, 40, 1000])
@@ -149,8 +155,9 @@ def test_what_starts_from_a_network_of_filled_posts_fills_too(data_dir, tmp_path
     assert len(queries) == 2 * (8 + 8) and all(len(q) == 80 and q[0] == space for q in queries)
     assert config_of(tmp_path / "b")["flags"]["fill"]
     assert "warning" not in capsys.readouterr().err
-    sft.main(line(data_dir, tmp_path / "c", f"--steps 1 --init {tmp_path / 'b'} --query-length 90"))
-    assert "to 80 tokens, not 90: better is --query-length 80" in capsys.readouterr().err
+    with pytest.raises(Problem, match="with spaces to 80 tokens .*: give that --query-length"):
+        sft.main(line(data_dir, tmp_path / "c",
+                      f"--steps 1 --init {tmp_path / 'b'} --query-length 90"))
 
 
 def kill_at(monkeypatch, module, at):
@@ -212,7 +219,7 @@ def test_the_validation_loss_is_a_mean_over_tokens(data_dir, tmp_path, tokenizer
 
 
 @pytest.mark.parametrize("more, match", [
-    ("--query-length 150", "166 tokens do not fit the context of 160"),
+    ("--query-length 150", "166 tokens do not fit this network's context of 160"),
     ("--loss-on all --query-length 145", "161 tokens do not fit"),
     ("--query-length 12", "12 .*tokens"),
     ("--batch 1000", "44 rows are no batch of 1000: give more data, or lower --batch"),
@@ -253,7 +260,7 @@ def test_data_that_cannot_work_is_a_problem(data_dir, tmp_path, posts, tokenizer
 def test_a_checkpoint_brings_its_own_tokenizer(data_dir, posts, tmp_path, supervised, tokenizer):
     for split in ("train", "valid"):
         write_posts(tmp_path / "other", split, posts[:8])
-    data.save_tokenizer(data.train_tokenizer(data.full_texts(data_dir), 310), tmp_path / "other")
+    data.save_tokenizer(train_tokenizer(data.full_texts(data_dir), 310), tmp_path / "other")
     sft.main(line(tmp_path / "other", tmp_path / "run", f"--init {supervised} --steps 1"))
     assert data.same_tokenizer(data.load_tokenizer(tmp_path / "run"), tokenizer)
 

@@ -15,6 +15,7 @@ import data
 import ppo
 import reward
 import sft
+from tools.tokenizer import train_tokenizer
 
 WHO = ("my mother", "my boss", "my cat", "a friend", "the mayor")
 DID = ("sold", "broke", "hid", "painted")
@@ -69,7 +70,7 @@ def settle(folder, seed=0, wrong=0.1, labels=800):
     posts = list(villagers(320, rng))
     for split, part in (("train", posts[:256]), ("valid", posts[256:])):
         write_posts(folder, split, part)
-    data.save_tokenizer(data.train_tokenizer(data.full_texts(folder), 340), folder)
+    data.save_tokenizer(train_tokenizer(data.full_texts(folder), 340), folder)
     (folder / "comparisons.jsonl").write_text("".join(
         json.dumps(c) + "\n" for c in compared(list(villagers(labels, rng)), rng, wrong)))
     return folder

@@ -2,11 +2,11 @@
 
     python -m tools.doctor runs/demo
 
-Reads log.jsonl and config.json of every stage in a run's folder, or of one stage's, and the report
-where there is one, and says in words what it sees: the figure, where health ends, the step, the
-paper's passage, what to try. Exit code 0: healthy; 1: something was found. While a script trains,
-the checks of its log run too (runtime/health.py, which says what a check is), and each that fails
-warns once above the progress bar.
+Reads log.jsonl and config.json of every stage in a run's folder, or of one stage's, the summaries
+that it learned from, and the report where there is one, and says in words what it sees: the figure,
+where health ends, the step, the paper's passage, what to try. Exit code 0: healthy; 1: something
+was found. While a script trains, the checks of its log run too (runtime/health.py, which says what
+a check is), and each that fails warns once above the progress bar.
 
 Read after: ppo.py, whose log has most to tell.
 """
@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data import encode_response, load_tokenizer, read_comparisons, read_posts
 from runtime import Problem, config_of, flag
 from runtime.files import read_log
 from runtime.flags import entry, parse
@@ -40,12 +41,45 @@ def kl_hump(log, flags):
             if entropy.get(step, 0) > 1.2 * start]
 
 
+# --------------------------------------------------------- measures of what a stage learned from
+
+def learned_from(flags):
+    """The summaries as training read them: a list of groups of token lists (of one post, or of the
+    two of a comparison), each with <|endoftext|> but not yet cut. Empty when they are gone."""
+    try:
+        tokenizer = load_tokenizer(flags.get("out", ""))
+        if "comparisons" in flags:
+            groups = [[summary["text"] for summary in c["summaries"]]
+                      for c in read_comparisons(flags["comparisons"], "train")]
+        elif flags["loss_on"] == "summary":
+            groups = [[post["summary"]] for post in read_posts(flags["data"], "train")]
+        else:
+            groups = []
+    except Problem:
+        return []
+    return [[encode_response(tokenizer, text, 1 << 30) for text in texts] for texts in groups]
+
+
+def cut(log, flags):
+    """Share of the summaries that are longer than --response-length and lost their end."""
+    lengths = [len(row) for group in learned_from(flags) for row in group]
+    longer = sum(length > flags["response_length"] for length in lengths)
+    return [(0, longer / len(lengths))] if lengths else []
+
+
+def equal_once_cut(log, flags):
+    """Share of the comparisons whose two summaries are the same once cut, and teach nothing."""
+    pairs = [[row[:-1][:flags["response_length"] - 1] for row in group]
+             for group in learned_from(flags)]
+    return [(0, sum(a == b for a, b in pairs) / len(pairs))] if pairs else []
+
+
 # ---------------------------------------------------------------------------- measures of a report
 
 def worse_than_supervised(report, flags):
     """Upper end of the 95 % interval of the share of posts on which the judge prefers human
     feedback to supervised, when the reward model promised more."""
-    rows = [row for row in report["overoptimisation"] if row["method"] == "ppo"]
+    rows = [row for row in (report["overoptimisation"] or []) if row["method"] == "ppo"]
     rate = report["against_supervised"].get("human_feedback")
     if not rows or not rate or rows[-1]["rm"] <= 0:
         return []
@@ -55,7 +89,7 @@ def worse_than_supervised(report, flags):
 def judge_fallen(report, flags):
     """Fall of the sampled summaries' win rate from where it was best (an earlier snapshot, or the
     supervised policy) while the reward model's own prediction rose."""
-    rows = report["overoptimisation"]
+    rows = report["overoptimisation"] or []
     rows = ([row for row in rows if row["method"] == "best_of_n" and row["n"] == 1]
             + [row for row in rows if row["method"] == "ppo"])
     if not rows or rows[-1]["method"] != "ppo":
@@ -73,6 +107,10 @@ def accuracy_interval(report, flags):
 
 CHECKS = (
     *LOGS,
+    Check("summaries are cut", "sft reward", cut, "above", 0.02,
+          "share of summaries longer than --response-length, which lost their end,"),
+    Check("pairs are equal once cut", "reward", equal_once_cut, "above", 0,
+          "share of comparisons that teach nothing"),
     Check("KL humps", "ppo", kl_hump, "above", 2,
           "largest KL as a multiple of the last, while entropy rose"),
     Check("reward model at chance", "report", accuracy_interval, "below", 0.5,
@@ -104,6 +142,12 @@ ADVICE = {      # check: where the paper, or who repeated its work, speaks of it
     "reward model at chance": (
         "sections 4.3, C.2: .62 to .69, people agree on .73; Gao et al.: chance below 2,000",
         "check that `choice` names the better summary; more labels; a better supervised policy"),
+    "summaries are cut": (
+        "appendix B.1: 48 tokens for a summary, and for the reward model 128",
+        "a larger --response-length, in another --out"),
+    "pairs are equal once cut": (
+        "appendix B.1: 128 tokens for the reward model",
+        "a larger --response-length, in another --out"),
     "summaries never learned to end": (
         "N+ detail 3: when <|endoftext|> is also the padding, it is never learned",
         "check the supervised stage: --response-length, one <|endoftext|> after each summary"),
@@ -168,6 +212,7 @@ def parts_of(folder):
                       key=lambda path: path.stat().st_mtime):
         flags = config_of(log.parent)["flags"]
         if stage_of(flags):
+            flags |= {"out": str(log.parent)}                # where it is now
             found.append((log.parent.name, stage_of(flags), read_log(log), flags))
     if not found:
         raise Problem(f"{folder} holds no stage with a log.jsonl: name a run, such as runs/demo")

@@ -111,11 +111,14 @@ def start(folder):
     if (ROOT / STATE).exists():
         raise Problem(f"{ROOT} is a folder of exercises already: `start` in the project itself")
     check_new(folder)
+    chapters = list(dict.fromkeys(exercise.chapter for exercise in EXERCISES))
     for path in sorted(path for pattern in COPIED for path in ROOT.glob(pattern)):
-        for base in [folder, *([folder / STATE / "ours"] if path.parent == ROOT else [])]:
-            (base / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, base / path.relative_to(ROOT))
-    for chapter in dict.fromkeys(exercise.chapter for exercise in EXERCISES):
+        where = path.relative_to(ROOT)
+        is_ours = path.parent == ROOT or where.with_suffix("").as_posix() in chapters
+        for base in [folder, *([folder / STATE / "ours"] if is_ours else [])]:
+            (base / where).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, base / where)
+    for chapter in chapters:
         path = folder / f"{chapter}.py"
         path.write_text(empty(path.read_text(), [e for e in EXERCISES if e.chapter == chapter]))
     if (ROOT / ".venv").exists():              # its packages serve both
@@ -144,10 +147,11 @@ def place(module, function):
 def verdict_on(exercise, folder):
     """The Verdict on the student's function, or one line that says why there is none."""
     path, ours = folder / f"{exercise.chapter}.py", folder / STATE / "ours"
+    known_as = path.stem
     try:
         with mock.patch.object(sys, "path", [str(ours), *sys.path]):   # other chapters are ours
-            honest = load(ours / path.name, f"our_{exercise.chapter}")
-            module = load(path, f"your_{exercise.chapter}")
+            honest = load(ours / f"{exercise.chapter}.py", f"our_{known_as}")
+            module = load(path, f"your_{known_as}")
         function = getattr(*place(module, exercise.function))
         for other in EXERCISES:                # and so are the other exercises in this one
             if other.chapter == exercise.chapter and other is not exercise:
@@ -191,7 +195,7 @@ def check(exercise, folder):
 def check_all(folder):
     """The state of all, a line each."""
     hints, solved = json.loads((folder / STATE / "hints.json").read_text()), 0
-    print(f"{'chapter':10}{'exercise':28}{'state':10}{'hints':>5}  what it is")
+    print(f"{'chapter':24}{'exercise':28}{'state':10}{'hints':>5}  what it is")
     for exercise in EXERCISES:
         verdict, name = verdict_on(exercise, folder), exercise.name()
         if isinstance(verdict, str):
@@ -202,7 +206,7 @@ def check_all(folder):
             if state == "broken" and not what:
                 what = show(verdict.got)
         solved += state == "solved"
-        print(f"{exercise.chapter:10}{name:28}{state:10}{hints.get(name, 0):5}  {what}".rstrip())
+        print(f"{exercise.chapter:24}{name:28}{state:10}{hints.get(name, 0):5}  {what}".rstrip())
     print(f"\n{solved} of {len(EXERCISES)} solved" + (
         f": now `make demo` in {folder} trains with your functions" if solved == len(EXERCISES)
         else ""))

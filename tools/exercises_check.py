@@ -25,7 +25,7 @@ PATIENCE = 10              # seconds that one case may take: a loop without end 
 
 class Exercise:
     """What every exercise has; its oracle and its mistakes take the function's own arguments."""
-    chapter = function = question = ""
+    chapter = function = question = ""     # a file without .py: "ppo", or "tools/tokenizer"
     hints = ()             # three, each says more than the one before
     told = ""              # what the docstring does not say and one has to know
     assigned = ()          # take out these variables' assignments only, not the whole body

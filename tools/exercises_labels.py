@@ -85,7 +85,7 @@ class PairwiseLoss(Exercise):
 
 
 class BestOf(Exercise):
-    chapter, function = "evaluate", "best_of"
+    chapter, function = "tools/overoptimisation", "best_of"
     question = "How good is the best of n, without wasting samples?"
     hints = (
         "Sort each row's values by their scores. The i-th lowest of N is the best of n when the "

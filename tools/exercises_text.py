@@ -18,7 +18,7 @@ from tools.exercises_check import ByHand, Exercise, mistake
 
 
 class Merge(Exercise):
-    chapter, function = "data", "merge"
+    chapter, function = "tools/tokenizer", "merge"
     question = "How does a word become tokens?"
     hints = (
         "Look at all pairs of neighbours. Joined, a + b is in `ranks` or not; a low rank is early.",
@@ -70,7 +70,7 @@ class Merge(Exercise):
 
 
 class LongestCommonSubsequence(Exercise):
-    chapter, function = "data", "longest_common_subsequence"
+    chapter, function = "tools/rouge", "longest_common_subsequence"
     question = "How much do two texts share, in the same order?"
     hints = (
         "Let L[i][j] be the answer for the first i words of a and the first j of b. L[0][j] is 0.",

@@ -42,17 +42,7 @@ import torch
 import label
 import toy
 from data import text_of
-from evaluate import (
-    LEAD_3,
-    best_of,
-    checkpoints,
-    gold,
-    load_judge,
-    log_prob,
-    opinions,
-    rouge,
-    sample_with_kl,
-)
+from evaluate import LEAD_3, gold, log_prob, sample_with_kl
 from ppo import PRESETS
 from runtime import Machine, Problem, flag, generator, write
 from runtime.files import read_jsonl
@@ -61,6 +51,9 @@ from runtime.world import join_world
 from sample import held_out, load_checkpoint, score_texts, summarise, worked_examples
 from tools.figures_draw import draw_everything
 from tools.figures_numbers import hold_against
+from tools.overoptimisation import best_of, checkpoints, opinions
+from tools.rouge import grades as rouge
+from tools.rouge import load_judge
 
 ROOT = Path(__file__).resolve().parent.parent                 # where the chapters stand
 
@@ -187,7 +180,7 @@ def world_of_seed(points, cfg, seed, sizes, labels, betas):
 
     # 1. a world, and every size's imitation of its authors, as in `make demo`
     data = add("data", f"toy.py --posts {scaled(cfg, 12000, 2000)} {s} --out OUT",
-               "data.py tokenizer --data OUT --vocab 1024", made="tokenizer.tiktoken")
+               "-m tools.tokenizer --data OUT --vocab 1024", made="tokenizer.tiktoken")
     base_first = sorted(sizes, key=lambda size: size != base)
     made = World(data, {}, {}, {}, {}, {}, {}, None)
     for size in base_first:

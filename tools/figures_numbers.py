@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate import AXIS_NAMES, length_controlled, wins
+from evaluate import AXIS_NAMES, wins
 from runtime import Problem, generator
+from tools.lengths import length_controlled
 from tools.report import cell, table
 
 RESAMPLES = 1000

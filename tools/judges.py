@@ -43,13 +43,16 @@ import numpy as np
 
 import evaluate
 from data import check_queries, fields_of
-from evaluate import AXIS_NAMES, FOLDERS, JUDGES, win_rate
+from evaluate import AXIS_NAMES, FOLDERS, win_rate
 from runtime import Problem, config_of, flag, generator, launch, write
 from runtime.world import World
 from sample import load_checkpoint, summarise
 from tools.label_stats import numbers
 from tools.label_store import DAMAGE, Store
-from tools.report import add_copied, policy_table, reward_judge, rounded
+from tools.lengths import add_same_length
+from tools.overoptimisation import overoptimisation
+from tools.report import add_overlap, policy_table, reward_judge, rounded
+from tools.rouge import JUDGES, load_judge
 
 ANSWER = re.compile(r"""[\s\ufeff("'*`[]*(A|B|tie)[])"'*`.:\s]*""", re.IGNORECASE)
 
@@ -230,23 +233,30 @@ def act(cfg, world):
     model = load_checkpoint(what, world, "scalar") if kind == "reward" else None
     other = load_checkpoint(cfg.against, world) if cfg.against else None
     with world.mixed():
-        needed = evaluate.prepare(cfg, world, reward_judge(model) if model else asked)
+        judge = reward_judge(model) if model else asked
+        needed = evaluate.prepare(cfg, world, lambda posts: (cfg.judge, judge) if judge
+                                  else load_judge(cfg.judge, posts))
         for reader in filter(None, (other, model)):
             check_queries(reader.tokenizer, needed.posts, reader.query_length)
         if asked and world.rank == 0:                     # can it answer at all? one call to know
             first = needed.posts[0]
             asked.ask(first, first["summary"], first["title"])
-        texts = evaluate.measure(needed, world)
+        texts, won = evaluate.measure(needed, world)
+        add_same_length(needed.report, won, texts, needed.policies["supervised"].tokenizer)
         if model and needed.labels:
             add_ceiling(needed)
+        if model and needed.reward:                       # with other judges tools.report does it
+            policies = needed.policies
+            needed.report["overoptimisation"] = overoptimisation(
+                policies["supervised"], policies.get("human_feedback"), needed.reward, needed.judge,
+                needed.posts, cfg.seed)
         if other:
             compare_with(other, needed, texts, world)
     if world.rank == 0:
         write(needed.out / "report.json", rounded(needed.report))
     posts = needed.posts
-    add_copied(needed.report, {p["id"]: p for p in posts}, [
-        {"id": p["id"], **{name: some[i] for name, some in texts.items()}}
-        for i, p in enumerate(posts)])
+    add_overlap(needed.report, posts, [{name: some[i] for name, some in texts.items()}
+                                       for i in range(len(posts))])
     print(policy_table(needed.report))
 
 

@@ -24,7 +24,6 @@ from pathlib import Path
 import torch
 
 from data import decode_response, text_of
-from evaluate import checkpoints
 from model import skeleton
 from ppo import (
     GAMMA,
@@ -40,6 +39,7 @@ from ppo import (
 )
 from runtime import ALONE
 from tools.critics import first_critic
+from tools.overoptimisation import checkpoints
 
 TEMPLATE = Path(__file__).with_name("microscope.html")
 SNAPSHOTS = 6          # stops between supervised and final, at most

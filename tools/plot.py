@@ -25,13 +25,15 @@ import math
 import time
 from pathlib import Path
 
-from evaluate import bootstrap, checkpoints, load_judge, opinions, sample_with_kl
+from evaluate import bootstrap, sample_with_kl
 from runtime import Problem, config_of, generator
 from runtime.files import replacing
 from runtime.flags import Parser, entry
 from runtime.health import curve
 from sample import held_out, load_checkpoint
 from tools.doctor import parts_of
+from tools.overoptimisation import checkpoints, opinions
+from tools.rouge import load_judge
 
 PANELS = [             # stage, title, what of its log: drawn solid; dashed, of held-out data
     ("sft", "loss, nats a token", "loss", "valid_loss"),

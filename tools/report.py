@@ -1,12 +1,13 @@
 """What an evaluation found as pages: report.md, report.png, report.svg and report.html.
 
-    report.json, summaries.jsonl   by evaluate.py (or tools.judges); here seconds are added, and
-                                   what else evaluate.py leaves open
+    report.json, summaries.jsonl   by evaluate.py (or tools.judges); here is added what they leave
+                                   open: seconds, equal length (lengths.py), ROUGE (rouge.py),
+                                   what was copied, and over-optimisation (overoptimisation.py)
     ppo/log.jsonl                  the curves of the picture
     the networks                   read again for the token microscope (microscope.py), on the
                                    first dozen posts
 
-    python -m tools.report --run runs/demo                              # some seconds
+    python -m tools.report --run runs/demo
     python -m tools.report --run runs/demo --axes runs/demo/human.axes.jsonl
 
 report.html is one file: report.md with its picture and, below, ten posts with everybody's
@@ -24,20 +25,21 @@ from pathlib import Path
 
 import numpy as np
 
-from data import fields_of, find, longest_common_subsequence, read_posts, text_of, words
+from data import fields_of, find, load_tokenizer, read_posts, text_of
 from evaluate import (
     AXIS_NAMES,
     FOLDERS,
-    JUDGES,
     Judge,
     bootstrap,
     labels_of,
-    load_judge,
 )
 from runtime import Machine, Problem, config_of, flag, launch, write
 from runtime.files import read_jsonl, read_text, replacing
 from sample import held_out, load_checkpoint, score_texts
+from tools.lengths import add_same_length
 from tools.microscope import look, page
+from tools.overoptimisation import overoptimisation
+from tools.rouge import JUDGES, load_judge, longest_common_subsequence, rouge, words
 
 
 @dataclass(frozen=True)
@@ -102,18 +104,20 @@ def copied(summary, source):
     return longest_common_subsequence(ours, theirs) / max(1, len(ours))
 
 
-def add_copied(report, known, said):
-    """The mean of `copied` for each policy. known: {id: post}. said: lines of summaries.jsonl."""
-    said = [(line, known[line["id"]]) for line in said if line["id"] in known]
+def add_overlap(report, posts, said):
+    """The means of ROUGE and of `copied` for each policy. said: of each post the line of
+    summaries.jsonl."""
     for name, row in report["policies"].items():
-        shares = [copied(line[name], f"{p['title']}\n{text_of(p)}")
-                  for line, p in said]
-        row["copied"] = round(float(np.mean(shares)), 5) if shares else None
+        found = [rouge(line[name], p["summary"])
+                 | {"copied": copied(line[name], f"{p['title']}\n{text_of(p)}")}
+                 for line, p in zip(said, posts, strict=True)]
+        row.update({key: round(float(np.mean([one[key] for one in found])), 5) if found else None
+                    for key in ("rouge_1", "rouge_2", "rouge_l", "copied")})
 
 
 def add_ceiling(report, run):
-    """How often ROUGE agrees with the labels on which the reward model was tried, and a note on
-    those where no judge can be asked."""
+    """How often the judge agrees with the labels on which the reward model was tried: labels are
+    noisy, so nobody agrees with all. And a note on those where it cannot be asked."""
     flags = config_of(Path(run) / "reward")["flags"]
     labels = labels_of(run, flags)
     posts, why = [c["info"] for c in labels], "their posts are not of the toy world"
@@ -126,14 +130,35 @@ def add_ceiling(report, run):
         posts = with_summaries(posts, folders)
         why = ("the authors' summaries are not known: posts of these texts do not stand in "
                + " or ".join(folders))
-        known = [(p, *(c["summaries"][c["choice"] ^ side]["text"] for side in (0, 1)))
-                 for p, c in zip(posts, labels, strict=True) if p]
-        if known:
-            agrees = JUDGES["rouge"].compare(*zip(*known, strict=True))
-            report["reward_model"]["ceiling"] = round(float(agrees.mean()), 5)
+    known = [(p, *(c["summaries"][c["choice"] ^ side]["text"] for side in (0, 1)))
+             for p, c in zip(posts, labels, strict=True) if p]
+    if known and report["judge"] in JUDGES:
+        agrees = JUDGES[report["judge"]].compare(*zip(*known, strict=True))
+        report["reward_model"]["ceiling"] = round(float(agrees.mean()), 5)
     if None in posts:
         add_note(report, f"For {posts.count(None)} of {len(posts)} labels there is no opinion of "
                          f"the judge beside the reward model's: {why}.")
+
+
+def add_what_is_missing(report, run, posts, said, world):
+    """Win rates at equal length, and the rows of Figure 5, where evaluate.py or tools.judges left
+    them open. posts: all that were summarised. said: the lines of summaries.jsonl."""
+    if report["overoptimisation"] is not None:
+        return
+    report["overoptimisation"], run, judge = [], Path(run), JUDGES.get(report["judge"])
+    if not judge or not posts:
+        return
+    texts = {name: [line[name] for line in said] for name in report["policies"]}
+    won = {name: judge.compare(posts, some, texts["reference"]) for name, some in texts.items()}
+    add_same_length(report, won, texts, load_tokenizer(run / "supervised"))
+    if (run / "reward/model.pt").exists():
+        supervised = load_checkpoint(run / "supervised", world)
+        reward = load_checkpoint(run / "reward", world, "scalar", like=supervised)
+        ppo = (load_checkpoint(run / "ppo", world, like=supervised)
+               if (run / "ppo/model.pt").exists() else None)
+        with world.mixed():
+            report["overoptimisation"] = rounded(overoptimisation(
+                supervised, ppo, reward, judge, posts, report["seed"]))
 
 
 def add_note(report, note):
@@ -512,9 +537,12 @@ def act(cfg, world):
     lines = [line for _, line in read_jsonl(log)] if log.exists() else []
     lines = [line for line in lines if {"episodes", "score", "kl"} <= line.keys()]
     known = {p["id"]: p for p in held_out(report["data"])} if said else {}
-    posts = [known[line["id"]] for line in said[:SHOWN] if line["id"] in known]
+    said = [line for line in said if line["id"] in known]
+    posts = [known[line["id"]] for line in said]
     report = completed(report, cfg)
-    add_copied(report, known, said)
+    add_overlap(report, posts, said)
+    add_what_is_missing(report, cfg.run, posts, said, world)
+    posts = posts[:SHOWN]
     stage = "ppo" if (Path(cfg.run) / "ppo/config.json").exists() else "supervised"
     told = (title_of(cfg.run, out), picture_of(report, lines),
             config_of(Path(cfg.run) / stage)["flags"].get("temperature", 1.0))
@@ -533,7 +561,8 @@ def act(cfg, world):
                 draw(report, lines, out)
             finally:                                     # without what could not be made
                 write(out / "report.html", page(markdown(report, *told), out, seen, beside))
-    print(f"{out / 'report.html'} says what the numbers mean")
+    print(policy_table(report))
+    print(f"\n{out / 'report.html'} says what the numbers mean")
 
 
 def main(argv=None):
