@@ -386,7 +386,7 @@ def work(cfg, world):
 
 def main(argv=None):
     launch(work, Config, argv, __doc__,
-           moved={"--others": "tools.pairs", "--by": "tools.pairs"})
+           moved={"--others": "tools.pairs", "--by": "tools.pairs", "--run": "tools.side"})
 
 
 if __name__ == "__main__":
