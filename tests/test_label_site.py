@@ -664,7 +664,8 @@ def test_open_opens_the_page_in_the_browser(serve, tmp_path, monkeypatch):
 
 # ----------------------------------------------------------------------------------- a real browser
 
-KEYS = {"Enter": "\ue007", "Tab": "\ue004", "Escape": "\ue00c", "Right": "\ue014"}
+KEYS = {"Enter": "\ue007", "Tab": "\ue004", "Escape": "\ue00c", "Right": "\ue014",
+        "Down": "\ue015"}
 
 
 class Browser:

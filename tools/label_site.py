@@ -160,7 +160,7 @@ def in_url(address):
 class Local(ThreadingHTTPServer):
     """A site of one page, for this machine or those near it: a thread for each connection.
 
-    page: the file. pages: the paths that give it. gets: {path: function()}, posts: {path:
+    page: its text. pages: the paths that give it. gets: {path: function()}, posts: {path:
     function(JSON object)}, both for what is to become JSON. token: None on this machine alone.
     names: other host names under which people reach the site. about: begins a complaint of a disk.
     Raises: Problem when the address cannot be had.
@@ -168,7 +168,7 @@ class Local(ThreadingHTTPServer):
     daemon_threads, request_queue_size = True, 128
 
     def __init__(self, host, port, page, pages, gets, posts, token=None, names=(), about=""):
-        self.page, self.pages = page.read_text(encoding="utf-8"), pages
+        self.page, self.pages = page, pages
         self.gets, self.posts, self.token, self.about = gets, posts, token, about
         self.policy = policy_of(self.page)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -203,7 +203,7 @@ class Site(Local):
     def __init__(self, host, port, store, settings, numbers, token=None, names=()):
         self.store = store
         posts = {path: partial(act, store, settings) for path, act in POSTS.items()}
-        super().__init__(host, port, PAGE, ("/", "/agreement"),
+        super().__init__(host, port, PAGE.read_text(encoding="utf-8"), ("/", "/agreement"),
                          {"/settings": lambda: settings, "/numbers": numbers}, posts, token, names,
                          f"{store.path}: ")
 

@@ -220,9 +220,12 @@ def agreement_url(site):
 
 
 def open_browser(url):
-    """Open a page in the browser, or say that there is none."""
-    if not webbrowser.open(url):
-        print("--open: no browser was found; open the address yourself", file=sys.stderr)
+    """Open a page in the browser, or say that there is none. Some browsers keep who opens them
+    waiting: a thread waits."""
+    def act():
+        if not webbrowser.open(url):
+            print("--open: no browser was found; open the address yourself", file=sys.stderr)
+    threading.Thread(target=act, daemon=True).start()
 
 
 def serve(cfg, world):
@@ -260,8 +263,8 @@ def serve(cfg, world):
             print(f"{url}    label here{whence}")
         print(f"{agreement_url(site)}    do people agree?\nCtrl-C stops; every answer is kept",
               flush=True)
-        if cfg.open:              # some browsers keep who opens them waiting
-            threading.Thread(target=open_browser, args=(site.urls[0],), daemon=True).start()
+        if cfg.open:
+            open_browser(site.urls[0])
         site.serve_forever()
 
 
