@@ -243,13 +243,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(status, {"error": why})
         style = re.search(r"<style>.*?</style>", self.server.page, re.DOTALL)[0]
         title = re.search(r"<title>(.*?)</title>", self.server.page)[1]
+        back = f'<p><a href="/">Back to “{title}”</a></p>' if status == 404 else ""
         self.reply(status, f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{HTTPStatus(status).phrase}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">
 {style}</head><body><main class="wrap"><section id="word"><h2>This does not work</h2>
 <p>{html.escape(why[:1].upper() + why[1:])}.</p>
-<p><a href="/">{title}</a></p></section></main></body></html>
+{back}</section></main></body></html>
 """, "text/html")
 
     def do_GET(self):
