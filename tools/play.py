@@ -130,6 +130,7 @@ def site_of(cfg, world):
 
 
 def play(cfg, world):
+    """Serve the page until Ctrl-C."""
     with site_of(cfg, world) as site:
         print(f"{site.urls[0]}    play here\nCtrl-C stops", flush=True)
         if cfg.open:
