@@ -10,7 +10,7 @@ The policies write greedily. The best of n is the supervised policy's: of n samp
 0.7, as sample.py draws them, the one with the highest score. It pleases the reward model without
 any training, but costs n summaries each time.
 
-    python -m tools.side --run runs/demo                                  # 3 s on one core
+    python -m tools.side --run runs/demo                                  # 4 s on one core
     python -m tools.side --run runs/demo --post "My sister sold my bike. Should I move out?"
 
 Read after: sample.py and evaluate.py, whose functions these numbers come from.
