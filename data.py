@@ -261,9 +261,8 @@ class Batches:
 
 
 def main(argv=None):
-    launch(None, None, argv, __doc__,
-           moved={"tokenizer": "tools.tokenizer", "download": "tools.download",
-                  "describe": "tools.download describe"})
+    moved = {"describe": "tools.download describe", "download": "tools.download"}
+    launch(None, None, argv, __doc__, moved=moved | {"tokenizer": "tools.tokenizer"})
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ shocked." What B has more, in points of quality, times `SHARPNESS`, 1.35, is r_B
 
     python label.py simulate --pairs runs/demo/pairs.jsonl --out runs/demo/comparisons.jsonl  # 5 s
 
-Two of the eight agree on 73 % of pairs of two authors' summaries, the paper's figure (section 3.3).
 Yourself and other people, in a terminal or on a website, are asked by python -m tools.labelling.
 
 Before:  sample.py (where pairs come from).    After: reward.py (what is learned from the answers).

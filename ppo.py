@@ -107,7 +107,8 @@ class Config(Common):
 # DIFFERS: toy and laptop sample at temperature 1 and take 4 optimizer steps an epoch.
 SMALL = dict(temperature=1.0, episodes=3072, batch=256, minibatches=4, micro_batch=64, save_every=5)
 PRESETS = {     # the last two rows: the paper's (B.1); where it is silent, the 2019 code's
-    "toy": dict(SMALL, query_length=256, rollout_batch=128, lr=1.5e-4, kl_coef=0.2),
+    "toy": dict(SMALL, query_length=256, rollout_batch=128, lr=1.5e-4, kl_coef=0.2,
+                snapshot_every=4),
     "laptop": dict(SMALL, query_length=320, response_length=32, lr=2e-4),
     "gpt2": dict(lr=1.5e-5, save_every=50),
     "1.3b": dict(lr=1.5e-5, batch=512, micro_batch=8, save_every=50),
@@ -326,9 +327,8 @@ def prepare(cfg, world):
     reward_model = load_model(cfg.reward, world, frozen=True)
     if (policy.config.head, critic.config.head) != ("lm", "scalar"):
         raise Problem(f"{cfg.policy} is no policy, or {cfg.reward} no reward model: swapped?")
-    room = min(policy.config.context, critic.config.context)
-    if cfg.query_length + cfg.response_length > room:
-        raise Problem(f"--query-length plus --response-length is over the context of {room} tokens")
+    for network in (policy, critic):
+        network.check(cfg.query_length + cfg.response_length)
     posts = data.read_posts(cfg.data, "train", need_summary=False)
     data.check_queries(tokenizer, posts, cfg.query_length)
     return tokenizer, posts, *(world.parallelize(network, cfg) for network in

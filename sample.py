@@ -7,7 +7,6 @@ r"""Chapter 5. Let a policy write: one summary, the best of n, pairs of summarie
     python sample.py --policy runs/demo/ppo                       # a post nobody trained on; 2 s
     python sample.py --policy runs/demo/supervised --post "My sister sold my bike." \
                      --best-of 16 --reward runs/demo/reward
-    python sample.py --policy runs/demo/pretrained                # has seen language, not the task
     python sample.py --policy runs/demo/supervised --data data/toy --pairs 4000 \
                      --out runs/demo/pairs.jsonl                  # half a minute on two cores
 
@@ -258,7 +257,7 @@ def held_out(folder):
 
 
 def post_of(cfg, folder):
-    """The post of --post or --post-file as a record, or else a random held-out one."""
+    """The post of --post or --post-file (with a warning of new words), or else a held-out one."""
     text = cfg.post if cfg.post_file is None else cfg.post_file
     if text is None:
         posts = held_out(folder)
@@ -266,6 +265,12 @@ def post_of(cfg, folder):
     if not text.strip():
         raise Problem("the post of --post or --post-file is blank: there is nothing to summarise")
     title, post = re.fullmatch(r"(?:TITLE: (.*)\n)?([\s\S]*)", text.strip()).groups()
+    if data.find(folder, "train"):
+        known = "\n".join(map(data.query_text, data.read_posts(folder, "train", False))).lower()
+        unknown = [word for word in re.findall(r"\w+", post.lower()) if word not in known]
+        if 2 * len(unknown) > len(post.split()):
+            print(f"warning: {len(unknown)} of the post's words ({', '.join(unknown[:5])}, ...) "
+                  f"occur in no training post of {folder}: expect nonsense", file=sys.stderr)
     return {"id": "typed", "subreddit": "relationships", "title": title or "", "post": post.strip()}
 
 
@@ -369,12 +374,12 @@ def work(cfg, world):
     with world.mixed():
         policy = load_checkpoint(cfg.policy, world)
         folder = cfg.data or policy.flags.get("data") or "--data"    # no folder: named as missing
-        act = write_pairs if cfg.pairs else show
-        act(cfg, policy, folder)
+        (write_pairs if cfg.pairs else show)(cfg, policy, folder)
 
 
 def main(argv=None):
-    launch(work, Config, argv, __doc__, moved=dict.fromkeys(("--others", "--by"), "tools.pairs"))
+    launch(work, Config, argv, __doc__,
+           moved={"--others": "tools.pairs", "--by": "tools.pairs", "--run": "tools.side"})
 
 
 if __name__ == "__main__":

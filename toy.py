@@ -156,7 +156,6 @@ def write_summary(facts, rng):
 
 
 # ----------------------------------------------------------------------------------------- reading
-
 # What a word states by itself, a row for each kind: "broken" states the act "broke".
 WORDS = {"person": {word: person for person in DOMAIN_OF for word in (person, person + "'s")},
          "act": {word: verb for verb, other in PARTICIPLE.items() for word in (verb, other)},

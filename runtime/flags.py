@@ -191,5 +191,5 @@ def check_moved(words, moved):
     for name, tool in moved.items():
         command, anywhere = words[:1] == [name], name.startswith("--") or name.endswith(":")
         if command or (anywhere and any(re.match(f"(--[a-z]+=)?{name}", word) for word in words)):
-            rest = words[1:] if command else words
+            rest = words[1:] if command and not anywhere else words
             raise Problem(f"{name} has moved: python -m {shlex.join([*tool.split(), *rest])}")

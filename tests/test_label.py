@@ -14,7 +14,7 @@ import toy
 from data import read_comparisons
 from runtime import Problem, write
 from tools import labelling, rouge
-from tools.label_stats import numbers, report, share
+from tools.label_stats import numbers, report, share, spoken
 from tools.label_store import APART, Plan, Store
 
 
@@ -388,10 +388,19 @@ def test_ties_skips_and_repeats_are_counted_where_they_belong():
     assert found["labeller_labeller"]["n"] == 1 and found["labeller_labeller"]["share"] == 1
     assert found["self"]["n"] == 2 and found["self"]["share"] == .5
     ann, bob = found["labellers"]["ann"], found["labellers"]["bob"]
-    assert (bob["ties"], bob["skipped"], bob["answers"], ann["answers"]) == (1, 1, 3, 5)
+    assert (bob["ties"], bob["skipped"], bob["answers"], ann["answers"]) == (1, 1, 2, 5)
     wins = {(r["policy"], r["against"]): r for r in found["policies"]}
     assert wins["q", "p"]["share"] == .3 == pytest.approx(1 - wins["p", ""]["share"])
-    assert found["left"] == 1 and found["answers"] == 8
+    assert found["left"] == 1 and found["answers"] == 7
+
+
+@pytest.mark.parametrize("name, words", [
+    ("ref", "the author"), ("supervised_t1", "supervised"), ("ppo_t0.7", "human feedback, at "
+     "temperature 0.7"), ("ppo_bo4", "human feedback, best of 4"), ("ppo", "human feedback"),
+    ("ppo_step-00000020_t1", "human feedback, step 20"), ("rounds_ppo_t1", "rounds_ppo"),
+    ("<odd>\n_t", "<odd>\n_t"), ("", "")])
+def test_a_policys_name_is_what_people_say(name, words):
+    assert spoken(name) == words
 
 
 def test_the_careless_are_warned_of():

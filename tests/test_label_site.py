@@ -1,6 +1,8 @@
 """Chapter 6's site: real sockets, a real browser, and people who pull the plug."""
 import base64
+import hashlib
 import http.client
+import itertools
 import json
 import math
 import os
@@ -21,6 +23,7 @@ from test_label import toy_pairs
 
 from runtime import Problem, write
 from tools import labelling
+from tools.label_site import own_address
 from tools.label_store import Store
 
 KILLS = int(os.environ.get("KILLS", 8))          # KILLS=50 for the long version
@@ -46,7 +49,9 @@ class Server:
                 os._exit(1)
         os.close(into)
         with open(out) as lines:
-            said = [lines.readline() for _ in range(2)]
+            said = self.said = []
+            while not said or said[-1] and not said[-1].startswith("Ctrl-C"):
+                said.append(lines.readline())
         self.url = said[1].split()[0] if said[1] else None
         self.port = int(self.url.split(":")[-1].split("/")[0])
 
@@ -176,7 +181,8 @@ def test_an_item_is_its_owners_until_the_lease_runs_out(serve):
     store.close()
     eve = Client(server.port, "eve").next()
     assert eve["info"] == page["info"]
-    assert ann.answer(page["item"])[0] == 409                       # too late
+    status, reply = ann.answer(page["item"])                        # too late
+    assert status == 409 and "is not kept" in reply["error"]
     assert ann.next()["item"] not in (page["item"], None)
 
 
@@ -218,6 +224,53 @@ def test_importing_a_file_twice_changes_nothing(serve, tmp_path):
     assert Client(second.port).next()["progress"]["left"] in (len(pairs), len(pairs) - 1)
     store = Store(second.db)
     assert len(store.pairs()) == len(pairs)
+
+
+def walk_through(server, answer_of):
+    """Every page of somebody, answered by answer_of(number of the page): their counters."""
+    ann, seen = Client(server.port), []
+    while True:
+        page = ann.next()
+        seen.append(page["progress"])
+        if not page["item"]:
+            return seen
+        ann.answer(page["item"], answer_of(len(seen)))
+
+
+@pytest.mark.parametrize("flags, pages", [((), (50, 53)), (("--repeats", 0), (50, 50)),
+                                          (("--repeats", 0.2, "--shared", 0.5), (55, 62))])
+def test_the_counter_moves_by_one_a_page_and_a_skip_is_no_answer(serve, flags, pages):
+    server = serve(many_pairs(50), *flags)
+    seen = walk_through(server, lambda n: None if n % 7 == 0 else 1 + n % 9)
+    left = [p["left"] for p in seen]
+    assert left == list(range(len(seen) - 1, -1, -1)) and pages[0] <= left[0] <= pages[1]
+    assert {p["answered"] + p["skipped"] + p["left"] for p in seen} == {left[0]}
+    assert [p["skipped"] for p in seen] == [n // 7 for n in range(len(seen))]
+    row = json.loads(Client(server.port).raw("GET", "/numbers")[1])["labellers"]["ann"]
+    assert (row["answers"], row["skipped"]) == (seen[-1]["answered"], seen[-1]["skipped"])
+
+
+def test_an_undo_takes_the_counter_back_by_one(serve):
+    ann = Client(serve(many_pairs(20)).port)
+    first = ann.next()
+    for confidence in (7, None):
+        assert ann.answer(first["item"], confidence)[1]["page"]["progress"]["left"] == 19
+        ann.post("/undo")
+        assert ann.next()["progress"] == first["progress"]
+
+
+@pytest.mark.parametrize("name, other", [("Ann", "ann"), ("ren\u00e9", "rene\u0301"),
+                                         ("STRASSE", "stra\u00dfe"), ("\uff21nn", "ann")])
+def test_names_that_look_alike_are_one_person_after_asking(serve, name, other):
+    server = serve(toy_pairs(9))
+    ann, same = Client(server.port, name), Client(server.port, other)
+    ann.answer(ann.next()["item"], 8)
+    asked = same.next()
+    assert list(asked) == ["known"] and asked["known"]["name"] == name
+    assert (asked["known"]["answered"], asked["known"]["skipped"]) == (1, 0)
+    assert set(Store(server.db).states()) == {name} and "item" in Client(server.port, "bob").next()
+    with pytest.raises(Problem, match=f"knows this name as {name}"):
+        labelling.main(["serve", "--db", str(server.db), "--port", "0", "--labeller", other])
 
 
 def test_lessons_show_the_researcher_and_hold_who_disagrees(serve, tmp_path, capsys):
@@ -467,6 +520,18 @@ def test_a_forged_request_is_refused(site, headers, status):
     assert reply.status == status
 
 
+@pytest.mark.parametrize("path, headers, status, words", [
+    ("/nowhere", {}, 404, "There is no such page"), ("/", {"Host": "evil.example"}, 403, "--names"),
+    ("/next", {"Origin": "https://evil.example"}, 403, "Another site"),
+    ("/<script>alert(1)</script>", {}, 404, "There is no such page")])
+def test_whoever_opens_an_address_reads_an_error_as_a_page(site, path, headers, status, words):
+    reply, page = Client(site.port).raw("GET", path, Accept="text/html,*/*;q=0.8", **headers)
+    assert reply.status == status and reply.headers["Content-Type"].startswith("text/html")
+    assert words in page and ('<a href="/">' in page) == (status == 404) and "<script" not in page
+    assert base64.b64encode(hashlib.sha256(page.split("<style>")[1].split("</style>")[0].encode())
+                            .digest()).decode() in reply.headers["Content-Security-Policy"]
+
+
 @pytest.mark.parametrize("path", ["/label.py", "/../label.py", "/%2e%2e/label.html", "//etc/passwd",
                                   "/labels.db", "/agreement/", "/next", "/\x7f"])
 def test_no_path_reaches_the_disk(site, path):
@@ -533,9 +598,74 @@ def test_another_host_asks_for_the_token_once(serve):
     assert friend.raw("GET", "/", Host="evil.example")[0].status == 403
 
 
+def everywhere(serve):
+    """A site on every address of this machine; its own address, its token."""
+    own = own_address(socket.AF_INET)
+    if not own:
+        pytest.skip("this machine has no network")
+    server = serve(toy_pairs(6), "--host", "0.0.0.0", "--labeller", "ann")
+    assert server.said[1].startswith(f"http://localhost:{server.port}/?token=")
+    assert server.said[2].startswith(f"http://{own}:{server.port}/?token=")
+    return server, own, server.url.split("token=")[1]
+
+
+def test_a_site_on_every_address_prints_and_answers_to_this_machines_own(serve):
+    server, own, token = everywhere(serve)
+    for host in ("localhost", own):
+        line = http.client.HTTPConnection(host, server.port, timeout=30)
+        line.request("GET", f"/?token={token}")
+        assert line.getresponse().status == 200, host
+    for wrong in ("evil.example", own + ".evil.example", "192.0.2.77"):
+        line = http.client.HTTPConnection(own, server.port, timeout=30)
+        line.request("GET", f"/?token={token}", headers={"Host": f"{wrong}:{server.port}"})
+        assert line.getresponse().status == 403, wrong
+
+
+def test_a_site_on_every_address_is_reached_from_another_network_namespace(serve):
+    """As from another machine: two namespaces, joined by a pair of virtual network cards."""
+    here, name = f"here{os.getpid() % 10 ** 6}", f"label{os.getpid()}"
+    make = [f"ip netns add {name}", f"ip link add {here} type veth peer name there netns {name}",
+            f"ip addr add 10.231.77.1/30 dev {here}", f"ip link set {here} up",
+            f"ip -n {name} addr add 10.231.77.2/30 dev there", f"ip -n {name} link set there up"]
+    try:
+        for command in make:
+            try:
+                subprocess.run(command.split(), check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                pytest.skip(f"no network namespace may be made here: {error}")
+        server = serve(toy_pairs(6), "--host", "0.0.0.0", "--labeller", "ann")
+        code = ("import sys, urllib.request as u; print(u.urlopen(u.Request(sys.argv[1], headers="
+                "dict(a.split(':') for a in sys.argv[2:])), timeout=20).status)")
+        def ask(url, *headers):
+            return subprocess.run(["ip", "netns", "exec", name, sys.executable, "-c", code, url,
+                                   *headers], capture_output=True, text=True)
+        url = f"http://10.231.77.1:{server.port}/?token={server.url.split('token=')[1]}"
+        assert ask(url).stdout.strip() == "200"
+        assert "HTTP Error 403" in ask(url, "Host:evil.example").stderr
+        assert "HTTP Error 401" in ask(url.split("?")[0]).stderr
+    finally:
+        subprocess.run(["ip", "link", "del", here], capture_output=True)
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def test_open_opens_the_page_in_the_browser(serve, tmp_path, monkeypatch):
+    script = tmp_path / "browser"
+    script.write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path}/part && mv {tmp_path}/part '
+                      f'{tmp_path}/opened\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(script))
+    server = serve(toy_pairs(3), "--open")
+    for _ in range(500):
+        if (tmp_path / "opened").exists():
+            break
+        time.sleep(0.02)
+    assert (tmp_path / "opened").read_text() == server.url
+
+
 # ----------------------------------------------------------------------------------- a real browser
 
-KEYS = {"Enter": "\ue007", "Tab": "\ue004", "Escape": "\ue00c", "Right": "\ue014"}
+KEYS = {"Enter": "\ue007", "Tab": "\ue004", "Escape": "\ue00c", "Right": "\ue014",
+        "Down": "\ue015"}
 
 
 class Browser:
@@ -665,6 +795,119 @@ def test_ten_pairs_by_keyboard_one_undone_one_reload(serve, browser, tmp_path):
     assert [r["extra"]["comment"] for r in found if "comment" in r["extra"]] == ["well"]
 
 
+SCREENS = [(400, 800), (800, 900), (800, 600), (1400, 900)]
+# Boxes that are seen: {name: [left, top, right, bottom]}, of what scrolls only the part in view.
+BOXES = """return Object.fromEntries(["header", "#post", ".summary.a", ".summary.b", "#judge"].map(s => {
+  let {left, top, right, bottom} = document.querySelector(s).getBoundingClientRect();
+  const main = document.querySelector("main").getBoundingClientRect();
+  if (s !== "header" && s !== "#judge")
+    [top, bottom] = [Math.max(top, main.top), Math.min(bottom, main.bottom)];
+  return [s, [left, top, right, bottom]]; }))"""
+
+
+def overlap(a, b):
+    return min(a[2], b[2]) - max(a[0], b[0]) > 1 and min(a[3], b[3]) - max(a[1], b[1]) > 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("flags", [(), ("--axes",)])
+def test_nothing_hides_the_post_or_a_summary_on_any_screen(serve, browser, flags, scheme):
+    server = serve(toy_pairs(6), "--labeller", "ann", "--shared", 0, *flags)
+    try:
+        for width, height in SCREENS:
+            browser.media(width, height, scheme)
+            browser.open(server.url)
+            item(browser)
+            boxes = browser.run(BOXES)
+            for one, other in itertools.combinations(boxes, 2):
+                assert not overlap(boxes[one], boxes[other]), (width, height, one, other)
+            wide = browser.run("return [document.documentElement.scrollWidth, innerWidth,"
+                               "document.documentElement.scrollHeight, innerHeight]")
+            assert wide[0] <= wide[1] and wide[2] <= wide[3], (width, height, wide)
+            if not flags or width == 1400:                  # all of A and B at once
+                inside = browser.run("return ['.summary.a', '.summary.b'].every(s => { const m = document"
+                                     ".querySelector('main').getBoundingClientRect(), x = document"
+                                     ".querySelector(s).getBoundingClientRect(); return x.top >= m.top - 1"
+                                     " && x.bottom <= m.bottom + 1; })")
+                assert inside and boxes["#post"][3] - boxes["#post"][1] > 90, (width, height)
+            for key, part in (("b", ".summary.b"), ("p", "#post"), ("a", ".summary.a")):
+                browser.press(key)                          # each is one key away
+                box = browser.run(BOXES)[part]
+                assert box[3] - box[1] > 60, (width, height, key, box)
+            legend = browser.run("return document.querySelector('#judge').innerText")
+            assert all(word in legend for word in ("surely", "very likely", "perhaps", "equal"))
+            kbd = browser.run("return document.querySelector('#skip kbd').offsetParent !== null")
+            assert kbd == (width >= 800)
+        assert not browser.complaints()
+    finally:
+        browser.media(1280, 900)
+
+
+def test_the_question_mark_lists_the_keys_and_digits_wait_meanwhile(serve, browser):
+    server = serve(toy_pairs(6), "--labeller", "ann", "--axes")
+    browser.open(server.url)
+    item(browser)
+    browser.press("?")
+    told = browser.until("document.querySelector('#help').open && document.querySelector('#help').innerText")
+    assert all(word in told for word in ("1 … 9", "Enter", "skip", "undo", "comment", "grades of A"))
+    browser.press("4")
+    assert browser.run("return chosen('confidence')") is None
+    browser.press("Escape")
+    browser.until("!document.querySelector('#help').open")
+    browser.press("4")
+    assert browser.run("return chosen('confidence')") == 4
+    browser.press("Escape", "6", "b", "5")                  # back to the pair, then B's grades
+    assert browser.run("return [chosen('confidence'), chosen('coherence-b')]") == [6, 5]
+    assert not browser.complaints()
+
+
+def test_a_name_that_is_known_otherwise_is_asked_about_on_the_page(serve, browser):
+    server = serve(toy_pairs(9))
+    ann = Client(server.port, "ann")
+    ann.answer(ann.next()["item"], 8)
+    browser.open(server.url)
+    browser.run("localStorage.clear()")
+    browser.open(server.url)
+    browser.until("stage === 'name'")
+    browser.press(*"Ann", "Enter")
+    browser.until("!document.querySelector('#same').hidden")
+    assert "Are you ann?" in browser.run("return document.body.innerText")
+    browser.press("Tab", "Enter")                           # no
+    browser.until("!document.querySelector('#enter').hidden")
+    browser.press(*"ANN", "Enter")
+    browser.until("!document.querySelector('#same').hidden")
+    browser.press("Enter")                                  # yes
+    item(browser)
+    assert browser.run("return document.querySelector('#name').textContent") == "ann"
+    assert browser.run("return localStorage.getItem('labeller')") == "ann"
+    assert set(Store(server.db).states()) == {"ann"} and not browser.complaints()
+    browser.run("localStorage.clear()")
+
+
+def test_the_pairs_and_the_agreement_lead_to_each_other_in_words(serve, browser):
+    pairs = toy_pairs(9)
+    for pair in pairs:
+        pair["summaries"][1]["policy"] = "ppo_t1"
+    server = serve(pairs, "--labeller", "ann")
+    try:
+        for width, height in SCREENS:
+            browser.media(width, height)
+            browser.open(server.url)
+            label_one(browser, "8", "Enter")
+            browser.run("document.querySelector('#other').click()")
+            told = browser.until("location.pathname === '/agreement' && !busy && document.body.innerText")
+            assert all(word in told for word in (
+                "seconds per answer", "agrees with self later", "human feedback", "the author"))
+            assert "ppo_t1" not in told
+            assert browser.run("return [document.documentElement, ...document.querySelectorAll('.scroll')]"
+                               ".every(x => x.scrollWidth <= x.clientWidth)")
+            browser.run("document.querySelector('#other').click()")
+            item(browser)
+        assert not browser.complaints()
+    finally:
+        browser.media(1280, 900)
+
+
 def test_notes_and_grades_by_keyboard(serve, browser, tmp_path):
     server = serve(toy_pairs(6), "--naive", "--axes", "--labeller", "bob", "--shared", 0)
     browser.open(server.url)
@@ -725,6 +968,7 @@ def test_the_page_of_a_second_tab_says_what_was_kept_and_goes_on(serve, browser)
     browser.until(f"!busy && shown.item !== {before}")
     said = browser.run("return document.querySelector('#trouble').innerText")
     assert "your 3 of 1 (A) to 9 (B) is kept, and what you sent now is not" in said
+    assert not browser.run("return document.querySelector('#trouble').hidden")
     browser.press("u")                                                          # and may be undone
     browser.until(f"!busy && shown.item === {before}")
     assert browser.run("return chosen('confidence')") == 3

@@ -59,6 +59,21 @@ def test_pairs_of_several_policies_mix_them(world, tmp_path, float64):
                 assert (mine == theirs) == (mine["policy"] == "policy_t1")
 
 
+def test_versus_sets_the_policy_against_others_and_the_author_only(world, tmp_path):
+    other = make_checkpoint(tmp_path / "ppo", world / "data", seed=1)
+    flags = ("--others", other, "--versus", "--with-reference", 0.5)
+    found = pairs(world, tmp_path / "pairs.jsonl", *flags)
+    rivals = [tuple(s["policy"] for s in pair["summaries"]) for pair in found]
+    assert len(found) == 20 and all(two.count("policy_t1") == 1 for two in rivals)
+    counts = {name: sum(name in two for two in rivals) for name in ("ppo_t1", "ref")}
+    assert counts["ppo_t1"] + counts["ref"] == 20 and min(counts.values()) >= 5
+    assert 4 < sum(two[0] == "policy_t1" for two in rivals) < 16              # places are drawn
+    assert found == pairs(world, tmp_path / "again" / "pairs.jsonl", *flags)
+    for pair in found:                                    # names stay with their texts
+        for summary in pair["summaries"]:
+            assert (summary["policy"] == "ref") == (summary["text"].strip() == pair["reference"])
+
+
 def test_the_best_of_n_in_a_pair_is_the_one_the_reward_model_likes(world, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "score_texts", lambda r, records, texts, *more: list(map(len, texts)))
     drawn = []
@@ -134,6 +149,7 @@ def test_what_pairs_need_is_looked_at_before_the_first_is_written(
     (["--pairs", "4", "--temperature", "0"], "--temperature"),
     (["--pairs", "4", "--temperature", "1e-6"], "two different"),
     (["--pairs", "4", "--by", "uncertainty"], "whose uncertainty"),
+    (["--pairs", "4", "--versus"], "against whom"),
     (["--pairs", "4", "--others", "{world}/nowhere"], "nowhere"),
     (["--pairs", "4", "--others", "{world}/reward"], "swapped"),
     (["--pairs", "4", "--others", "{world}/foreign"], "another tokenizer"),

@@ -202,6 +202,13 @@ def test_a_post_from_a_file_and_from_standard_input_are_one(world, tmp_path, cap
     assert capsys.readouterr().out == said
 
 
+def test_a_post_in_foreign_words_is_warned_of(world, capsys):
+    run(world, "--post", "Zebras quack phenomenally.")
+    assert "warning: 3 of the post's words (zebras, quack, phenomenally" in capsys.readouterr().err
+    run(world, "--post", "My sister sold my bike.")
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_typed_post_may_begin_with_its_title():
     cfg = Config(policy="", post="TITLE: my bike\n\nMy sister sold it.")
     assert sample.post_of(cfg, "") == {"id": "typed", "subreddit": "relationships", "title": "my bike",

@@ -7,9 +7,10 @@ r"""Appendix to Chapter 6. The labelling site: one page, five answers to request
 
 Written to be left running among friends, so it is narrow. The page is read once, at the start; no
 request names a file. Only this site's own pages may ask (Host and Origin are compared with the
-names it answers to, so neither a page elsewhere nor a re-pointed name gets in). Outside this
-machine a token is asked for as well, printed at the start and kept in a cookie that scripts cannot
-read. Texts travel as JSON and enter the page as text, never as markup; should one slip through, the
+names it answers to, so neither a page elsewhere nor a re-pointed name gets in). With --host 0.0.0.0
+these are localhost, the address that the request came to, and --names. Outside this machine a token
+is asked for as well, printed at the start and kept in a cookie that scripts cannot read. Texts
+travel as JSON and enter the page as text, never as markup; should one slip through, the
 Content-Security-Policy runs no script but the page's own, known by its hash.
 
     python -m tools.labelling serve --pairs runs/demo/pairs.jsonl --db runs/demo/labels.db \
@@ -20,14 +21,18 @@ Names are believed: whoever has the token can answer as anybody.
 Before: label_store.py, who is asked what.    After: labelling.py, which starts it.
 """
 import base64
+import contextlib
 import hashlib
 import hmac
+import html
 import json
 import re
 import socket
 import sqlite3
 import sys
 import traceback
+from functools import partial
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -36,6 +41,7 @@ from tools.label_store import Gone
 
 PAGE = Path(__file__).with_name("label.html")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+EVERY = ("0.0.0.0", "::")                # --host for: every address of this machine
 BODY = 64 * 1024                         # bytes of a request, far more than a page can want
 TEXT, NAME = 4000, 40                    # characters of a note or comment, of a name
 
@@ -87,8 +93,11 @@ def answer_of(body, settings):
 # -------------------------------------------------------------------------------------- the answers
 
 def next_page(store, settings, body):
-    """What to show this person: a pair in the drawn order, without its writers; or a reason."""
+    """What to show this person: a pair in the drawn order, without its writers; or a reason. Of a
+    new name that differs from a known one by case or Unicode form only: {"known": that one}."""
     name = labeller_of(body, settings)
+    if known := store.alike(name):
+        return {"known": {"name": known, **store.progress(known)}}
     why = store.held(name)
     item = None if why else store.next(name)
     shown = {"progress": store.progress(name), "held": why, "item": None}
@@ -134,18 +143,33 @@ def policy_of(page):
             "frame-ancestors 'none'")
 
 
-class Site(ThreadingHTTPServer):
-    """The server: a thread for each connection.
+def own_address(family):
+    """The address under which this machine is seen from outside, None when it has no network.
+    Nothing is sent: a UDP socket only asks the system from where it would send."""
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as line:
+        line.connect(("2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1", 9))
+        return line.getsockname()[0]
 
-    settings: what GET /settings tells. numbers: a function without arguments, for GET /numbers.
-    token: None on this machine alone. names: other host names under which people reach the site.
+
+def in_url(address):
+    """An address as it stands in a URL; an IPv4 address that came over IPv6 as the former."""
+    address = address.removeprefix("::ffff:")
+    return f"[{address}]" if ":" in address else address
+
+
+class Local(ThreadingHTTPServer):
+    """A site of one page, for this machine or those near it: a thread for each connection.
+
+    page: its text. pages: the paths that give it. gets: {path: function()}, posts: {path:
+    function(JSON object)}, both for what is to become JSON. token: None on this machine alone.
+    names: other host names under which people reach the site. about: begins a complaint of a disk.
     Raises: Problem when the address cannot be had.
     """
     daemon_threads, request_queue_size = True, 128
 
-    def __init__(self, host, port, store, settings, numbers, token=None, names=()):
-        self.store, self.settings, self.numbers, self.token = store, settings, numbers, token
-        self.page = PAGE.read_text(encoding="utf-8")
+    def __init__(self, host, port, page, pages, gets, posts, token=None, names=(), about=""):
+        self.page, self.pages = page, pages
+        self.gets, self.posts, self.token, self.about = gets, posts, token, about
         self.policy = policy_of(self.page)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -153,11 +177,14 @@ class Site(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             raise Problem(f"--host {host} --port {port}: cannot listen there ({error}): choose "
                           "another --port (0: any free one), or a --host of this machine") from None
-        self.name = f"[{host}]" if ":" in host else host
-        hosts = {self.name, *names, *(LOOPBACK if self.name in LOOPBACK else ())}
+        self.everywhere, name = host in EVERY, in_url(host)
+        hosts = {name, *names, *(LOOPBACK if self.everywhere or name in LOOPBACK else ())}
         self.hosts = hosts | {f"{name}:{self.server_port}" for name in hosts}
         self.cookie = f"label_token_{self.server_port}"
-        self.url = f"http://{self.name}:{self.server_port}/" + (f"?token={token}" if token else "")
+        seen = own_address(self.address_family) if self.everywhere else None
+        shown = ["localhost", *([in_url(seen)] if seen else [])] if self.everywhere else [name]
+        self.urls = [f"http://{name}:{self.server_port}/" + (f"?token={token}" if token else "")
+                     for name in shown]
 
     def server_bind(self):
         """As the parent's, without asking a name server who we are: that may take seconds."""
@@ -167,6 +194,18 @@ class Site(ThreadingHTTPServer):
     def handle_error(self, request, client_address):
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):   # they just left
             super().handle_error(request, client_address)
+
+
+class Site(Local):
+    """The labelling site. settings: what GET /settings tells. numbers: a function without
+    arguments, for GET /numbers. token, names: see `Local`."""
+
+    def __init__(self, host, port, store, settings, numbers, token=None, names=()):
+        self.store = store
+        posts = {path: partial(act, store, settings) for path, act in POSTS.items()}
+        super().__init__(host, port, PAGE.read_text(encoding="utf-8"), ("/", "/agreement"),
+                         {"/settings": lambda: settings, "/numbers": numbers}, posts, token, names,
+                         f"{store.path}: ")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -196,7 +235,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code, message=None, explain=None):
         """What http.server itself refuses (a method, a broken request line) is answered so, too."""
-        self.reply(int(code), {"error": message or "refused"})
+        self.refuse(int(code), message or "refused")
+
+    def refuse(self, status, why):
+        """Say why not: on a page to who opens an address, as JSON to a page's script."""
+        if "text/html" not in (getattr(self, "headers", None) or {}).get("Accept", ""):
+            return self.reply(status, {"error": why})
+        style = re.search(r"<style>.*?</style>", self.server.page, re.DOTALL)[0]
+        title = re.search(r"<title>(.*?)</title>", self.server.page)[1]
+        back = f'<p><a href="/">Back to “{title}”</a></p>' if status == 404 else ""
+        self.reply(status, f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{HTTPStatus(status).phrase}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">
+{style}</head><body><main class="wrap"><section id="word"><h2>This does not work</h2>
+<p>{html.escape(why[:1].upper() + why[1:])}.</p>
+{back}</section></main></body></html>
+""", "text/html")
 
     def do_GET(self):
         self.guarded(self.get)
@@ -208,8 +263,9 @@ class Handler(BaseHTTPRequestHandler):
         """Check who asks from where, act, and turn every failure into one short answer."""
         try:
             host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-            if host.lower() not in self.server.hosts:
-                raise Refused(403, "this site is not known by that name (serve --names)")
+            if not self.known_host(host.lower()):
+                raise Refused(403, "this site is not known by that name: open the address that it "
+                                   "printed when it started, or start it with --names")
             if origin is not None and re.sub("^https?://", "", origin.lower()) != host.lower():
                 raise Refused(403, "another site's page may not ask")
             path, _, query = self.path.partition("?")
@@ -220,22 +276,30 @@ class Handler(BaseHTTPRequestHandler):
                     fresh["Set-Cookie"] = (f"{self.server.cookie}={self.server.token}; Path=/; "
                                            "HttpOnly; SameSite=Strict; Max-Age=2592000")
                 elif not self.known(self.token_sent()):
-                    raise Refused(401, "open the address that `labelling serve` printed: it ends "
-                                       "with ?token=...")
+                    raise Refused(401, "open the address that `labelling serve` printed, all of "
+                                       "it: it ends with ?token=...")
             act(path, fresh)
         except Refused as refused:
             status, why = refused.args
-            self.reply(status, {"error": why})
+            self.refuse(status, why)
         except Gone as gone:
-            self.reply(409, {"error": str(gone)})
+            self.refuse(409, str(gone))
+        except Problem as problem:
+            self.refuse(400, str(problem))
         except (ConnectionError, TimeoutError):
             raise
         except sqlite3.Error as error:                   # the disk is full, most likely
-            print(f"error: {self.server.store.path}: {error}: nothing was kept", file=sys.stderr)
-            self.reply(503, {"error": f"nothing was kept: {error}"})
+            print(f"error: {self.server.about}{error}: nothing was kept", file=sys.stderr)
+            self.refuse(503, f"nothing was kept: {error}")
         except Exception:
             traceback.print_exc()
-            self.reply(500, {"error": "the server failed; nothing was kept"})
+            self.refuse(500, "the server failed; nothing was kept")
+
+    def known_host(self, host):
+        """Whether that is a name of this site. An address is safe from being pointed elsewhere."""
+        here, port = in_url(self.connection.getsockname()[0]), self.server.server_port
+        return host in self.server.hosts or (
+            self.server.everywhere and host in (here, f"{here}:{port}"))
 
     def known(self, token):
         return hmac.compare_digest(token.encode(), self.server.token.encode())
@@ -246,19 +310,17 @@ class Handler(BaseHTTPRequestHandler):
         return found[1] if found else ""
 
     def get(self, path, fresh):
-        """The page, or one of the two things it reads. fresh: headers to add, the cookie."""
-        if path in ("/", "/agreement"):
+        """The page, or what it reads. fresh: headers to add, the cookie."""
+        if path in self.server.pages:
             self.reply(200, self.server.page, "text/html", **fresh)
-        elif path == "/settings":
-            self.reply(200, self.server.settings)
-        elif path == "/numbers":
-            self.reply(200, self.server.numbers())
+        elif path in self.server.gets:
+            self.reply(200, self.server.gets[path]())
         else:
             raise Refused(404, "there is no such page")
 
     def post(self, path, fresh):
         """Read a JSON object, answer with one."""
-        if path not in POSTS:
+        if path not in self.server.posts:
             raise Refused(404, "there is no such page")
         if self.headers.get_content_type() != "application/json":
             raise Refused(415, "JSON is expected")       # a form of another site cannot send this
@@ -273,4 +335,4 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(400, "the body is not JSON") from None
         if not isinstance(body, dict):
             raise Refused(400, "the body is not a JSON object")
-        self.reply(200, POSTS[path](self.server.store, self.server.settings, body))
+        self.reply(200, self.server.posts[path](body))

@@ -14,6 +14,7 @@ The paper's labellers agreed with its researchers on 77 % +- 2, researchers with
 
 Before: label_store.py, where answers come from.    After: label_site.py, which shows these numbers.
 """
+import re
 from collections import defaultdict
 from itertools import combinations
 
@@ -25,6 +26,24 @@ from tools.label_store import Plan, second_is_better
 NOTE = """In brackets 95 % intervals, for these people: posts are independent of each other, several
 answers about one post are not. Who is held counts in their own row only. Agreement leaves out ties;
 chance is 50 %. Of policies, a tie is half."""
+
+
+NAMES = {"ppo": "human feedback", "ref": "the author"}
+WRITER = re.compile(r"(.*?)(?:_step-0*(\d+))?(?:_t([\d.]+)|_bo(\d+))?", re.DOTALL)
+
+
+def spoken(policy):
+    """A writer's name in the records as people say it:
+
+        ref                      the author
+        supervised_t1            supervised
+        ppo_step-00000020_t0.7   human feedback, step 20, at temperature 0.7
+        ppo_bo4                  human feedback, best of 4
+    """
+    name, step, temperature, best = WRITER.fullmatch(policy).groups()
+    return ", ".join(filter(None, (
+        NAMES.get(name, name), step and f"step {step}", best and f"best of {best}",
+        temperature not in (None, "1") and f"at temperature {temperature}")))
 
 
 def share(looks):
@@ -72,7 +91,7 @@ def person(name, state, answers, opinions, again, researchers, others):
 
     # A break for coffee is no work: an item counts for five minutes at most.
     hours = sum(min(s, 300) for s in seconds) / 3600
-    return {"state": state[0], "why": state[1], "answers": len(answers),
+    return {"state": state[0], "why": state[1], "answers": len(shown),
             "ties": sum(c == 5 for _, c in shown), "skipped": len(answers) - len(shown),
             "seconds": float(np.median(seconds)) if seconds else None,
             "per_hour": len(seconds) / hours if hours else None,
@@ -101,8 +120,8 @@ def numbers(store):
 
     First opinions count, lessons too, for they are given before the researcher's is shown. For
     agreement a 5 on either side leaves the pair out; policies' win rates count it as half a win,
-    and no pair of a policy against itself. Who is held has a row among the labellers, and counts in
-    no other number but that of all answers.
+    and no pair of a policy against itself. A skip is no answer. Who is held has a row among the
+    labellers, and counts in no other number but that of all answers.
     """
     # Answers first: while they are read, somebody new may come, whose state is there afterwards.
     answers, states, pairs = store.answers(), store.states(), store.pairs()
@@ -139,8 +158,10 @@ def numbers(store):
 
     margins = {row["id"]: row["margin"] for row in
                store.all("SELECT id, margin FROM pairs WHERE margin NOT NULL AND margin != 0")}
-    return {"pairs": len(pairs), "left": store.one("SELECT COUNT(*) FROM pairs WHERE NOT taken")[0],
-            "answers": len(answers), "held": sum(a["labeller"] in held for a in answers),
+    given = [a for a in answers if a["confidence"] is not None]
+    left = pairs.keys() - {a["pair"] for a in given if a["labeller"] in people}
+    return {"pairs": len(pairs), "left": len(left),
+            "answers": len(given), "held": sum(a["labeller"] in held for a in given),
             "note": NOTE, "labellers": labellers,
             "labeller_labeller": pooled(0), "labeller_researcher": pooled(1),
             "self": share(look for name in again.keys() & people for look in again[name]),
@@ -148,7 +169,8 @@ def numbers(store):
                                   for pair in chosen.keys() & margins
                                   for name, vote in chosen[pair].items() if name in people),
             "between": [{"a": a, "b": b, **share(some)} for (a, b), some in sorted(looks.items())],
-            "policies": [{"policy": name, "against": rival, **share(some)}
+            "policies": [{"policy": name, "against": rival, **share(some), "said": [
+                spoken(name), spoken(rival) if rival else "any other"]}
                          for (name, rival), some in sorted(wins.items())],
             "warnings": list(warnings_of(labellers))}
 
@@ -168,8 +190,8 @@ def report(found):
     lines = [f"{found['answers']} answers, {found['held']} of them by labellers who are held; "
              f"{found['left']} of {found['pairs']} pairs not answered", "", NOTE, ""]
     lines += [f"{title:24} {percent(found[key], 'n')}" for title, key in (
-        ("labeller - labeller", "labeller_labeller"),
-        ("labeller - researcher", "labeller_researcher"), ("with oneself, later", "self"),
+        ("labellers agree", "labeller_labeller"),
+        ("and with a researcher", "labeller_researcher"), ("with themselves, later", "self"),
         ("with the reward model", "reward_model"))]
     form = "{:23} {:>7} {:>4} {:>5} {:>7} {:>6}  {:14} {:14} {:14} {:14} {}"
     lines += ["", form.format("labeller", "answers", "ties", "skips", "seconds", "an hour",
@@ -184,7 +206,7 @@ def report(found):
             " ".join(map(str, row["confidence"]))))
     if found["policies"]:
         lines += ["", "preferred:"]
-        lines += [f"  {row['policy']} to {row['against'] or 'any other'}: {percent(row, 'n')}"
+        lines += [f"  {' to '.join(row['said'])}: {percent(row, 'n')}"
                   for row in found["policies"]]
     return "\n".join(lines + [""] * bool(found["warnings"]) + [
         f"look into: {warning}" for warning in found["warnings"]])

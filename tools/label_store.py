@@ -12,6 +12,9 @@ answer is on the disk before anybody is told so (write-ahead log, synchronous = 
     the pool     15 %    pairs that everybody is asked about: do they agree with each other?
     any other pair       nobody else has; one opinion each, for another pair teaches a reward model
                          more than a second opinion does
+    what is left         of the pool, and of repeats
+
+So how many pages are left for somebody is known, and each page makes it one less.
 
     python -m tools.labelling serve --pairs runs/demo/pairs.jsonl --db runs/demo/labels.db \
                                     --researcher me
@@ -24,6 +27,7 @@ import sqlite3
 import statistics
 import threading
 import time
+import unicodedata
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -103,6 +107,11 @@ class Plan:
 def second_is_better(confidence):
     """1 for 6..9, 0 for 1..4, None for 5 (no preference) and None (skipped)."""
     return None if confidence in (None, 5) else int(confidence > 5)
+
+
+def folded(name):
+    """A name without what looks alike: case, and Unicode's several forms of one letter."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def mirrored(confidence, more):
@@ -192,6 +201,12 @@ class Store:
         return {row["name"]: (row["state"], row["why"])
                 for row in self.all("SELECT * FROM labellers ORDER BY name")}
 
+    def alike(self, name):
+        """The name of a known labeller who is the same person, spelled otherwise; else None."""
+        known = self.states()
+        return None if name in known else next(
+            (other for other in known if folded(other) == folded(name)), None)
+
     def set_state(self, name, state, why=""):
         """researcher, working, held or released. What somebody who is held answered, others are
         asked as well; once released, theirs are answers beside those, as in the pool."""
@@ -238,7 +253,7 @@ class Store:
                 self._expire(now)
                 count = self.one("SELECT COUNT(*) FROM items WHERE labeller = ?", labeller)[0]
                 chance, order = generator(self.plan.seed, f"next {labeller}", count).random(2)
-                purpose, pair = self._choose(labeller, chance)
+                purpose, pair = self._choose(labeller, count, chance)
                 if pair is None:
                     return None
                 item = self.db.execute(
@@ -252,10 +267,10 @@ class Store:
         return {"item": row["id"], "swapped": row["swapped"],
                 "record": stored(row["record"], is_pair), "lesson": row["purpose"] == "lesson"}
 
-    def _choose(self, labeller, chance):
+    def _choose(self, labeller, count, chance):
         """(purpose, pair) for somebody without an open item; pair is None when nothing is left.
 
-        chance: in [0, 1), of a repeat, the pool or neither.
+        count: items that they had. chance: in [0, 1), of the pool.
         """
         plan, new = self.plan, "id NOT IN (SELECT pair FROM items WHERE labeller = :who)"
 
@@ -276,7 +291,8 @@ class Store:
                           f"confidence != 5 AND labeller IN {RESEARCHERS})")
             if pair:
                 return "lesson", pair
-        if chance < plan.repeats:
+        had = first("SELECT COUNT(*) FROM items WHERE labeller = :who AND purpose = 'repeat'")
+        if self._due(labeller, count) > had:
             pair = first("SELECT pair FROM items WHERE labeller = :who AND confidence NOT NULL AND "
                          "purpose IN ('pool', 'label') AND pair NOT IN (SELECT pair FROM items "
                          "WHERE labeller = :who AND purpose = 'repeat') AND id NOT IN (SELECT id "
@@ -284,10 +300,16 @@ class Store:
                          "ORDER BY id", apart=APART)
             if pair:
                 return "repeat", pair
-        if chance < plan.repeats + plan.shared and (pair := shared()):
+        if chance < plan.shared and (pair := shared()):
             return "pool", pair
         pair = first(f"SELECT id FROM pairs WHERE NOT pool AND NOT taken AND {new} ORDER BY id")
-        return ("label", pair) if pair else ("pool", shared("AND NOT taken"))
+        return ("label", pair) if pair else ("pool", shared())
+
+    def _due(self, labeller, count):
+        """How many repeats somebody should have had within so many items: none at first, where
+        there may be lessons. At which items they come differs from person to person."""
+        late = generator(self.plan.seed, f"repeats {labeller}").random()
+        return int(self.plan.repeats * max(0, count - self.plan.onboarding - APART) + late)
 
     def _expire(self, now):
         """Take back what lies open for longer than a lease."""
@@ -308,7 +330,8 @@ class Store:
     def _own(self, item, labeller):
         row = self.one("SELECT * FROM items WHERE id = ? AND labeller = ?", item, labeller)
         if row is None:
-            raise Gone("this pair waited too long and went to somebody else")
+            raise Gone("this pair waited too long and went to somebody else: what you sent now "
+                       "is not kept")
         return row
 
     def answer(self, item, labeller, confidence, more):
@@ -391,11 +414,22 @@ class Store:
         return why if state == "held" else None
 
     def progress(self, labeller):
-        """How far: {"answered", "left", "seconds", "lessons"}, the last two of this person."""
-        mine = self.all("SELECT answered - shown AS seconds, purpose FROM items WHERE labeller = ? "
-                        "AND answered NOT NULL ORDER BY answered DESC", labeller)
-        recent = [row["seconds"] for row in mine[:20] if row["seconds"] is not None]
-        return {"answered": len(mine), "left": self.one("SELECT COUNT(*) FROM pairs WHERE NOT taken"
-                                                        )[0],
+        """How far: pages {"answered", "skipped", "left"}, of which each page moves one, so long as
+        nobody else takes or skips a pair; median "seconds" of the last answers; "lessons"."""
+        mine = self.all("SELECT answered, answered - shown AS seconds, purpose, confidence FROM "
+                        "items WHERE labeller = ? ORDER BY answered DESC", labeller)
+        done = [row for row in mine if row["answered"] is not None]
+        kept = [row for row in done if row["confidence"] is not None]
+        recent = [row["seconds"] for row in kept[:20] if row["seconds"] is not None]
+        new = self.one("SELECT COUNT(*) FROM pairs WHERE (pool OR NOT taken) AND id NOT IN "
+                       "(SELECT pair FROM items WHERE labeller = ?)", labeller)[0]
+        coming = new + len(mine) - len(done)                       # an open item, too
+        had = repeats = sum(row["purpose"] == "repeat" for row in mine)
+        most = coming + sum(row["purpose"] in ("pool", "label") for row in kept)
+        while coming and repeats < most and (                      # each pair once, at most
+                self._due(labeller, len(mine) - had + new + repeats) > repeats):
+            repeats += 1
+        return {"answered": len(kept), "skipped": len(done) - len(kept),
+                "left": coming + repeats - had,
                 "seconds": statistics.median(recent) if recent else None,
-                "lessons": sum(row["purpose"] == "lesson" for row in mine)}
+                "lessons": sum(row["purpose"] == "lesson" for row in done)}

@@ -17,7 +17,9 @@ label_stats.py (what answers are worth), label_site.py and label.html (the site 
 import json
 import secrets
 import sys
+import threading
 import time
+import webbrowser
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
@@ -78,9 +80,11 @@ class Serve(Machine):
     lease: float = flag(Plan.lease, "seconds after which a pair left open may go to someone else")
     reward: str = flag("", "reward model whose agreement with people shall be shown as well",
                        what="DIR")
-    host: str = flag("127.0.0.1", "address to listen on; any but this one asks for a token")
+    host: str = flag("127.0.0.1", "address to listen on, 0.0.0.0 for all that this machine has; "
+                                  "any but this one asks for a token")
     names: str = flag("", "names, comma between, under which others reach that address")
     port: int = flag(8000, "port to listen on; 0: any free one")
+    open: bool = flag(False, "open the page in this machine's browser")
     seed: int = flag(0, "which pairs come as A and B, and when the pool and repeats come")
 
 
@@ -202,13 +206,35 @@ def compare_with(cfg, store, world):
     store.set_margins({i: b - a for i, a, b in zip(pairs, first, second, strict=True)})
 
 
+def check_name(flag, name, store):
+    """Raise a Problem when a flag names a known person, but spelled otherwise."""
+    if known := store.alike(name):
+        raise Problem(f"{flag} {name}: {store.path} knows this name as {known}: type it so, or "
+                      "choose a name that differs by more than capital letters")
+
+
+def agreement_url(site):
+    """Where /agreement is, with the token if there is one."""
+    front, token, rest = site.urls[0].partition("?")
+    return f"{front}agreement{token}{rest}"
+
+
+def open_browser(url):
+    """Open a page in the browser, or say that there is none. Some browsers keep who opens them
+    waiting: a thread waits."""
+    def act():
+        if not webbrowser.open(url):
+            print("--open: no browser was found; open the address yourself", file=sys.stderr)
+    threading.Thread(target=act, daemon=True).start()
+
+
 def serve(cfg, world):
     """Ask people in their browsers, until Ctrl-C."""
     if not cfg.db or not (cfg.pairs or Path(cfg.db).exists()):
         raise Problem("--db (a file to keep answers in) is needed, and --pairs (a file of "
                       "sample.py), at least the first time")
-    if cfg.shared > 1 or cfg.repeats > 1:
-        raise Problem("--shared and --repeats are shares, 0 to 1")
+    if cfg.shared > 1 or cfg.repeats > 0.3:
+        raise Problem("--shared is a share, 0 to 1, and --repeats one of 0 to 0.3")
     plan = Plan(cfg.repeats, cfg.shared, cfg.onboarding, cfg.hold_below, cfg.fastest, cfg.lease,
                 cfg.seed)
     pairs = read_comparisons(cfg.pairs, shape=PAIR) if cfg.pairs else []
@@ -227,12 +253,18 @@ def serve(cfg, world):
     with site:                    # the port is ours before a reward model reads every pair
         new = store.add(pairs)
         if cfg.researcher:
+            check_name("--researcher", cfg.researcher, store)
             store.set_state(cfg.researcher, "researcher")
+        check_name("--labeller", cfg.labeller, store)
         if cfg.reward:
             compare_with(cfg, store, world)
-        print(f"{cfg.db}: {new} new pairs, {len(store.pairs())} in all\n{site.url}    label here\n"
-              f"{site.url.replace('/?', '/agreement?') if site.token else site.url + 'agreement'}"
-              "    do people agree?\nCtrl-C stops; every answer is kept", flush=True)
+        print(f"{cfg.db}: {new} new pairs, {len(store.pairs())} in all")
+        for url, whence in zip(site.urls, ("", ", from another machine"), strict=False):
+            print(f"{url}    label here{whence}")
+        print(f"{agreement_url(site)}    do people agree?\nCtrl-C stops; every answer is kept",
+              flush=True)
+        if cfg.open:
+            open_browser(site.urls[0])
         site.serve_forever()
 
 

@@ -1,14 +1,19 @@
 """Appendix to Chapter 5. Pairs by several policies, of the best of n, and those worth a label most.
 
 The paper's pairs are by many policies (section 3.3): the newest one, the supervised one, the best
-of n samples, the authors. `make rounds` makes its pairs so. Two additions:
+of n samples, the authors. `make rounds` makes its pairs so. Three additions:
 
     --others            more policies; a snapshot of PPO (snapshots/step-*.pt) is another KL
+    --versus            each pair is --policy against somebody else, never a policy against itself:
+                        what a person who compares fifty pairs wants to know. (A reward model
+                        learns from both kinds.)
     --by uncertainty    of --candidates times as many pairs those are kept whose two summaries the
                         reward model scores most equally: there a label teaches it most. (Not in the
                         paper.) Pairs of held-out posts are not selected, or accuracies of two
                         rounds could not be compared
 
+    python -m tools.pairs --policy runs/demo/ppo --others runs/demo/supervised --versus \
+                          --with-reference 0.5 --pairs 50 --out runs/demo/mine.jsonl
     python -m tools.pairs --policy runs/demo/supervised --others runs/demo/ppo --best-of 16 \
                           --reward runs/demo/reward --by uncertainty --pairs 500 \
                           --out runs/demo/round2.jsonl
@@ -39,6 +44,8 @@ class Config(Machine):
     best_of: int = flag(1, "above 1: the best of so many samples of --policy takes part", least=1)
     reward: str = flag("", "reward model, for --best-of and --by uncertainty", what="DIR")
     data: str = flag("", "folder of posts; none: the one the policy learned from", what="DIR")
+    versus: bool = flag(False, "every pair is --policy against one of --others or, by "
+                               "--with-reference, the author")
     pairs: int = flag(..., "how many", least=1)
     out: str = flag(..., "file of pairs to write", what="FILE")
     by: str = flag("random", "which pairs are kept", choices=("random", "uncertainty"))
@@ -113,10 +120,14 @@ def least_sure(cfg, reward, records):
 
 
 def records_of(cfg, writers, reward, posts):
-    """Pairs of texts, each text by a writer drawn at random, both perhaps by the same."""
+    """Pairs of texts, each text by a writer drawn at random, both perhaps by the same; with
+    --versus the first by --policy, the second by another, until their places are drawn."""
     names = list(writers)
 
     def whose(row):
+        if cfg.versus:
+            rng = generator(cfg.seed, "versus", row=row)
+            return [names[0], names[rng.integers(1, len(names))]]
         drawn = generator(cfg.seed, "writers", row=row).integers(len(names), size=2)
         return [names[i] for i in drawn]
 
@@ -131,6 +142,10 @@ def records_of(cfg, writers, reward, posts):
 
     count = cfg.pairs * (cfg.candidates if cfg.by == "uncertainty" else 1)
     records = make_pairs(cfg, posts, count, write, whose)
+    if cfg.versus:
+        for row, record in enumerate(records):
+            if generator(cfg.seed, "places", row=row).random() < 0.5:
+                record["summaries"].reverse()
     return least_sure(cfg, reward, records) if cfg.by == "uncertainty" else records
 
 
@@ -141,6 +156,8 @@ def check(cfg):
         raise Problem(f"--best-of {cfg.best_of} needs a --reward model to choose with")
     if cfg.by == "uncertainty" and not cfg.reward:
         raise Problem("--by uncertainty needs a --reward model: whose uncertainty?")
+    if cfg.versus and not cfg.others:
+        raise Problem("--versus needs --others: against whom is --policy to write?")
     if not cfg.temperature > 0:
         raise Problem("--temperature must be above 0: greedy writes the same text twice")
 
