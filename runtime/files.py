@@ -174,7 +174,8 @@ def config_of(folder):
                 raise ValueError(f"flag {name} is {value!r:.40}")
         return known
     except (FileNotFoundError, NotADirectoryError):
-        raise Problem(f"{folder} is no checkpoint folder (as runs/demo/ppo): no {path}") from None
+        raise Problem(f"{folder} is no checkpoint folder (as runs/demo/ppo is): {path} is "
+                      "missing") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Problem(f"{path} is damaged ({error}): run that stage again") from None
 
