@@ -15,8 +15,7 @@ At beta = .1, log ratios l of whole summaries in nats:
         3          -2               .5            .47          -.038          +.038
        -8         -13               .5            .47          -.038          +.038
 
-Both rows lose as little, though in the second both summaries became less probable: differences are
-all that is seen. Nobody says what became more probable instead. The log has both means.
+Both rows lose as little, for differences are all that is seen. (The log has the means of both l.)
 
     python -m docs.tutorial.after.dpo --preset toy --policy runs/demo/supervised \
            --comparisons runs/demo/comparisons.jsonl --out runs/demo/dpo
@@ -57,9 +56,7 @@ def log_ratios(policy, reference, pairs):
     queries = [pair.query for pair in pairs] * 2
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     rows = lay_out(queries, responses, policy.config.n_vocab).to(policy.wte.weight.device)
-    with torch.no_grad():
-        ref_logp = log_probs(reference, rows, 1.0)                               # (2 b, R)
-    ratio = log_probs(policy, rows, 1.0) - ref_logp                              # (2 b, R)
+    ratio = log_probs(policy, rows, 1.0) - log_probs(reference, rows, 1.0)       # (2 b, R)
     return ratio.masked_fill(~rows.is_response, 0).sum(1).chunk(2)               # (b,), (b,)
 
 

@@ -3,11 +3,10 @@ without a critic: the other summaries of the same post are the baseline.
 
     A[i] = total[i] - mean of the other k - 1 totals         total = r - beta * log(pi / pi_sft)
 
-1. As in ppo.py: gradient of the mean total = mean of  total * grad log pi(summary).
-2. A number that does not depend on the summary may be taken from its total: no mean changes.
-3. k summaries of a post are drawn independently: the others' mean total is such a number, and near
-   what was to be expected of this post, for which PPO trains a critic.
-4. The whole summary is one action: each of its tokens gets the same A.
+1. As in ppo.py: gradient of the mean total = mean of  total * grad log pi(summary), and any number
+   that does not depend on the summary may be subtracted from its total.
+2. The k summaries of a post are drawn independently: to each, the others' mean total is such a
+   number. It is near what was to be expected of this post, for which PPO trains a critic.
 
 Four summaries of a post (--group 4), and GRPO's version (Shao et al. 2024):
 
@@ -16,8 +15,7 @@ Four summaries of a post (--group 4), and GRPO's version (Shao et al. 2024):
     A                                                  1.33   -1.33    0.0     0.0
     A, --advantage grpo: (total - mean) / deviation    1.22   -1.22    0.0     0.0
 
-The mean of all four in place of the others' only makes each A (k - 1) / k as large. But through the
-division a post whose summaries are nearly equal counts as much as any other.
+By GRPO's division a post whose summaries are nearly equal counts as much as any other.
 
     python -m docs.tutorial.after.rloo --preset toy --policy runs/demo/supervised \
            --reward runs/demo/reward --data data/toy --out runs/demo/rloo
@@ -45,23 +43,18 @@ def normalised(total):
     return (total - total.mean(1, keepdim=True)) / (total.std(1, keepdim=True) + 1e-4)
 
 
-ADVANTAGES = {"rloo": leave_one_out, "grpo": normalised}
-
-
 @dataclass(frozen=True)
 class Config(ppo.Config):
     group: int = flag(4, "k, summaries of each post; --batch counts them all", least=2)
-    advantage: str = flag("rloo", "what a total is compared with", choices=tuple(ADVANTAGES))
+    advantage: str = flag("rloo", "what a total is compared with", choices=("rloo", "grpo"))
 
 
-def nobody(tokens, at):
-    """Stands where PPO has its critic, and expects nothing: (b, T), (b, R) -> (b, R)"""
+def nobody(tokens, at):       # stands where PPO has its critic, and expects nothing of all (b, R)
     return torch.zeros(at.shape, device=at.device)
 
 
 def update(policy, optimizer, rollout, lr, iteration, cfg, world):
-    """ppo.update without a critic, and with a mean over summaries, not tokens: the first step's
-    gradient is minus the mean of  A * grad log pi(summary).  Returns: for the log."""
+    """ppo.update without a critic; its means are over summaries, not tokens. {name: number}"""
     flat, norms = torch.zeros((), device=world.device), []
     for epoch in range(cfg.epochs):
         order = generator(cfg.seed, "minibatch", iteration, epoch).permutation(cfg.batch)
@@ -74,8 +67,8 @@ def update(policy, optimizer, rollout, lr, iteration, cfg, world):
                 (sums["policy_loss"] / len(picked) * world.size).backward()      # as in sft.py
                 flat += sums["clip_fraction"]
             norms += optimizer_step({"": policy}, optimizer, lr, iteration, ppo.MAX_NORM).values()
-    tokens = cfg.epochs * rollout.is_response.sum().item()
-    return {"clip_fraction": world.sum(flat).item() / tokens, "grad_norm": np.mean(norms).item()}
+    return {"clip_fraction": (world.sum(flat) / rollout.is_response.sum() / cfg.epochs).item(),
+            "grad_norm": np.mean(norms).item()}
 
 
 def train(cfg, world):
@@ -84,10 +77,9 @@ def train(cfg, world):
         raise Problem(f"--batch {cfg.batch} is no multiple of --group {cfg.group}: change one")
     cfg = filled(cfg, world, cfg.policy, cfg.reward)
     tokenizer, posts, policy, reference, critic, reward_model = ppo.prepare(cfg, world)
-    del critic                                                   # nobody takes its place
+    del critic                                                    # `nobody` takes its place
     optimizer, iterations = adam([policy], eps=1e-5), cfg.episodes // cfg.batch
-    lengths = [data.characters(post) for post in posts]
-    batches = data.Batches(lengths, cfg.batch // cfg.group, cfg.seed, window=1)
+    batches = data.Batches([data.characters(p) for p in posts], cfg.batch // cfg.group, cfg.seed, 1)
     run = Run(cfg, world, {"model": policy}, optimizer, model=asdict(policy.config))
     if run.finished:
         return
@@ -103,18 +95,17 @@ def train(cfg, world):
         rollout = ppo.roll_out(policy, reference, nobody, reward_model, queries, world.share(ids),
                                iteration, cfg, world)
         run.finite(iteration, "the reward model's score", rollout.score, f"see {cfg.reward}'s log")
-
-        # 2. weigh: how much better than the other summaries of its post
+        # 2. weigh: how much better than the others of its post; each token gets its summary's A
         total = ppo.token_rewards(rollout, cfg.kl_coef).sum(1)                   # (B,)
-        advantage = ADVANTAGES[cfg.advantage](total.view(-1, cfg.group)).flatten()       # (B,)
+        weigh = normalised if cfg.advantage == "grpo" else leave_one_out
+        advantage = weigh(total.view(-1, cfg.group)).flatten()                   # (B,)
         rollout = rollout._replace(advantage=advantage[:, None].expand_as(rollout.value),
                                    returns=total[:, None].expand_as(rollout.value))
-
         # 3-5. gradients, descent; log, save
         lr = ppo.linear(iteration, iterations, cfg.lr)
         learned = update(policy, optimizer, rollout, lr, iteration, cfg, world)
-        said = ppo.statistics(rollout, cfg, tokenizer.eot_token)
-        run.log(iteration, **said, **learned, lr=lr, episodes=(iteration + 1) * cfg.batch)
+        run.log(iteration, **ppo.statistics(rollout, cfg, tokenizer.eot_token), **learned, lr=lr,
+                episodes=(iteration + 1) * cfg.batch)
         if cfg.snapshot_every and (iteration + 1) % cfg.snapshot_every == 0:
             run.save(f"snapshots/step-{iteration + 1:06d}", policy)
         run.save_if_due(iteration)
