@@ -1,5 +1,6 @@
 """What came after: DPO is the pairwise loss of implicit rewards, RLOO a policy gradient without critic."""
 import ast
+import json
 import math
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from test_distributed import assert_alike, ranks
 from test_ppo import (
     END,
     EOT,
@@ -19,6 +21,7 @@ from test_ppo import (
     naive_logp,
     timeless,
 )
+from test_sample import make_checkpoint, make_data
 from test_sft import Killed, kill_at, log_of, weights_of
 
 import evaluate
@@ -325,6 +328,17 @@ def test_snapshots_are_what_the_curve_of_overoptimisation_reads(run):
     assert steps == [2, 4, 6]
 
 
+@pytest.mark.parametrize("script", [dpo, rloo])
+def test_two_processes_end_as_one_does(run, script, float64, monkeypatch, tmp_path):
+    monkeypatch.setattr(dpo, "EVAL_EVERY", 2)
+    monkeypatch.setattr(dpo, "EVAL_ROWS", 7)
+    alone = run(script, "alone", "--lr 1e-3")
+    for how in ("ddp", "fsdp --micro-batch 3"):
+        out = how.split()[0]
+        assert ranks(2, lambda how=how, out=out: run(script, out, f"--lr 1e-3 --parallel {how}")) == [0, 0]
+        assert_alike(tmp_path / out, alone, 1e-9, ["model.pt"])
+
+
 @pytest.mark.parametrize("script, more, match", [
     (rloo, "--group 3", "--batch 8 is no multiple of --group 3"),
     (rloo, "--group 1", "--group is 1"),
@@ -346,6 +360,24 @@ def test_a_reward_model_is_no_policy(run, reward_model):
 
 
 # ----------------------------------------------------------------------------------- page, picture
+
+def test_a_run_is_measured_and_a_policy_that_is_the_supervised_one_has_no_kl(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "POOL", 4)
+    posts, run = make_data(tmp_path / "data"), tmp_path / "run"
+    for seed, name in enumerate(("supervised", "ppo", "rloo")):
+        make_checkpoint(run / name, posts, seed=seed)
+    make_checkpoint(run / "dpo", posts)                                     # of seed 0, as supervised
+    make_checkpoint(run / "reward", posts, "scalar")
+    compare.main(f"--runs {run} --out {tmp_path / 'out'} --device cpu".split())
+    found, = json.loads((tmp_path / "out/compare.json").read_text()).values()
+    assert found["DPO"] == found["supervised"] and found["DPO"]["kl"]["mean"] == 0
+    assert found["PPO"]["kl"]["mean"] > 0.1 and found["RLOO"] != found["PPO"]
+    assert list(found["best of n"]) == ["1", "2", "4"]
+    assert found["best of n"]["4"]["kl"]["mean"] == pytest.approx(math.log(4) - 3 / 4)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["policy", "supervised", "PPO", "DPO", "RLOO", "best"]
+    assert (tmp_path / "out/compare.png").stat().st_size > 10_000
+
 
 def test_the_picture_and_the_table_show_what_was_measured(tmp_path):
     rate = {"mean": 0.5, "95": [0.4, 0.6]}

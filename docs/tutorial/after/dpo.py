@@ -103,7 +103,7 @@ def train(cfg, world):
         lr = cosine(step, steps, cfg.lr, WARMUP)
         norms = optimizer_step({"grad_norm": policy}, optimizer, lr, step)
         if (step + 1) % EVAL_EVERY == 0 or step + 1 == steps:
-            with torch.no_grad():
+            with torch.no_grad(), world.gathered(policy), world.gathered(reference):
                 found = learn(policy, reference, held_out, cfg, world)
             learned |= {f"valid_{name}": x for name, x in found.items()}
         if step % LOG_EVERY == 0 or "valid_loss" in learned:
