@@ -20,6 +20,7 @@ import numpy as np
 
 import evaluate
 import sample
+from evaluate import POOL, POOL_POSTS
 from runtime import Machine, Problem, flag, generator, launch, write
 from runtime.files import replacing
 
@@ -33,7 +34,6 @@ class Config(Machine):
 
 
 POLICIES = {"supervised": "supervised", "PPO": "ppo", "DPO": "dpo", "RLOO": "rloo", "GRPO": "grpo"}
-POOL, POOL_POSTS = 16, 250            # best of n: samples of a post; posts, at most
 LOOKS = {"PPO": ("#D55E00", "s"), "DPO": ("#0072B2", "o"), "RLOO": ("#009E73", "^"),
          "GRPO": ("#CC79A7", "v"), "best of n": ("#777777", "D")}        # Okabe and Ito's colours
 
