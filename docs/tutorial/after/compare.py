@@ -112,8 +112,10 @@ def draw(found, path):
             for name, (colour, marker) in LOOKS.items():
                 rows = methods.get(name, {})
                 rows = list(rows.values()) if name == "best of n" else [rows] if rows else []
+                if not rows:                                                     # no GRPO
+                    continue
                 y = np.array([row["sampled"]["mean"] for row in rows])
-                low, high = np.array([row["sampled"]["95"] for row in rows]).reshape(-1, 2).T
+                low, high = np.array([row["sampled"]["95"] for row in rows]).T
                 ax.errorbar([row["kl"]["mean"] for row in rows], 100 * y, color=colour,
                             yerr=100 * np.array([y - low, high - y]), marker=marker,
                             markersize=7, linewidth=1, label=None if i else name)
