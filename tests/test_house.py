@@ -22,7 +22,8 @@ import sft
 BOOK = ["data", "toy", "model", "sft", "sample", "label", "reward", "ppo", "evaluate"]
 RUNTIME = sorted(f"runtime/{path.stem}" for path in (ROOT / "runtime").glob("*.py"))
 TOOLS = sorted(f"tools/{path.stem}" for path in (ROOT / "tools").glob("*.py"))
-FILES = [*RUNTIME, *BOOK, *TOOLS]
+AFTER = sorted(f"docs/tutorial/after/{path.stem}" for path in (ROOT / "docs/tutorial/after").glob("*.py"))
+FILES = [*RUNTIME, *BOOK, *TOOLS, *AFTER]          # docs/tutorial/after/ stands on chapters, as tools do
 TUTORIAL = sorted(f"docs/tutorial/{path.stem}" for path in (ROOT / "docs/tutorial").glob("*.py"))
 
 
@@ -103,7 +104,7 @@ def test_every_package_that_a_script_imports_is_named_in_the_requirements():
     named, more = (set(re.findall(r"^[a-z]+", (ROOT / f"requirements{end}.txt").read_text(), re.M))
                    for end in ("", "-dev"))
     foreign = {module.split(".")[0] for name in FILES for module in modules_of(name)}
-    foreign -= {*sys.stdlib_module_names, *BOOK, "runtime", "tools"}
+    foreign -= {*sys.stdlib_module_names, *BOOK, "runtime", "tools", "docs"}
     assert foreign - named == {"matplotlib"} <= more and named <= foreign
 
 
@@ -206,14 +207,14 @@ class Parsed(BaseException):
 
 
 def commands(text):
-    """(script, arguments) of each `python X.py`, `python -m tools.X` or torchrun line in the code
-    blocks of a page."""
+    """(script, arguments) of each `python X.py`, `python -m tools.X` (or docs.X) or torchrun line in
+    the code blocks of a page."""
     for block in re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
             found = re.match(r"\s*(?:\$ )?(?:\w+=\S+ )*(?:srun )?(?:torchrun|(?:\S*/)?python3?) (.*)", line)
             words = shlex.split(found[1], comments=True) if found else []
             script = next((i for i, word in enumerate(words)
-                           if word.endswith(".py") or word.startswith("tools.")), None)
+                           if word.endswith(".py") or word.startswith(("tools.", "docs."))), None)
             if script is not None:
                 rest = itertools.takewhile(lambda word: word not in ("|", ">", "&", "&&", ";"),
                                            words[script + 1:])
@@ -278,7 +279,7 @@ def test_commands_are_found_and_parsed(monkeypatch):
 def test_every_command_of_the_pages_and_of_the_docstrings_parses(page, monkeypatch):
     text = (ROOT / page).read_text()
     if page.endswith(".py"):
-        shown = re.findall(r"^ *(?:Try it: +)?(python (?:[\w/]+\.py|-m tools\.).*?)(?:  +\(?[^- ].*)?$",
+        shown = re.findall(r"^ *(?:Try it: +)?(python (?:[\w/]+\.py|-m (?:tools|docs)\.).*?)(?:  +\(?[^- ].*)?$",
                            re.sub(r" *\\\n\s*", " ", ast.get_docstring(ast.parse(text))),
                            re.MULTILINE)
         assert shown or page.startswith(("runtime", "tools/__init__"))
