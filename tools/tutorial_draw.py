@@ -156,7 +156,7 @@ def draw_attention(run):
     query = data.encode_query(tokenizer, post, 256)
     row = query + data.encode_response(tokenizer, "My sister sold my bike.", 48)[:-1]
     words = [tokenizer.decode([token]).strip() or "\\n" for token in row]
-    first, asking = words.index("POST"), range(len(query) - 1, len(row))
+    first, asking = len(row) - 26, range(len(query) - 1, len(row))       # 26: from "POST" on
     weight = weights_of_first_layer(network, torch.tensor(row)).amax(0)              # (T, T)
     shown = weight[asking.start:, first:].numpy()
     hidden = np.array([[column > i for column in range(first, len(row))] for i in asking])
