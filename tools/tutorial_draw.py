@@ -13,11 +13,11 @@ import torch
 import label
 import sample
 from data import read_comparisons
-from evaluate import bootstrap, labels_of
+from evaluate import JUDGES, bootstrap, labels_of
 from model import lay_out
 from ppo import policy_loss
 from runtime import Problem
-from runtime.files import json_of, read_text
+from runtime.files import json_of, read_jsonl, read_text
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
@@ -247,7 +247,36 @@ def draw_clip(run):
         ax.axvspan(*ratio[flat][[0, -1]].tolist(), color=GREY, alpha=.18, lw=0, label="flat")
         ax.axvline(1, color="black", lw=.8)
         ax.set_xlabel("ratio = pi / pi_old", fontsize=9)
-    axes[0].legend(fontsize=8.5, frameon=False)
+    axes[1].legend(fontsize=8.5, loc="lower right", framealpha=1, edgecolor="white")
+    return figure
+
+
+def draw_intervals(run):
+    """Page 9: win rates against the authors, from the first n posts of the report only."""
+    written = [line for _, line in read_jsonl(run / "report" / "summaries.jsonl")]
+    folder = json_of(read_text(run / "report" / "report.json"))["data"]
+    known = {post["id"]: post for post in sample.held_out(folder)}
+    posts = [known[line["id"]] for line in written]
+    figure = chart(2.5)
+    ax = figure.subplots()
+    for name, colour, shift in (("human_feedback", ORANGE, .97), ("supervised", BLUE, 1.03)):
+        won = JUDGES["gold"].compare(posts, *([line[who] for line in written]
+                                              for who in (name, "reference")))
+        for n in (10, 30, 100, 300, 1000):
+            low, high = bootstrap(won[:n], 0)[1]
+            mean = won[:n].mean()
+            ax.errorbar(n * shift, mean, [[mean - low], [high - mean]], fmt="o", color=colour, ms=5,
+                        capsize=3, label=name.replace("_", " ") if n == 10 else None)
+    ax.axhline(.5, color="black", lw=1, ls="--")
+    ax.set_xscale("log")
+    ax.set_xticks([10, 30, 100, 300, 1000], ["10", "30", "100", "300", "1000"])
+    ax.minorticks_off()
+    percent(ax.yaxis)
+    ax.tick_params(labelsize=8.5)
+    ax.set(ylim=(0, 1.02))
+    ax.set_xlabel("posts", fontsize=9)
+    ax.set_ylabel("preferred to the author's", fontsize=9)
+    ax.legend(fontsize=8.5, frameon=False, loc="center right", bbox_to_anchor=(1, .62))
     return figure
 
 
