@@ -13,10 +13,14 @@ import numpy as np
 import torch
 
 import data
+import label
+import sample
 import toy
-from model import load_model
+from evaluate import JUDGES, bootstrap, labels_of
+from model import lay_out, load_model
+from ppo import policy_loss
 from runtime import Problem, config_of
-from runtime.files import read_log
+from runtime.files import json_of, read_jsonl, read_log, read_text
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
@@ -195,4 +199,217 @@ def draw_loss(run):
     both[1].text(lines[-1]["step"], math.log(size) - 0.15, f"ln {size:,} = {math.log(size):.2f}",
                  ha="right", va="top", fontsize=9)
     both[1].legend(fontsize=8.5, frameon=False, loc="center right")
+
+
+# --------------------------------------------- pages 5 to 9: sample, label, reward, PPO, evaluate
+
+def two(height, left, right):
+    """A Figure with two charts side by side, and these titles -> figure, axes, axes."""
+    figure = chart(height)
+    axes = figure.subplots(1, 2)
+    for ax, title in zip(axes, (left, right), strict=True):
+        ax.set_title(title, fontsize=9.5)
+        ax.tick_params(labelsize=8.5)
+    return figure, *axes
+
+
+def percent(axis):
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+
+
+@torch.no_grad()
+def doubtful(run):
+    """The token of a greedy summary, of a held-out post, at which the supervised policy is least
+    sure: the words before it, the probabilities (V,) of all tokens, and the tokenizer."""
+    policy = sample.load_checkpoint(run / "supervised")
+    query = policy.queries(sample.held_out(policy.flags["data"]))[0]
+    response = sample.respond(policy, [query])[0]
+    rows = lay_out([query], [response], policy.model.config.n_vocab)
+    p = policy.model(rows.tokens, at=rows.columns)[0].double().softmax(-1)               # (R, V)
+    t = int((-p * p.log()).sum(-1).argmax())
+    return policy.tokenizer.decode(response[:t]), p[t].numpy(), policy.tokenizer
+
+
+def draw_choose(run):
+    """Page 5: a token is drawn where a random number meets the sums of the probabilities."""
+    before, p, tokenizer = doubtful(run)
+    sums, draws = p.cumsum(), (.2, .5, .8)
+    drawn = np.searchsorted(sums, draws, side="right")
+    shown = sorted({*drawn, *np.flatnonzero(p > .01)})    # in the order in which `choose` adds them
+    before = " ".join(before.split()[-2:])
+    figure, bars, steps = two(2.3, f"after “... {before}”", "u = .2, .5 and .8")
+    rows = range(len(shown))
+    bars.barh(rows, p[shown], color=BLUE)
+    steps.barh(rows, p[shown], left=sums[shown] - p[shown], color=BLUE)
+    for u, token in zip(draws, drawn, strict=True):
+        steps.plot([u, u], [-.8, shown.index(token)], color=ORANGE, lw=2)
+        steps.plot(u, shown.index(token), "o", color=ORANGE, ms=6)
+    for ax in (bars, steps):
+        ax.set_yticks(rows, [tokenizer.decode([int(i)]).strip() for i in shown])
+        ax.set_ylim(len(shown) - .4, -.8)
+    bars.set_xlabel("probability", fontsize=9)
+    steps.set_xlabel("sum of the probabilities", fontsize=9)
+    steps.set_xlim(0, 1)
+    return figure
+
+
+def draw_best_of_n(run):
+    """Page 5: where the best of n comes from, and how good it is for its KL."""
+    figure, density, grade = two(2.5, "which sample is the best of n?", "judge's grade")
+    u = np.linspace(0, 1, 201)
+    for n, colour in ((1, GREY), (2, GREEN), (4, BLUE), (16, ORANGE)):
+        density.plot(u, n * u ** (n - 1), color=colour, lw=2, label=f"n = {n}")
+    density.set_xlabel("u: share of samples with a lower score", fontsize=8.5)
+    density.set_ylabel("density", fontsize=9)
+    density.set_ylim(0, 8)
+    density.legend(fontsize=8.5, frameon=False)
+    rows = json_of(read_text(run / "report" / "report.json"))["overoptimisation"]
+    best = [row for row in rows if row["method"] == "best_of_n"]
+    grade.plot([row["kl"] for row in best], [row["gold"] for row in best], "o-", color=ORANGE, lw=2,
+               label="best of n")
+    for row in best:
+        grade.annotate(str(row["n"]), (row["kl"], row["gold"]), (-4, 5), fontsize=8.5, ha="right",
+                       textcoords="offset points")
+    last = [row for row in rows if row["method"] == "ppo"][-1]
+    grade.plot(last["kl"], last["gold"], "D", color=BLUE, ms=7, label="PPO")
+    grade.set(xlim=(-.3, None), ylim=(None, 4.9))
+    grade.set_xlabel("KL, nats", fontsize=9)
+    grade.legend(fontsize=8.5, frameon=False, loc="lower right")
+    return figure
+
+
+def shares(x, chosen, bins):
+    """Cut x at its quantiles into `bins` parts of equal size -> for each: mean x, share chosen, and
+    its 95 % interval."""
+    for part in np.array_split(np.argsort(x, kind="stable"), bins):
+        yield x[part].mean(), chosen[part].mean(), bootstrap(chosen[part], 0)[1]
+
+
+def curve_of_shares(ax, x, chosen, bins, colour):
+    """Points with their intervals."""
+    for at, share, (low, high) in shares(x, chosen, bins):
+        ax.errorbar(at, share, [[share - low], [high - share]], fmt="o", color=colour, ms=5,
+                    capsize=2.5)
+    percent(ax.yaxis)
+    ax.set_ylim(0, 1)
+    ax.tick_params(labelsize=8.5)
+
+
+def draw_labellers(run):
+    """Page 6: how often the second summary is chosen, by how many points it is better."""
+    answers = data.read_comparisons(str(run / "comparisons.jsonl"), "train")
+    points = np.array([[label.points(label.LABELLERS[0], c["info"], text)
+                        for text in label.texts_of(c)] for c in answers])
+    chosen = np.array([c["choice"] for c in answers])
+    figure = chart(2.7)
+    ax = figure.subplots()
+    curve_of_shares(ax, points[:, 1] - points[:, 0], chosen, 14, BLUE)
+    x = np.linspace(-5, 5, 201)
+    ax.plot(x, 1 / (1 + np.exp(-label.SHARPNESS * x)), color=GREY, lw=1.5, zorder=0,
+            label="ada alone: sigmoid of 1.35 × points")
+    ax.set_xlabel("points that B has more than A, in ada's eyes", fontsize=9)
+    ax.set_ylabel("B chosen, by all eight", fontsize=9)
+    ax.legend(fontsize=8.5, frameon=False, loc="upper left")
+    return figure
+
+
+def score_differences(run):
+    """Of held-out comparisons: score of the second summary minus the first's, and the choice."""
+    model = sample.load_checkpoint(run / "reward", head="scalar")
+    held_out = labels_of(run, model.flags)
+    posts, texts = [c["info"] for c in held_out], zip(*map(label.texts_of, held_out), strict=True)
+    first, second = (np.array(sample.score_texts(model, posts, list(some))) for some in texts)
+    return second - first, np.array([c["choice"] for c in held_out])
+
+
+def slope_of(d, chosen):
+    """The s that makes P(chosen) = sigmoid(s * d) fit best, by Newton's method: 1 is calibrated."""
+    s = 1.
+    for _ in range(30):
+        p = 1 / (1 + np.exp(-s * d))
+        s += (d * (chosen - p)).sum() / (d * d * p * (1 - p)).sum()
+    return s
+
+
+def draw_calibration(run):
+    """Page 7: does a difference of 1 in score mean that 73 % choose so? On split valid2."""
+    d, chosen = score_differences(run)
+    figure = chart(2.9)
+    ax = figure.subplots()
+    curve_of_shares(ax, d, chosen, 8, ORANGE)
+    x = np.linspace(-4, 4, 201)
+    ax.plot(x, 1 / (1 + np.exp(-x)), color=GREY, lw=1.5, zorder=0,
+            label="Bradley-Terry: sigmoid(d)")
+    ax.set_xlabel("d: reward model's score of B minus its score of A", fontsize=9)
+    ax.set_ylabel("B chosen", fontsize=9)
+    ax.legend(fontsize=8.5, frameon=False, loc="upper left")
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(len(d), size=len(d)) for _ in range(1000)]
+    low, high = np.quantile([slope_of(d[some], chosen[some]) for some in draws], [.025, .975])
+    print(f"{len(d)} comparisons; slope {slope_of(d, chosen):.2f} [{low:.2f}, {high:.2f}]")
+    return figure
+
+
+def draw_clip(run):
+    """Page 8: PPO's loss of one token by its ratio, for a good and for a bad token."""
+    figure, *axes = two(2.4, "a good token, A = 1", "a bad token, A = -1")
+    ratio = torch.linspace(.4, 1.6, 241)
+    for ax, A, colour in zip(axes, (1., -1.), (GREEN, ORANGE), strict=True):
+        loss, flat = policy_loss(ratio.log(), torch.zeros(241), torch.full((241,), A), .2)
+        ax.plot(ratio, -A * ratio, color=GREY, lw=1.2, ls="--", label="without clip")
+        ax.plot(ratio, loss, color=colour, lw=2.5, label="PPO's loss")
+        ax.axvspan(*ratio[flat][[0, -1]].tolist(), color=GREY, alpha=.18, lw=0, label="flat")
+        ax.axvline(1, color="black", lw=.8)
+        ax.set_xlabel("ratio = pi / pi_old", fontsize=9)
+    axes[1].legend(fontsize=8.5, loc="lower right", framealpha=1, edgecolor="white")
+    return figure
+
+
+def draw_intervals(run):
+    """Page 9: win rates against the authors, from the first n posts of the report only."""
+    written = [line for _, line in read_jsonl(run / "report" / "summaries.jsonl")]
+    folder = json_of(read_text(run / "report" / "report.json"))["data"]
+    known = {post["id"]: post for post in sample.held_out(folder)}
+    posts = [known[line["id"]] for line in written]
+    figure = chart(2.5)
+    ax = figure.subplots()
+    for name, colour, shift in (("human_feedback", ORANGE, .97), ("supervised", BLUE, 1.03)):
+        won = JUDGES["gold"].compare(posts, *([line[who] for line in written]
+                                              for who in (name, "reference")))
+        for n in (10, 30, 100, 300, 1000):
+            low, high = bootstrap(won[:n], 0)[1]
+            mean = won[:n].mean()
+            ax.errorbar(n * shift, mean, [[mean - low], [high - mean]], fmt="o", color=colour, ms=5,
+                        capsize=3, label=name.replace("_", " ") if n == 10 else None)
+    ax.axhline(.5, color="black", lw=1, ls="--")
+    ax.set_xscale("log")
+    ax.set_xticks([10, 30, 100, 300, 1000], ["10", "30", "100", "300", "1000"])
+    ax.minorticks_off()
+    percent(ax.yaxis)
+    ax.tick_params(labelsize=8.5)
+    ax.set(ylim=(0, 1.02))
+    ax.set_xlabel("posts", fontsize=9)
+    ax.set_ylabel("preferred to the author's", fontsize=9)
+    ax.legend(fontsize=8.5, frameon=False, loc="center right", bbox_to_anchor=(1, .62))
+    return figure
+
+
+def draw_overoptimised(run):
+    """Page 9: what the reward model expects, and what is true, while PPO goes on without a price of
+    KL. run: one with snapshots, evaluated."""
+    rows = json_of(read_text(run / "report" / "report.json"))["overoptimisation"]
+    figure, share, grade = two(2.5, "preferred to the author's", "judge's grade")
+    for method, looks, label_ in (("ppo", {"color": ORANGE, "marker": "o"}, "PPO, beta 0"),
+                                  ("best_of_n", {"color": BLUE, "marker": "s"}, "best of n")):
+        some = sorted((row for row in rows if row["method"] == method), key=lambda row: row["kl"])
+        kl = [row["kl"] for row in some]
+        share.plot(kl, [row["win_rate"] for row in some], lw=2, ms=4, **looks)
+        share.plot(kl, [row["predicted_win_rate"] for row in some], ":", lw=2, ms=4, **looks)
+        grade.plot(kl, [row["gold"] for row in some], lw=2, ms=4, label=label_, **looks)
+    share.plot([], [], color="black", lw=2, label="true")
+    share.plot([], [], ":", color="black", lw=2, label="reward model's")
+    percent(share.yaxis)
+    for ax in (share, grade):
+        ax.set_xlabel("KL, nats", fontsize=9)
+        ax.legend(fontsize=8.5, frameon=False, loc="lower right")
     return figure
