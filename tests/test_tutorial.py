@@ -195,5 +195,8 @@ def test_every_drawing_function_belongs_to_a_page():
     text = "".join(path.read_text() for path in sorted((ROOT / "docs/tutorial").glob("*.md")))
     known = {name.removeprefix("draw_") for name in vars(tutorial_draw) if name.startswith("draw_")}
     assert known == {name for name, _ in tutorial.FIGURE.findall(text)}
+    for name in known:
+        code = tutorial.source_of((ROOT / tutorial.DRAW).read_text(), f"draw_{name}")
+        assert re.search(r"^    return ", code, re.M), name
     pictures = {path.stem for path in Path(ROOT / "docs/tutorial").glob("*.png")}
     assert pictures == known

@@ -199,6 +199,7 @@ def draw_loss(run):
     both[1].text(lines[-1]["step"], math.log(size) - 0.15, f"ln {size:,} = {math.log(size):.2f}",
                  ha="right", va="top", fontsize=9)
     both[1].legend(fontsize=8.5, frameon=False, loc="center right")
+    return figure
 
 
 # --------------------------------------------- pages 5 to 9: sample, label, reward, PPO, evaluate
