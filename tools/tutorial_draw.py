@@ -410,7 +410,9 @@ def draw_overoptimised(run):
     share.plot([], [], color="black", lw=2, label="true")
     share.plot([], [], ":", color="black", lw=2, label="reward model's")
     percent(share.yaxis)
-    for ax in (share, grade):
+    for ax, place in ((share, "lower left"), (grade, "upper right")):
+        ax.set_xscale("function", functions=(lambda kl: abs(kl) ** .5, lambda x: x ** 2))
+        ax.set_xticks([0, 1, 4, 10, 20, 40])
         ax.set_xlabel("KL, nats", fontsize=9)
-        ax.legend(fontsize=8.5, frameon=False, loc="lower right")
+        ax.legend(fontsize=8.5, frameon=False, loc=place)
     return figure
