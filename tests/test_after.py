@@ -32,6 +32,7 @@ from docs.tutorial.after import compare, dpo, rloo
 from reward import Pair, pairwise_loss
 from runtime import Problem, adam, config_of
 from runtime.health import examine, stage_of
+from tools.overoptimisation import checkpoints
 
 AFTER = ROOT / "docs" / "tutorial" / "after"
 PAIRS = [Pair([3, 1, 4], [5, 6, EOT], [7, EOT]), Pair([1], [2, EOT], [9, 9, 8, EOT]),
@@ -324,7 +325,7 @@ def test_the_result_is_a_policy_like_any_other(run, script, supervised, data_dir
 
 def test_snapshots_are_what_the_curve_of_overoptimisation_reads(run):
     out = run(rloo, more="--snapshot-every 2")
-    steps = [step for step, _ in evaluate.checkpoints(sample.load_checkpoint(out))]
+    steps = [step for step, _ in checkpoints(sample.load_checkpoint(out))]
     assert steps == [2, 4, 6]
 
 

@@ -20,9 +20,9 @@ import numpy as np
 
 import evaluate
 import sample
-from evaluate import POOL, POOL_POSTS
 from runtime import Machine, Problem, flag, generator, launch, write
 from runtime.files import replacing
+from tools.overoptimisation import POOL, POOL_POSTS, best_of, opinions
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def measure_best_of(supervised, reward, judge, posts, seed):
     """The best of n samples by the reward model, for n = 1, 2, 4, ... -> {n: {name: number}}"""
     pool = sample.summarise(supervised, [post for post in posts for _ in range(POOL)], seed=seed,
                             temperature=1.0, purpose="pool", bar="pool")
-    seen, found = evaluate.opinions(reward, judge, posts, pool), {}              # (P, POOL) each
+    seen, found = opinions(reward, judge, posts, pool), {}              # (P, POOL) each
     for n in [2 ** i for i in range(POOL.bit_length())]:
-        won, grade = (evaluate.best_of(seen["rm"], seen[key], n) for key in ("win_rate", "gold"))
+        won, grade = (best_of(seen["rm"], seen[key], n) for key in ("win_rate", "gold"))
         found[n] = {"sampled": rate(won, seed), "grade": rate(grade, seed),      # of (P,) each
                     "kl": {"mean": math.log(n) - (n - 1) / n}}
     return found
@@ -72,7 +72,7 @@ def measure(run, cfg, world):
     reward = sample.load_checkpoint(Path(run) / "reward", world, "scalar", like=supervised)
     posts = sample.held_out(supervised.flags.get("data") or "--data")
     posts = [posts[i] for i in generator(cfg.seed, "evaluate").permutation(len(posts))[:cfg.posts]]
-    _, judge = evaluate.load_judge("gold", posts)
+    _, judge = evaluate.the_judge(posts)
     found = {}
     for name, stage in POLICIES.items():
         if stage != "grpo" or (Path(run) / stage).exists():

@@ -75,7 +75,7 @@ def train(cfg, world):
     """The loop of ppo.py, with one network to train."""
     if cfg.batch % cfg.group:
         raise Problem(f"--batch {cfg.batch} is no multiple of --group {cfg.group}: change one")
-    cfg = filled(cfg, world, cfg.policy, cfg.reward)
+    cfg = filled(cfg, cfg.policy, cfg.reward)
     tokenizer, posts, policy, reference, critic, reward_model = ppo.prepare(cfg, world)
     del critic                                                    # `nobody` takes its place
     optimizer, iterations = adam([policy], eps=1e-5), cfg.episodes // cfg.batch
