@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import data
+import sft
+import toy
 from runtime import Problem
 from tools import tutorial, tutorial_draw
 
@@ -62,6 +65,7 @@ def test_a_page_is_old_when_a_function_that_it_shows_has_changed(tmp_path):
         for file, name, *_ in tutorial.CODE.findall(path.read_text()):
             if "\n    " in tutorial.source_of((ROOT / file).read_text(), name, False):
                 shown.setdefault(f"docs/tutorial/{path.name}", (file, name))
+    assert len(shown) >= 5
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copytree(ROOT / "tools", tmp_path / "tools")
     shutil.copytree(ROOT / "runtime", tmp_path / "runtime")
@@ -158,9 +162,41 @@ def test_a_picture_is_drawn_and_an_unknown_one_is_told(tmp_path, monkeypatch):
             tutorial.main(words)
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two small stages, two steps each."""
+    base = tmp_path_factory.mktemp("run")
+    toy.main(["--out", f"{base}/data", "--posts", "40"])
+    data.main(["tokenizer", "--data", f"{base}/data", "--vocab", "300"])
+    for stage, loss_on in (("pretrained", "all"), ("supervised", "summary")):
+        sft.main(["--size", "toy-tiny", "--data", f"{base}/data", "--loss-on", loss_on, "--steps", "2",
+                  "--batch", "4", "--query-length", "400", "--out", f"{base}/{stage}"])
+    return base
+
+
+@pytest.mark.parametrize("name", ["path", "rows", "grades", "attention", "loss"])
+def test_pictures_are_800_pixels_wide_and_their_letters_large_enough(name, run, tmp_path):
+    figure = getattr(tutorial_draw, f"draw_{name}")(run)
+    figure.savefig(tmp_path / "figure.png")                     # fills in what is drawn late
+    assert figure.get_figwidth() * 160 == 800
+    texts = [text for text in figure.findobj(match=lambda artist: hasattr(artist, "get_fontsize"))
+             if text.get_text().strip() and text.get_visible()]
+    assert len(texts) > 10 and min(text.get_fontsize() for text in texts) >= 8
+
+
+def test_the_picture_of_attention_hides_what_the_mask_forbids(run):
+    axes = tutorial_draw.draw_attention(run).axes[0]
+    shown = axes.images[0].get_array()                          # (7 columns that ask or more, 26)
+    assert not shown.mask[-1].any() and shown.mask[0].sum() == len(shown) - 1
+    assert 0 <= shown.min() <= shown.max() <= 1
+
+
 def test_every_drawing_function_belongs_to_a_page():
     text = "".join(path.read_text() for path in sorted((ROOT / "docs/tutorial").glob("*.md")))
     known = {name.removeprefix("draw_") for name in vars(tutorial_draw) if name.startswith("draw_")}
     assert known == {name for name, _ in tutorial.FIGURE.findall(text)}
+    for name in known:
+        code = tutorial.source_of((ROOT / tutorial.DRAW).read_text(), f"draw_{name}")
+        assert re.search(r"^    return ", code, re.M), name
     pictures = {path.stem for path in Path(ROOT / "docs/tutorial").glob("*.png")}
     assert pictures == known

@@ -160,7 +160,7 @@ def draw_attention(run):
     query = data.encode_query(tokenizer, post, 256)
     row = query + data.encode_response(tokenizer, "My sister sold my bike.", 48)[:-1]
     words = [tokenizer.decode([token]).strip() or "\\n" for token in row]
-    first, asking = words.index("POST"), range(len(query) - 1, len(row))
+    first, asking = len(row) - 26, range(len(query) - 1, len(row))       # 26: from "POST" on
     weight = weights_of_first_layer(network, torch.tensor(row)).amax(0)              # (T, T)
     shown = weight[asking.start:, first:].numpy()
     hidden = np.array([[column > i for column in range(first, len(row))] for i in asking])
@@ -199,6 +199,7 @@ def draw_loss(run):
     both[1].text(lines[-1]["step"], math.log(size) - 0.15, f"ln {size:,} = {math.log(size):.2f}",
                  ha="right", va="top", fontsize=9)
     both[1].legend(fontsize=8.5, frameon=False, loc="center right")
+    return figure
 
 
 # --------------------------------------------- pages 5 to 9: sample, label, reward, PPO, evaluate
