@@ -158,4 +158,8 @@ def test_code_to_try_out_uses_names_that_exist(path):
                 if isinstance(node, ast.Import) for alias in node.names if (ROOT / f"{alias.name}.py").exists()}
         used = [(node.value.id, node.attr) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
                 and isinstance(node.value, ast.Name) and node.value.id in ours]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                ours[node.module] = importlib.import_module(node.module)
+                used += [(node.module, alias.name) for alias in node.names]
         assert used and all(hasattr(ours[name], attribute) for name, attribute in used)
