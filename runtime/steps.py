@@ -21,8 +21,7 @@ def accumulate(rows, micro_batch, *networks):
     """Cut a rank's rows into micro-batches, whose gradients add up in the networks.
 
     Under DDP the ranks average them after the last one only. (Under FSDP after each: else every
-    rank would have to store whole networks' gradients.)
-    """
+    rank would have to store whole networks' gradients.)"""
     for start in range(0, len(rows), micro_batch):
         for module in networks:
             if isinstance(module, DistributedDataParallel):
