@@ -297,11 +297,11 @@ def files_of(folder):
 def test_the_pipeline_runs_where_much_is_missing_and_says_how_far_it_is(whole):
     folder, said, complaints = whole
     assert re.findall(r"^stage (\d) of 9: ", said, re.MULTILINE) == [str(n) for n in range(1, 10)]
-    assert "The report: runs/quick-0/report/report.html" in said
+    assert "The report, for a browser: runs/quick-0/report/report.html" in said
     tries = list(commands(f"```\n{said.rpartition('Now try:')[2]}\n```\n"))
     assert [script for script, _ in tries] == ["sample.py", "tools.labelling"]
     assert complaints.count("error: ") == 1 and "pip install matplotlib" in complaints      # no more
-    assert "The token microscope" in (folder / "runs/quick-0/report/report.html").read_text("utf-8")
+    assert "Token microscope" in (folder / "runs/quick-0/report/report.html").read_text("utf-8")
     assert (folder / "runs/quick-0/ppo/lock").exists()             # of msvcrt: fcntl is not there
     assert "\r" not in said + complaints                           # no terminal, so no bars
     assert not any(set('<>:"|?*') & set(path.name) for path in folder.rglob("*"))      # Windows' rule

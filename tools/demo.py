@@ -76,64 +76,64 @@ def stop(told, code=2):
 # -------------------------------------------------------------------------- 1. the list of stages
 
 def words(script, **flags):
-    """A command: --loss-on all for loss_on="all"; for True the flag alone, for None nothing."""
+    """A command: --loss-on all for loss_on="all", nothing for None. Paths have "/" on Windows, too:
+    so nothing has to be quoted."""
     found = script.split()
     for name, value in flags.items():
         if value is not None:
-            found.append("--" + name.replace("_", "-"))
-            found += [] if value is True else [str(value)]
+            told = value.as_posix() if isinstance(value, Path) else str(value)
+            found += ["--" + name.replace("_", "-"), told]
     return found
 
 
 def imitation(cfg, scale):
     """The stages from the toy world to the supervised policy."""
-    data, run = Path(cfg.data), Path(cfg.run)
+    data, run, sft = Path(cfg.data), Path(cfg.run), "sft.py --preset toy --resume --loss-on"
     posts, tokenizer = data / "train.jsonl", data / "tokenizer.tiktoken"
-    pretrained, supervised = run / "pretrained/model.pt", run / "supervised/model.pt"
-    sft = dict(data=data, seed=cfg.seed, resume=True)
+    pretrained, supervised = run / "pretrained", run / "supervised"
+    make = words("toy.py", posts=scale.posts, seed=cfg.seed, out=data)
+    tokenize = words(TOKENIZER, data=data, vocab=1024)
+    pretrain = words(f"{sft} all", size=cfg.network, data=data, steps=scale.pretraining,
+                     seed=cfg.seed, out=pretrained)
+    imitate = words(f"{sft} summary", init=pretrained, data=data, steps=scale.imitation,
+                    seed=cfg.seed, out=supervised)
     took = scale.seconds
     return [
-        Stage("posts", posts, (), (
-            words("toy.py", out=data, posts=scale.posts, seed=cfg.seed),), took[0]),
-        Stage("tokenizer", tokenizer, (posts,), (
-            words(TOKENIZER, data=data, vocab=1024),), took[1]),
-        Stage("pretraining", pretrained, (tokenizer,), (
-            words("sft.py --preset toy --loss-on all", size=cfg.network, steps=scale.pretraining,
-                  out=pretrained.parent, **sft),), took[2]),
-        Stage("supervised fine-tuning", supervised, (pretrained,), (
-            words("sft.py --preset toy --loss-on summary", init=pretrained.parent,
-                  steps=scale.imitation, out=supervised.parent, **sft),), took[3])]
+        Stage("posts", posts, (), (make,), took[0]),
+        Stage("tokenizer", tokenizer, (posts,), (tokenize,), took[1]),
+        Stage("pretraining", pretrained / "model.pt", (tokenizer,), (pretrain,), took[2]),
+        Stage("supervised fine-tuning", supervised / "model.pt", (pretrained / "model.pt",),
+              (imitate,), took[3])]
 
 
-def feedback(cfg, scale, folder, seed, pairs, sources, labels=()):
+def feedback(cfg, scale, folder, seed, pairs, sources, earlier=()):
     """The stages from pairs to a report, which make files in `folder`.
 
-    pairs: the command that writes pairs; sources: what it reads. labels: files of earlier rounds,
-    from which the reward model learns, too.
+    pairs: the command that writes them; sources: what it reads. seed: of pairs and labels. earlier:
+    labels of earlier rounds, from which the reward model learns, too.
     """
-    run, took = Path(cfg.run), scale.seconds
-    reward, ppo = folder / "reward/model.pt", folder / "ppo/model.pt"
-    asked, answers, page = (folder / name for name in (
-        "pairs.jsonl", "comparisons.jsonl", "report/report.html"))
-    start = dict(seed=cfg.seed, resume=True)
+    supervised, reward, ppo = Path(cfg.run, "supervised"), folder / "reward", folder / "ppo"
+    unlabelled, labels = folder / "pairs.jsonl", folder / "comparisons.jsonl"
+    page = folder / "report/report.html"
+    write = [*pairs, "--out", unlabelled.as_posix()]
+    label = words("label.py simulate --labels 3", pairs=unlabelled, seed=seed, out=labels)
+    learn = words("reward.py --preset toy --resume", init=supervised, seed=cfg.seed, out=reward,
+                  comparisons=",".join(path.as_posix() for path in (*earlier, labels)))
+    improve = words("ppo.py --preset toy --resume", policy=supervised, reward=reward, data=cfg.data,
+                    episodes=scale.episodes, seed=cfg.seed, out=ppo)
+    evaluate = words("evaluate.py", run=folder, data=cfg.data, posts=cfg.posts, seed=cfg.seed,
+                     out=page.parent)
+    report = words("-m tools.report", run=folder)
+    copies = [(Path(cfg.run, name), folder / name) for name in ("pretrained", "supervised")]
+    took = scale.seconds
     return [
-        Stage("pairs", asked, sources, ([*pairs, "--out", str(asked)],), took[4]),
-        Stage("labels", answers, (asked,), (
-            words("label.py simulate", pairs=asked, labels=3, seed=seed, out=answers),),
-            took[5]),
-        Stage("reward model", reward, (answers,), (
-            words("reward.py --preset toy", init=run / "supervised", out=reward.parent,
-                  comparisons=",".join(map(str, [*labels, answers])), **start),), took[6]),
-        Stage("PPO", ppo, (reward,), (
-            words("ppo.py --preset toy", policy=run / "supervised", reward=reward.parent,
-                  data=cfg.data, episodes=scale.episodes, out=ppo.parent, **start),), took[7]),
-        # One stage: evaluate.py writes report.json bit by bit, so only the page says it has ended.
-        Stage("evaluation", page, (ppo,), (
-            words("evaluate.py", run=folder, data=cfg.data, posts=cfg.posts, seed=cfg.seed,
-                  out=page.parent),
-            words("-m tools.report", run=folder)), took[8],
-            () if folder == run else tuple((run / name, folder / name)
-                                           for name in ("pretrained", "supervised")))]
+        Stage("pairs", unlabelled, sources, (write,), took[4]),
+        Stage("labels", labels, (unlabelled,), (label,), took[5]),
+        Stage("reward model", reward / "model.pt", (labels,), (learn,), took[6]),
+        Stage("PPO", ppo / "model.pt", (reward / "model.pt",), (improve,), took[7]),
+        # One stage: evaluate.py writes report.json bit by bit; the page says that all is there.
+        Stage("evaluation", page, (ppo / "model.pt",), (evaluate, report), took[8],
+              tuple(copies if folder != Path(cfg.run) else ()))]
 
 
 def outer_loop(cfg, scale):
@@ -141,19 +141,19 @@ def outer_loop(cfg, scale):
     the best of 4 of its own, of the supervised one and of the authors (--by uncertainty: about
     those of which the reward model is least sure). A new reward model learns from *all* labels so
     far, and PPO starts again from the supervised policy."""
-    run, found, labels = Path(cfg.run), [], []
+    run, found, earlier = Path(cfg.run), [], []
     supervised, before = run / "supervised", None
     for number in range(1, cfg.rounds + 1):
         folder, seed = run / f"rounds-{cfg.rounds}" / str(number), f"{cfg.seed}{number}"
         more = dict(data=cfg.data, pairs=cfg.pairs // cfg.rounds, seed=seed)
         sources, pairs = (supervised / "model.pt",), words(
-            "sample.py", policy=supervised, with_reference=0.5, **more)
+            "sample.py --with-reference 0.5", policy=supervised, **more)
         if before:
             sources, pairs = (*sources, before / "ppo/model.pt"), words(
                 "-m tools.pairs --best-of 4 --with-reference 0.2", policy=before / "ppo",
                 others=supervised, reward=before / "reward", by=cfg.by, **more)
-        found += feedback(cfg, scale, folder, seed, pairs, sources, labels)
-        labels.append(folder / "comparisons.jsonl")
+        found += feedback(cfg, scale, folder, seed, pairs, sources, earlier)
+        earlier.append(folder / "comparisons.jsonl")
         before = folder
     return found
 
@@ -207,7 +207,7 @@ class Runner:
 
 def python():
     """How Python is called here, in the shortest way."""
-    known = shutil.which("python") == sys.executable
+    known = os.path.normcase(shutil.which("python") or "") == os.path.normcase(sys.executable)
     return "python" if known else sys.executable.removeprefix(os.getcwd() + os.sep)
 
 
@@ -308,7 +308,8 @@ def flags(argv):
     scale = QUICK if cfg.quick else FULL
     name, world = ("quick", "quick") if cfg.quick else ("demo", "toy")
     cfg.run, cfg.data = cfg.run or f"runs/{name}-{cfg.seed}", cfg.data or f"data/{world}-{cfg.seed}"
-    cfg.pairs, cfg.posts = cfg.pairs or scale.pairs, cfg.posts or scale.judged
+    cfg.pairs = scale.pairs if cfg.pairs is None else cfg.pairs
+    cfg.posts = scale.judged if cfg.posts is None else cfg.posts
     return cfg, scale
 
 
@@ -327,12 +328,11 @@ def main(argv=None):
     refused = [link for link in links if not point(*link)]
     stages = stages_of(cfg, scale)
     carry_out(stages, again)
-    report = stages[-1].made
-    folder = report.parent.parent
-    print(f"\nThe report: {report}, to be opened in a browser. Now try:\n"
-          f"    {python()} sample.py --policy {folder / 'ppo'}\n"
-          f"    {python()} -m tools.labelling me --pairs {folder / 'pairs.jsonl'} "
-          f"--out {folder / 'mine.jsonl'}")
+    folder = stages[-1].made.parent.parent.as_posix()
+    print(f"\nThe report, for a browser: {folder}/report/report.html.  Now try:\n"
+          f"    {python()} sample.py --policy {folder}/ppo\n"
+          f"    {python()} -m tools.labelling me --pairs {folder}/pairs.jsonl "
+          f"--out {folder}/mine.jsonl")
     for alias, named in refused:
         print(f"(This system allows no link: where a page says {alias}, type {named}.)")
 
