@@ -60,6 +60,7 @@ def test_the_outer_loop_learns_from_all_labels_so_far():
                        "r/rounds-2/1/comparisons.jsonl,r/rounds-2/2/comparisons.jsonl"]
 
 
+unix = pytest.mark.skipif(not hasattr(os, "killpg"), reason="takes away what only Unix has")
 make = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 
 
@@ -90,10 +91,11 @@ def test_make_alone_lists_its_targets():
 def house(tmp_path, monkeypatch, capfd):
     """go(): three stages in a folder, which each add their name to `calls`; returns what was said."""
     (tmp_path / "work.py").write_text(
-        "import sys, pathlib; name, *more = sys.argv[1:]; pathlib.Path(name).parent.mkdir(exist_ok=True)\n"
+        "import os, sys, pathlib; name, *more = sys.argv[1:]; pathlib.Path(name).parent.mkdir(exist_ok=True)\n"
         "open('calls', 'a').write(name[0])\n"
         "if not more: pathlib.Path(name).write_text(name)\n"
-        "sys.exit(0 if not more else int(more[0]))\n")
+        "code = int(more[0]) if more else 0\n"
+        "os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)\n")
     monkeypatch.chdir(tmp_path)
     a, b, c = (Path(f"{name}/file") for name in "abc")
     three = [demo.Stage("first", a, (), ([str(tmp_path / "work.py"), "a/file"],), 60),
@@ -142,10 +144,11 @@ def test_a_stage_that_fails_ends_all_and_names_the_command_that_goes_on(house):
     assert house()[:2] == (0, "bc")
 
 
-def test_a_stage_that_was_interrupted_leaves_no_file_that_looks_finished(house):
-    """130 is what a script answers that Ctrl-C ended."""
+@pytest.mark.parametrize("end", ["130", pytest.param("-15", marks=unix)])
+def test_a_stage_that_was_interrupted_leaves_no_file_that_looks_finished(house, end):
+    """130 is what a script answers that Ctrl-C ended; -15: it died of SIGTERM."""
     stopped = house.three[1]._replace(commands=(*house.three[1].commands,
-                                                house.three[1].commands[0] + ["130"]))
+                                                house.three[1].commands[0] + [end]))
     code, calls, _, error = house(stopped)
     assert (code, calls, error) == (130, "abb", "stopped: `AGAIN` goes on from here\n")
     assert not Path("b/file").exists()
@@ -238,9 +241,6 @@ from tools import demo
 demo.QUICK = demo.Scale(300, 10, 30, 60, 512, 4, demo.QUICK.seconds)
 demo.main(["--quick", "--network", "toy-tiny", *sys.argv[1:]])
 """
-
-
-unix = pytest.mark.skipif(not hasattr(os, "killpg"), reason="takes away what only Unix has")
 
 
 @pytest.fixture(scope="module")

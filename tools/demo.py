@@ -201,7 +201,8 @@ class Runner:
         print(shlex.join([python(), *command]), flush=True)
         self.child = subprocess.Popen([sys.executable, *command])
         code = self.child.wait()
-        self.child, self.stopped = None, self.stopped or code in (130, 143)      # it alone was
+        # Only the command may have got Ctrl-C or SIGTERM (2, 15): it says so, or died of it.
+        self.child, self.stopped = None, self.stopped or code in (128 + 2, 128 + 15, -2, -15)
         return code
 
 
