@@ -162,7 +162,7 @@ def log_prob(policy, queries, responses, temperature):
     def act(queries, responses):
         rows = lay_out(queries, responses, policy.model.config.n_vocab).to(policy.world.device)
         logp = token_logp(policy.model(rows.tokens, at=rows.columns), rows.targets, temperature)
-        return logp.masked_fill(~rows.is_response, 0.0).double().sum(1).tolist()     # (b,)
+        return logp.masked_fill(~rows.is_response, 0.0).cpu().double().sum(1).tolist()   # (b,)
     return np.array(sample.spread(act, policy, queries, responses))
 
 

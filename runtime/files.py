@@ -23,8 +23,7 @@ def replacing(path):
     """A file to write, which takes the place of `path` once all of it is on the disk.
 
     Whatever happens before - a full disk, kill -9, a power cut - `path` keeps what it had.
-    Raises: Problem when the disk is full, or nothing may be written there.
-    """
+    Raises: Problem when the disk is full, or nothing may be written there."""
     path, temporary = pathlib.Path(path), pathlib.Path(f"{path}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,8 +76,7 @@ def text_of(raw):
 
     Java and MySQL write emoji as two halves, each of 3 bytes, which UTF-8 forbids. Two halves in a
     row become the emoji; half of one alone becomes "?".
-    Raises: ValueError for any other bytes: in another encoding they mean something else.
-    """
+    Raises: ValueError for any other bytes: in another encoding they mean something else."""
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -128,7 +126,7 @@ def write_config(path, cfg, **more):
     """How a file or folder came to be: all flags, the code's commit, torch's version, `more`."""
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=pathlib.Path(__file__).parent,
-                                capture_output=True, text=True).stdout.strip()
+                                capture_output=True, encoding="utf-8").stdout.strip()
     except OSError:                                  # a machine without git
         commit = ""
     write(path, dict(flags=dataclasses.asdict(cfg), commit=commit or None,
@@ -138,7 +136,7 @@ def write_config(path, cfg, **more):
 def read_log(path):
     """The lines of a log.jsonl: of a step its seconds and figures (None: no number), or an event.
     A last line that was cut short is left out. Raises: Problem naming any other bad line."""
-    lines, texts = [], pathlib.Path(path).read_text(errors="replace").splitlines()
+    lines, texts = [], pathlib.Path(path).read_text("utf-8", "replace").splitlines()
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
@@ -215,8 +213,7 @@ def read_jsonl(path):
     """Yield (line number, object) for each line of a .jsonl or .jsonl.gz file, one at a time; or
     for each object of a file that is one JSON array, as some mirrors have it.
 
-    Raises: Problem naming the file and the line that is not a JSON object.
-    """
+    Raises: Problem naming the file and the line that is not a JSON object."""
     number = 0
     try:
         for number, line, array in lines_of(path):

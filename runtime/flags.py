@@ -71,8 +71,7 @@ def flag(default, help, choices=None, least=None, what=None):
 
     default: ... when it has to be typed. choices: the values that it may have. least: the
     smallest number (None: 0, and any for a seed). what: the name of the value in --help. Of a TEXT
-    FILE the flag's value is the text; a NEW FILE or NEW DIR must not be there yet.
-    """
+    FILE the flag's value is the text; a NEW FILE or NEW DIR must not be there yet."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices,
                                                         "least": least, "what": what})
 
@@ -125,8 +124,7 @@ def parse(config_class, presets, argv, doc, by=None):
     """Flags from the command line, a config_class: defaults < preset < typed.
 
     presets: name -> {flag: value}; with `by`, name -> {value of flag `by`: {flag: value}}.
-    Raises: Problem for an unknown flag, preset, choice or value.
-    """
+    Raises: Problem for an unknown flag, preset, choice or value."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ["preset", *([by] if by else [])]:       # read first, so that --help can show it
         first.add_argument(spelled(name), dest=name)

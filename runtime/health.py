@@ -66,8 +66,7 @@ def last_third(key, least=1, average=statistics.fmean, relative=False):
     """Measure: the average of a figure's last third (3 at least), perhaps as a share of its first.
 
     Empty before there are `least` figures, and before the learning rate is down to a quarter of its
-    highest or 30 lines are there: until then, it is no failure to have learned nothing.
-    """
+    highest or 30 lines are there: until then, it is no failure to have learned nothing."""
     def measure(log, flags):
         rates, points = [rate for _, rate in curve(log, "lr")], curve(log, key)
         late = len(rates) >= 30 or (len(rates) > 0 and rates[-1] <= max(rates) / 4)

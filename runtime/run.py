@@ -20,34 +20,29 @@ from tqdm import tqdm
 from runtime.files import config_of, in_brief, read_log, save_tensors, sync, write, write_config
 from runtime.flags import Diverged, Problem, spelled
 from runtime.health import examine, stage_of
-from runtime.world import bare, whole
+from runtime.world import bare, lock, whole
 
 CLAIMED = {}       # folders that this process trains in: {(inode, device): open handle}
 
 
 def claim(folder):
-    """Lock a folder until this process ends, however it ends: the lock is the kernel's. Else two
-    might write the same files: torchrun is killed, its workers live on, --resume is typed."""
+    """Lock a folder for this process: workers that outlive a killed torchrun may still write."""
     known = os.stat(folder)[1:3]
-    if os.name != "posix" or known in CLAIMED:
+    if known in CLAIMED:
         return
-    import fcntl  # Windows has none
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
+        CLAIMED[known] = lock(folder)
+    except (BlockingIOError, PermissionError):
         raise Problem(f"{folder}: another process still trains there: wait for it, or end it, "
                       "then give the same command again") from None
     except OSError as error:
         print(f"warning: {folder} cannot be locked ({error.strerror}): see to it that nothing else "
               "trains there", file=sys.stderr)
-    CLAIMED[known] = handle
 
 
 def check_sizes(folder):
     """Raise unless a state's files are as long as its done.json says."""
-    for name, size in json.loads((folder / "done.json").read_text()).items():
+    for name, size in json.loads((folder / "done.json").read_text("utf-8")).items():
         if (folder / name).stat().st_size != size:
             raise ValueError(f"{name} is not {size} bytes long")
 
@@ -60,8 +55,7 @@ FREE = {"out", "resume", "device", "parallel", "compile", "checkpointing",
 class Run:
     """A training run's folder, its progress bar, and what Ctrl-C does; sft.py shows how to use it.
 
-    The networks and their Adam are one state, saved and loaded together.
-    """
+    The networks and their Adam are one state, saved and loaded together."""
 
     def __init__(self, cfg, world, modules, optimizer, **described):
         """Claims the folder. Raises: Problem if it holds a run, unless --resume and equal flags."""
@@ -114,8 +108,7 @@ class Run:
         """Write a state as a folder that appears complete; the last two stay.
 
         done.json is its last file, and says how long the others are. The name that it has before
-        says the step: a rank that outlives a killed run can only write there what this one writes.
-        """
+        says the step: a rank that outlives a killed run can only write there what it writes."""
         temporary, log = final.with_name(f"writing-{final.name[5:]}"), self.out / "log.jsonl"
         if self.world.rank == 0:
             for left in final.parent.glob("writing*"):           # by somebody who was killed
@@ -190,10 +183,11 @@ class Run:
             self.signal = self.signal or number
             if self.world.size == 1:
                 self.bar.write("stopping when this step is done (again: at once)", file=sys.stderr)
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, note) for s in {           # not every system has SIGTERM
+            signal.SIGINT, getattr(signal, "SIGTERM", signal.SIGINT)}}
         self.total, self.began = total, time.perf_counter() - self.seconds
         self.bar = tqdm(total=total, initial=self.first, desc=self.out.name, unit="step",
-                        disable=self.world.rank > 0, mininterval=0.5 if sys.stderr.isatty() else 15)
+                        disable=self.world.rank > 0 or None)     # None: so where no terminal is
         try:
             for step in range(self.first, total):
                 yield step
@@ -213,12 +207,12 @@ class Run:
         self.seconds = time.perf_counter() - self.began
         if self.world.rank == 0:
             values = {k: v if math.isfinite(v) else None for k, v in values.items()}
-            line = {"step": step, **values, "seconds": round(self.seconds, 3)}
-            with open(self.out / "log.jsonl", "a") as f:
-                f.write(json.dumps(line) + "\n")
-            self.lines.append(line)
+            self.lines.append({"step": step, **values, "seconds": round(self.seconds, 3)})
+            with open(self.out / "log.jsonl", "a", encoding="utf-8", newline="\n") as f:
+                f.write(json.dumps(self.lines[-1]) + "\n")
             self._warn()
-            shown = {k: f"{v:.3g}" for k, v in list(values.items())[:6] if v is not None}
+            shown = {k: f"{v:,.0f}" if abs(v) >= 100 else f"{v:.3g}"
+                     for k, v in list(values.items())[:6] if v is not None}
             self.bar.set_postfix(shown, refresh=False)
 
     def _warn(self):
@@ -242,8 +236,9 @@ class Run:
         if stop:
             self.bar.close()
             if self.world.rank == 0:
-                print(f"stopped after step {step + 1} of {self.total}; the same command with "
-                      "--resume goes on from there", file=sys.stderr)
+                print(f"stopped after step {step + 1} of {self.total}; the same command"
+                      f"{'' if self.cfg.resume else ' with --resume'} goes on from there",
+                      file=sys.stderr)
             raise SystemExit(128 + stop)
 
     def save(self, name, network):

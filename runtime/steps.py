@@ -21,8 +21,7 @@ def accumulate(rows, micro_batch, *networks):
     """Cut a rank's rows into micro-batches, whose gradients add up in the networks.
 
     Under DDP the ranks average them after the last one only. (Under FSDP after each: else every
-    rank would have to store whole networks' gradients.)
-    """
+    rank would have to store whole networks' gradients.)"""
     for start in range(0, len(rows), micro_batch):
         for module in networks:
             if isinstance(module, DistributedDataParallel):
@@ -35,8 +34,7 @@ def adam(modules, beta2=0.999, eps=1e-8, weight_decay=0.0):
     named = dict(nn.ModuleList(modules).named_parameters())
     matrices = [p for n, p in named.items() if p.ndim > 1 and "wte" not in n and "wpe" not in n]
     others = [p for p in named.values() if not any(p is q for q in matrices)]
-    groups = [dict(params=matrices, weight_decay=weight_decay),
-              dict(params=others, weight_decay=0.0)]
+    groups = [dict(params=matrices, weight_decay=weight_decay), dict(params=others, weight_decay=0)]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), eps=eps, fused=True)
 
 

@@ -82,8 +82,8 @@ class World:
                 contextlib.nullcontext())
 
     def bar(self, total, name, unit="summary"):
-        """A progress bar of this many units, which only the first process shows."""
-        return tqdm(total=total, desc=name, unit=unit, leave=False, disable=self.rank > 0)
+        """A progress bar of this many units; only the first process shows it, on a terminal."""
+        return tqdm(total=total, desc=name, unit=unit, leave=False, disable=self.rank > 0 or None)
 
     @contextlib.contextmanager
     def gathered(self, network):
@@ -182,8 +182,7 @@ def join_world(cfg):
     """The World of this process: alone, or one of torchrun's (gloo on CPU, nccl on CUDA).
 
     cfg: a Machine. Raises: Problem for a device that is not here, when the processes cannot meet,
-    and when another is gone.
-    """
+    and when another is gone."""
     device, size = cfg.device, int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
         device = ("cuda" if torch.cuda.is_available() else
@@ -245,13 +244,26 @@ def launch(act, config_class, argv, doc, presets=None, by=None, command=None, mo
             except Diverged as end:                # its log says so, where the doctor finds it
                 if world.rank == 0:
                     line = {"step": end.step, "event": "stopped", "why": str(end)}
-                    with open(pathlib.Path(cfg.out) / "log.jsonl", "a") as f:
+                    with open(pathlib.Path(cfg.out) / "log.jsonl", "a", encoding="utf-8") as f:
                         f.write(json.dumps(line) + "\n")
                 raise
     if argv is None:
         entry(work)
     else:
         work()
+
+
+def lock(folder):
+    """Lock a folder until this process ends, however it ends: the lock is the kernel's. Returns: a
+    handle. Raises: BlockingIOError or PermissionError when another process has the lock."""
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock
+        flock(handle := os.open(folder, os.O_RDONLY), LOCK_EX | LOCK_NB)
+    except ImportError:                                  # Windows: it opens no folder, but a file
+        from msvcrt import LK_NBLCK, locking
+        handle = os.open(pathlib.Path(folder, "lock"), os.O_RDWR | os.O_CREAT)
+        locking(handle, LK_NBLCK, 1)
+    return handle
 
 
 def bare(module):

@@ -193,7 +193,7 @@ def work(tmp_path, monkeypatch):
 
         def go(self, jobs=2):
             with open(tmp_path / "lock", "w") as lock:
-                run_all(self, jobs, lock)
+                run_all(self, jobs, lock.fileno())
 
         @property
         def calls(self):
@@ -239,7 +239,7 @@ def test_being_stopped_is_passed_on_and_the_sweep_goes_on_later(work):
             f"figures.ROOT = figures.Path({str(work.root.parent)!r}); "
             f"p = Points({str(work.root.parent)!r}); "
             "p.add('s0/a', 'stand_in.py a wait --resume --out OUT'); "
-            f"run_all(p, 1, open({str(work.root.parent / 'lock')!r}, 'w'))")
+            f"run_all(p, 1, os.open({str(work.root.parent)!r}, os.O_RDONLY))")
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE,
                              env={**os.environ, "OMP_NUM_THREADS": "1"})
     waiting = a.parent / "waiting"
@@ -252,10 +252,11 @@ def test_being_stopped_is_passed_on_and_the_sweep_goes_on_later(work):
 
 
 def test_two_sweeps_do_not_work_in_one_folder(tmp_path):
-    with open(tmp_path / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(Problem, match="another sweep"):
-            figures.main(["sweep", "--out", str(tmp_path)])
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(Problem, match="another sweep"):
+        figures.main(["sweep", "--out", str(tmp_path)])
+    os.close(handle)
 
 
 # ------------------------------------------------------------------------------------- the statistics

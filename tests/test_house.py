@@ -288,18 +288,6 @@ def test_every_command_of_the_pages_and_of_the_docstrings_parses(page, monkeypat
         check(script, arguments, monkeypatch)
 
 
-def test_every_command_of_the_outer_loop_parses_and_learns_from_all_labels_so_far(monkeypatch):
-    told = subprocess.run(["make", "-n", "rounds", "ROUNDS=2", "RUN=r", "DATA=d"], cwd=ROOT,
-                          capture_output=True, text=True, check=True).stdout
-    found = list(commands(f"```\n{told.replace('$((4000 / 2))', '2000')}\n```\n"))
-    assert [script for script, _ in found].count("ppo.py") == 2
-    for script, arguments in found:
-        check(script, arguments, monkeypatch)
-    learned = [words[words.index("--comparisons") + 1] for name, words in found if name == "reward.py"]
-    assert learned == ["r/rounds-2/1/comparisons.jsonl",
-                       "r/rounds-2/1/comparisons.jsonl,r/rounds-2/2/comparisons.jsonl"]
-
-
 @pytest.mark.parametrize("script, words, answer", [
     ("data", "tokenizer --data d --vocab 300", "python -m tools.tokenizer --data d --vocab 300"),
     ("data", "download tldr", "python -m tools.download tldr"),

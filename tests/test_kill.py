@@ -176,7 +176,7 @@ def test_a_disk_that_refuses_any_one_operation_costs_one_line_and_no_state(tmp_p
                 raise OSError(number, os.strerror(number), "somewhere")
         with counting(refuse), contextlib.suppress(SystemExit):
             runtime.flags.entry(lambda: little_run(out, world, SIX))
-        told = capsys.readouterr().err.splitlines()[-1]
+        told = (capsys.readouterr().err.splitlines() or [""])[-1]
         assert not list(out.rglob("*.part"))
         if not (out / "model.pt").exists():                       # (tidying up may fail in silence)
             assert told.startswith("error: ") and os.strerror(number) in told

@@ -218,7 +218,7 @@ def parts_of(folder):
         raise Problem(f"{folder} holds no stage with a log.jsonl: name a run, such as runs/demo")
     for path in folder.glob("*/report.json"):
         try:
-            found.append((path.parent.name, "report", json.loads(path.read_text()), {}))
+            found.append((path.parent.name, "report", json.loads(path.read_text("utf-8")), {}))
         except ValueError as error:
             raise Problem(f"{path} is damaged ({error}): run evaluate.py again") from None
     return found

@@ -254,7 +254,7 @@ def receive(url, part):
     if have:
         headers["Range"] = f"bytes={have}-"
         if mark.exists():                            # the rest of that same version, or all of it
-            headers["If-Range"] = mark.read_text()
+            headers["If-Range"] = mark.read_text("utf-8")
     follow = Follow()
     try:
         request = urllib.request.Request(url, headers=headers)
@@ -272,7 +272,7 @@ def receive(url, part):
             total = (int(spot[2]) if have else
                      int(length) if length and length.isdecimal() else None)
             if (tag := answer.headers.get("ETag", "W/")).startswith('"'):
-                mark.write_text(tag)
+                mark.write_text(tag, "utf-8")
             save(answer, part, have, total)
     except urllib.error.HTTPError as error:
         if error.code == 416:                        # there is more here than there is to be had
@@ -319,10 +319,11 @@ def save(answer, part, have, total):
 def settle(part, path):
     """Give a complete file its name, and note its checksum in SHA256SUMS beside it."""
     with open(part, "rb") as f:
-        if re.match(rb"\s*<(!doctype|html)", f.read(512), re.IGNORECASE):
-            forget(part)
-            raise Problem(f"{path} was a web page (a login, an error?), and is deleted: fetch the "
-                          "file by hand, put it there, and give the same command again")
+        head = f.read(512)                           # Windows deletes and renames closed files only
+    if re.match(rb"\s*<(!doctype|html)", head, re.IGNORECASE):
+        forget(part)
+        raise Problem(f"{path} was a web page (a login, an error?), and is deleted: fetch the "
+                      "file by hand, put it there, and give the same command again")
     known, found = recorded(path.parent), checksum(part)
     if known.get(path.name) != found:
         known[path.name] = found

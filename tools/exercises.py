@@ -17,6 +17,7 @@ that folder trains as in this one.
 Read after: whichever chapter an exercise is from.
 """
 import ast
+import contextlib
 import difflib
 import json
 import os
@@ -120,9 +121,10 @@ def start(folder):
             shutil.copy2(path, base / where)
     for chapter in chapters:
         path = folder / f"{chapter}.py"
-        path.write_text(empty(path.read_text(), [e for e in EXERCISES if e.chapter == chapter]))
-    if (ROOT / ".venv").exists():              # its packages serve both
-        (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
+        write(path, empty(path.read_text("utf-8"), [e for e in EXERCISES if e.chapter == chapter]))
+    if (ROOT / ".venv").exists():              # its packages serve both, where links are allowed
+        with contextlib.suppress(OSError, NotImplementedError):
+            (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
     write(folder / STATE / "hints.json", "{}")
     first = EXERCISES[0]
     print(f"{folder}: {len(EXERCISES)} exercises. The first: write `{first.function}` in "
@@ -194,7 +196,7 @@ def check(exercise, folder):
 
 def check_all(folder):
     """The state of all, a line each."""
-    hints, solved = json.loads((folder / STATE / "hints.json").read_text()), 0
+    hints, solved = json.loads((folder / STATE / "hints.json").read_text("utf-8")), 0
     print(f"{'chapter':24}{'exercise':28}{'state':10}{'hints':>5}  what it is")
     for exercise in EXERCISES:
         verdict, name = verdict_on(exercise, folder), exercise.name()
@@ -215,7 +217,7 @@ def check_all(folder):
 def hint(exercise, folder):
     """Give the next of three hints, or all once more."""
     path, name = folder / STATE / "hints.json", exercise.name()
-    given = json.loads(path.read_text())
+    given = json.loads(path.read_text("utf-8"))
     count = given.get(name, 0)
     if count == len(exercise.hints):
         print(f"{name}: all three hints again; then python -m tools.exercises solution {name}")
@@ -228,7 +230,7 @@ def hint(exercise, folder):
 def solution(exercise, folder):
     """Show the difference between the student's function and ours, in diff's way."""
     file = f"{exercise.chapter}.py"
-    theirs, ours = (source_of((base / file).read_text(), exercise.function)
+    theirs, ours = (source_of((base / file).read_text("utf-8"), exercise.function)
                     for base in (folder, folder / STATE / "ours"))
     lines = list(difflib.unified_diff(theirs, ours, "yours", "ours", n=1000, lineterm=""))
     print("\n".join(lines) or f"{exercise.name()}: yours is ours, letter by letter")

@@ -19,7 +19,6 @@ report.html.
 
 Read after: evaluate.py.
 """
-import fcntl
 import hashlib
 import importlib
 import json
@@ -47,7 +46,7 @@ from ppo import PRESETS
 from runtime import Machine, Problem, flag, generator, write
 from runtime.files import read_jsonl
 from runtime.flags import entry, parse
-from runtime.world import join_world
+from runtime.world import join_world, lock
 from sample import held_out, load_checkpoint, score_texts, summarise, worked_examples
 from tools.figures_draw import draw_everything
 from tools.figures_numbers import hold_against
@@ -268,13 +267,14 @@ def questions(add, cfg, made, base):
 
 # --------------------------------------------------------------------------------- 2. carrying out
 
-def carry_out(point, env, children, lock):
+def carry_out(point, env, children, held):
     """Run a point's commands; what they say goes to its .log. Returns: seconds.
 
-    env: of the processes; None: call the scripts' `main` in this one. Raises: Problem when one
-    fails.
+    env: of the processes; None: call the scripts' `main` in this one. held: the lock. Raises:
+    Problem when one fails.
     """
     began, log = time.perf_counter(), point.path.with_name(point.path.name + ".log")
+    own = dict(start_new_session=True, pass_fds=(held,)) if os.name == "posix" else {}
     point.path.parent.mkdir(parents=True, exist_ok=True)
     if point.path.is_dir() and not any("--resume" in c for c in point.commands):
         shutil.rmtree(point.path)                    # half made, and it cannot go on
@@ -284,18 +284,18 @@ def carry_out(point, env, children, lock):
             importlib.import_module(script.removesuffix(".py")).main(words)
             continue
         ours = [ROOT / script] if script.endswith(".py") else ["-m", script]
-        with open(log, "a") as said:
+        with open(log, "a", encoding="utf-8") as said:
             print(f"$ python {command}", file=said, flush=True)
             # A session of its own: Ctrl-C reaches us alone, and we pass it on once. The lock goes
             # along, so that no second sweep starts while an orphan still writes.
             child = subprocess.Popen([sys.executable, *ours, *words],
                                      stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=env,
-                                     start_new_session=True, pass_fds=(lock.fileno(),))
+                                     **own)
             children.add(child)
             code = child.wait()
             children.discard(child)
         if code:
-            last = (log.read_text(errors="replace").splitlines() or [""])[-1]
+            last = (log.read_text("utf-8", "replace").splitlines() or [""])[-1]
             raise Problem(f"{point.name} ended with exit code {code}: {last[-300:]!r}; all of it "
                           f"is in {log}, and this command repeats it: python {command}")
     if not point.done:
@@ -305,14 +305,15 @@ def carry_out(point, env, children, lock):
 
 def environments(jobs):
     """What each of the jobs' processes shall see: its share of the cores, and one GPU."""
-    cores, gpus = len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    own = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))      # Linux has it
+    cores, gpus = len(own(0)), torch.cuda.device_count()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     for job in range(jobs):
         yield {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(max(1, cores // jobs)),
                **({"CUDA_VISIBLE_DEVICES": str(job % gpus)} if gpus > 1 else {})}
 
 
-def run_all(points, jobs, lock):
+def run_all(points, jobs, held):
     """Carry out all points that are not done, each after those it needs, the first listed first.
 
     Ctrl-C (or SIGTERM) is passed on to what is running, which saves its state. Raises: Problem when
@@ -331,12 +332,13 @@ def run_all(points, jobs, lock):
 
     if not jobs:                        # in the list every point stands after those it needs
         for point in todo:
-            report(point, carry_out(point, None, children, lock))
+            report(point, carry_out(point, None, children, held))
         return
 
     def interrupt(number, frame):
         raise KeyboardInterrupt
-    before = signal.signal(signal.SIGTERM, interrupt)
+    ending = getattr(signal, "SIGTERM", signal.SIGINT)         # not every system has SIGTERM
+    before = signal.signal(ending, interrupt)
     try:
         with ThreadPoolExecutor(len(free)) as workers:
             try:
@@ -346,7 +348,7 @@ def run_all(points, jobs, lock):
                     for point, env in zip(ready, list(free), strict=False):
                         todo.remove(point)
                         free.remove(env)
-                        job = workers.submit(carry_out, point, env, children, lock)
+                        job = workers.submit(carry_out, point, env, children, held)
                         running[job] = point, env
                     for job in wait(running, return_when=FIRST_COMPLETED).done:
                         point, env = running.pop(job)
@@ -356,7 +358,7 @@ def run_all(points, jobs, lock):
                 for child in list(children):
                     child.terminate()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(ending, before)
 
 
 def collect(points, out):
@@ -365,7 +367,7 @@ def collect(points, out):
     for point in points:
         seed, name = point.name.split("/")
         if point.path.suffix == ".json" and point.done:
-            seeds.setdefault(seed, {})[name] = json.loads(point.path.read_text())
+            seeds.setdefault(seed, {})[name] = json.loads(point.path.read_text("utf-8"))
     measured = {"seeds": list(seeds.values())}
     write(Path(out) / "measured.json", json.dumps(measured) + "\n")
     return measured
@@ -382,18 +384,19 @@ def sweep(cfg):
     write(out / "commands.sh", "".join(
         f"{command}\n" for point in points for command in (
             f"# {point.name}", *(f"python {c}" for c in point.commands))))
-    with open(out / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Problem(f"{out}: another sweep, or what an interrupted one left running, is at "
-                          "work here: wait for it, or choose another --out") from None
-        try:
-            run_all(points, cfg.jobs, lock)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
-            raise
+    try:
+        held = lock(out)
+    except OSError:
+        raise Problem(f"{out}: another sweep, or what an interrupted one left running, is at "
+                      "work here: wait for it, or choose another --out") from None
+    try:
+        run_all(points, cfg.jobs, held)
         draw(cfg)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    finally:
+        os.close(held)
 
 
 def draw(cfg):

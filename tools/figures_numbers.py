@@ -540,7 +540,7 @@ def flat(report, prefix=""):
 def read_json(path, what):
     """A file's JSON. what: for the message when it is not there."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise Problem(f"{path}: there is no {what}") from None
     except ValueError as error:

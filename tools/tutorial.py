@@ -77,7 +77,7 @@ def refreshed(page, text, root):
         if old is None:
             raise Problem(f"{where}: no block of code follows: write ```python and ``` below")
         path = root / file
-        code = source_of(path.read_text(), name, not nodoc) if path.is_file() else None
+        code = source_of(path.read_text("utf-8"), name, not nodoc) if path.is_file() else None
         if code is None:
             raise Problem(f"{where}: {file} has no {name}: name a function, class, method or "
                           "constant of a file of the project")
@@ -103,9 +103,10 @@ def faults_of(page, text, root):
             continue
         if not target.exists():
             found.append(f"{page}: the link {link} leads nowhere")
-        elif anchor and target.suffix == ".md" and anchor not in slugs_of(target.read_text()):
+        elif anchor and target.suffix == ".md" and anchor not in slugs_of(
+                target.read_text("utf-8")):
             found.append(f"{page}: the link {link} names no heading of that page")
-    drawn = (root / DRAW).read_text()
+    drawn = (root / DRAW).read_text(encoding="utf-8")
     for name, picture in FIGURE.findall(text):
         if picture != f"{name}.png":
             found.append(f"{page}: below figure {name} the picture {name}.png is missing")
@@ -119,7 +120,7 @@ def faults_of(page, text, root):
 def look_at_pages(check, root=ROOT):
     """Copy the code into all pages; with `check`, change nothing. Returns: what is wrong, lines.
     Raises: Problem, before anything is written, for code that is not there."""
-    pages = {str(path.relative_to(root)): path.read_text()
+    pages = {str(path.relative_to(root)): path.read_text(encoding="utf-8")
              for path in sorted((root / PAGES).glob("*.md"))}
     new = {page: refreshed(page, text, root) for page, text in pages.items()}
     faults = []
