@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 import tiktoken
 import torch
 from conftest import ROOT, write_posts
@@ -363,8 +364,11 @@ def test_an_import_overwrites_nothing(imported):
 def test_an_imported_policy_grows_a_reward_head_and_is_trained_on(imported, data_dir, tmp_path):
     grown = model.load_model(imported / "supervised", head="scalar")
     assert grown.head.weight.shape == (1, 16) and grown.config.activation == "quick_gelu"
-    sft.main(f"--data {data_dir} --init {imported / 'supervised'} --query-length 80 --steps 2 "
-             f"--response-length 16 --batch 4 --device cpu --out {tmp_path / 'tuned'}".split())
+    flags = (f"--data {data_dir} --init {imported / 'supervised'} --steps 2 --response-length 16 "
+             f"--batch 4 --device cpu --out {tmp_path / 'tuned'} --query-length")
+    with pytest.raises(Problem, match="filled up with spaces to 512 tokens"):
+        sft.main([*flags.split(), "80"])
+    sft.main([*flags.split(), "512"])
     before, after = (model.load_model(f).state_dict() for f in (imported / "supervised",
                                                                 tmp_path / "tuned"))
     assert not torch.equal(before["head.weight"], after["head.weight"])
@@ -417,7 +421,7 @@ def encode_by_merges(text, folder):
     lines = (folder / "merges.txt").read_text().splitlines()[1:]
     place = {tuple(line.split(" ")): i for i, line in enumerate(lines)}
     stand_in, found = convert.byte_characters(), []
-    for piece in data.regex.findall(data.PATTERN, text):
+    for piece in regex.findall(data.PATTERN, text):
         parts = [stand_in[byte] for byte in piece.encode()]
         while len(parts) > 1:
             at, i = min((place.get(pair, len(place)), i) for i, pair in enumerate(
