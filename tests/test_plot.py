@@ -151,7 +151,7 @@ def test_over_optimisation_is_measured_along_training_and_drawn(world, tmp_path,
     posts = [posts[i] for i in plot.generator(0, "evaluate").permutation(len(posts))[:6]]
     networks = [sample.load_checkpoint(world / "run" / name) for name in ("ppo", "supervised")]
     texts, kl = evaluate.sample_with_kl(*networks, posts, 0.9, 0, "again")
-    won = evaluate.JUDGES["gold"].compare(posts, texts, [p["summary"] for p in posts])
+    won = evaluate.the_judge(posts)[1].compare(posts, texts, [p["summary"] for p in posts])
     assert line[2]["kl"] == pytest.approx(kl.mean())
     assert line[2]["true"] == (won.mean(), *evaluate.bootstrap(won, 0)[1])
     assert 0 < line[2]["predicted"][1] <= line[2]["predicted"][0] <= line[2]["predicted"][2] < 1

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import data
 import sft
 import toy
 from runtime import Problem
-from tools import tutorial, tutorial_draw
+from tools import tokenizer, tutorial, tutorial_draw
 
 CODE = '''
 import functools
@@ -167,7 +166,7 @@ def run(tmp_path_factory):
     """A run of two small stages, two steps each."""
     base = tmp_path_factory.mktemp("run")
     toy.main(["--out", f"{base}/data", "--posts", "40"])
-    data.main(["tokenizer", "--data", f"{base}/data", "--vocab", "300"])
+    tokenizer.main(["--data", f"{base}/data", "--vocab", "300"])
     for stage, loss_on in (("pretrained", "all"), ("supervised", "summary")):
         sft.main(["--size", "toy-tiny", "--data", f"{base}/data", "--loss-on", loss_on, "--steps", "2",
                   "--batch", "4", "--query-length", "400", "--out", f"{base}/{stage}"])
