@@ -23,6 +23,8 @@ from tools.report import cell, table
 
 RESAMPLES = 1000
 POLICIES = ("pretrained", "supervised", "human_feedback")
+FRONTIER = (0.05, 0.1, 0.2, 0.4, 0.8)      # figure 10: prices of a nat of KL, in the toy world
+EXACT = (0.15, 0.3, 0.6, 1.2, 2.4)         # and in the exact language
 
 
 # -------------------------------------------------------------------- 1. means and their intervals
@@ -35,10 +37,10 @@ class Found:
     """What the sweep measured: found[name] is a list, one dict a seed."""
 
     def __init__(self, measured):
-        self.seeds = measured["seeds"]
+        self.seeds, self.frontier = measured["seeds"], measured.get("frontier", [])
 
     def __getitem__(self, name):
-        if not all(name in seed for seed in self.seeds):
+        if not (self.seeds and all(name in seed for seed in self.seeds)):
             raise Unmeasured(name)
         return [seed[name] for seed in self.seeds]
 
@@ -355,8 +357,73 @@ def figure_9(found, cfg):
     return curves
 
 
+TRADED = {"gold": "grade", "win_rate": "preferred", "rm": "reward"}
+
+
+def means_of(world):
+    """One world of figure 10: what its points found, as means over posts, for that is all it needs.
+
+    {"PPO": {"gold", "win_rate", "rm", "kl": (5,)}, "best of n": the same, (7,), and "n", "exact"}
+    """
+    last = [world[f"beta{beta:g}"]["rows"][-1] for beta in FRONTIER]
+    by, n = world["pool"]["by"]["reward model"], np.array(world["pool"]["n"])
+    return {"PPO": {key: [np.mean(row[key]) for row in last] for key in (*TRADED, "kl")},
+            "best of n": {"n": n.tolist(), "kl": np.log(n) - (n - 1) / n,
+                          **{key: np.mean(by[key], 1) for key in TRADED}},
+            "exact": world["exact"]}
+
+
+def over_worlds(values):
+    """The mean over worlds, and the two ends of its 95 % interval by Student's t, as `point` wants
+    its draws. values: (k, ...), a row a world. Returns: (...), (2, ...); infinite ends if k = 1."""
+    k, values = len(values), np.asarray(values, float)
+    wide = (T_95[min(k, 10) - 2] * values.std(0, ddof=1) / math.sqrt(k) if k > 1
+            else np.full(values.shape[1:], math.inf))
+    return values.mean(0), np.stack([values.mean(0) - wide, values.mean(0) + wide])
+
+
+def missed(worlds, key):
+    """PPO minus best of n at PPO's own KL, in each world: (k, 5). nan beyond the largest n.
+
+    Best of n is interpolated in sqrt(KL), in which it is almost a line (Gao et al.).
+    """
+    return np.array([np.subtract(one["PPO"][key], np.interp(
+        np.sqrt(np.maximum(0, one["PPO"]["kl"])), np.sqrt(one["best of n"]["kl"]),
+        one["best of n"][key], right=math.nan)) for one in worlds])
+
+
+def figure_10(found, cfg):
+    """Reward against KL: PPO at five betas, and best of n."""
+    worlds, curves = found.frontier, {}
+    if not worlds:
+        raise Unmeasured("--frontier")
+
+    def line(name, way, key, at, x=None):
+        mean, ends = over_worlds([one[way][key] for one in worlds])
+        curves[name] = points(at, mean if x is None else x, mean, ends)
+    kl = np.mean([one["PPO"]["kl"] for one in worlds], 0)
+    n = worlds[0]["best of n"]
+    line("PPO KL", "PPO", "kl", FRONTIER)
+    for key, told in TRADED.items():
+        line(f"PPO {told}", "PPO", key, FRONTIER, kl)
+        line(f"best of n {told}", "best of n", key, n["n"], n["kl"])
+        curves[f"PPO minus best of n {told}"] = [
+            point(beta, x, *over_worlds(of_beta)) for beta, x, of_beta in
+            zip(FRONTIER, kl, missed(worlds, key).T, strict=True) if np.isfinite(of_beta).all()]
+    exact = [one["exact"] for one in worlds]
+    for way, some in exact[0].items():      # languages are as posts: pi* of one beta in all of them
+        x = np.mean([one[way]["kl"] for one in exact], 0)    # is the best policy of its mean KL
+        curves[f"exact {way}"] = points(some["at"], x, *over_worlds(
+            [one[way]["reward"] for one in exact]))
+        curves[f"exact {way} minus pi*"] = points(some["at"], x, *over_worlds(
+            [np.subtract(one[way]["reward"], np.interp(one[way]["kl"], one["pi*"]["kl"],
+                                                       one["pi*"]["reward"])) for one in exact]))
+    del curves["exact pi* minus pi*"]
+    return curves
+
+
 FIGURES = {1: figure_1, 2: figure_2, 3: figure_3, 4: figure_4, 5: figure_5, 6: figure_6,
-           7: figure_7, 8: figure_8, 9: figure_9}
+           7: figure_7, 8: figure_8, 9: figure_9, 10: figure_10}
 
 
 # ------------------------------------------------------------------------------------ 3. the claims
@@ -445,8 +512,18 @@ def claim_critic(found, cfg):
                ours[2, -1] - theirs[2, -1], our_draws[:, 2, -1] - draws[:, 2, -1], "+.2f")
 
 
+def claim_frontier(found, cfg):
+    """At equal KL, PPO is not below best of n."""
+    if len(found.frontier) > 1:             # of a single world there is no interval
+        for key in ("gold", "win_rate"):
+            for beta, of_beta in zip(FRONTIER, missed(found.frontier, key).T, strict=True):
+                if np.isfinite(of_beta).all():
+                    yield (f"beta {beta:g}: PPO beats best of n at equal KL, {TRADED[key]}",
+                           *over_worlds(of_beta), "+.2f" if key == "gold" else "+.1%")
+
+
 CLAIMS = {claim_order: 1, claim_overoptimisation: 2, claim_scaling: 3, claim_choosers: 4,
-          claim_transfer: 5, claim_agreement: 8, claim_critic: 9}
+          claim_transfer: 5, claim_agreement: 8, claim_critic: 9, claim_frontier: 10}
 
 
 def judge_claims(found, cfg):
@@ -514,7 +591,7 @@ def reference(measured, cfg):
     """
     seeds = [numbers_of(draw_up(Found({"seeds": [seed]}), cfg), cfg) for seed in measured["seeds"]]
     k, bands = len(seeds), {}
-    for name, p in seeds[0].items():
+    for name, p in seeds[0].items() if seeds else ():
         values = [seed[name]["value"] for seed in seeds if name in seed]
         if len(values) < k or None in (*values, p["low"], p["high"]):
             continue
