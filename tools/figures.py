@@ -475,7 +475,7 @@ def draw(cfg):
     """measured.json, curves.json, the figures and report.md from what has been measured so far."""
     points = list_points(cfg)
     measured = collect(points, cfg.out)
-    if not (measured["seeds"] or measured["frontier"]):
+    if not (measured["seeds"] or measured.get("frontier")):
         raise Problem(f"{cfg.out}: nothing is measured yet: python -m tools.figures sweep does")
     draw_everything(measured, cfg)
 
@@ -635,62 +635,73 @@ class Table(torch.nn.Module):
         return torch.tensor([[self.scores[tuple(row[self.n:end + 1])]] for row, end in rows])
 
 
+# A language whose policies are known exactly: of four tokens the last ends a response of at most 3.
+QUERY, END, LENGTH = [0, 1], 3, 3
+SAID = [words + (END,) * (n < LENGTH) for n in range(LENGTH + 1)
+        for words in itertools.product(range(END), repeat=n)]         # 13 that end, 27 that do not
+
+
+def small(head, seed, world):
+    """A network for it; a policy's probabilities are so even that every response is tried."""
+    net = build(ModelConfig(4, 1, 32, 2, 8, head), seed, world)
+    net.wte.weight.data *= 0.4 if head == "lm" else 1
+    return net
+
+
+@torch.no_grad()
+def probabilities(policy, world):
+    """pi(response) of all that can be said: (40,)."""
+    rows = lay_out([QUERY] * len(SAID), [list(words) for words in SAID], END + 1, LENGTH)
+    rows = rows.to(world.device)
+    logp = log_probs(policy, rows, 1.0).double().masked_fill(~rows.is_response, 0)   # (40, R)
+    return logp.sum(1).exp().cpu().numpy()
+
+
+def chosen_of(n, p, reward):
+    """The probability of each response to be the best of n; of equal ones each is as likely as
+    before. n: (K,). p, reward: (m,). Returns: (K, m)."""
+    equal, less = (reward == reward[:, None]) @ p, (reward < reward[:, None]) @ p    # (m,)
+    n = np.reshape(n, (-1, 1))               # all score this or less, but not all of them less:
+    return p / equal * ((less + equal) ** n - less ** n)
+
+
+def ppo_ends(beta, reward, batch, seed, world):
+    """The probabilities (40,) that PPO ends with, by the functions of chapter 8."""
+    flags = PPO(response_length=LENGTH, batch=batch, rollout_batch=batch, micro_batch=batch,
+                epochs=2, minibatches=2, lr=1.5e-3, kl_coef=beta, temperature=1.0, seed=seed)
+    policy, reference, critic = (small(head, seed, world) for head in ("lm", "lm", "scalar"))
+    table = Table(dict(zip(SAID, reward.tolist(), strict=True)), len(QUERY))
+    optimizer, iterations = adam([policy, critic], eps=1e-5), 100
+    for i in range(iterations):
+        rollout = roll_out(policy, reference, critic, table, [QUERY] * batch, range(batch), i,
+                           flags, world)
+        advantage, returns = gae(token_rewards(rollout, beta), rollout.value, GAMMA, LAMBDA)
+        rollout = rollout._replace(advantage=whiten(advantage, rollout.is_response),
+                                   returns=returns)
+        update(policy, critic, optimizer, rollout, linear(i, iterations, flags.lr), i, flags, world)
+    return probabilities(policy, world)
+
+
 def exact(cfg, world):
-    """A language of 40 responses to one query: there KL and mean reward of any policy are sums.
+    """KL and mean reward, exactly, of policies of a small language. Each --seed is another one:
+    normal scores for the responses that end, -1 for the others. --posts: PPO's batch.
 
-    Of four tokens the last ends a response of at most three. Unfinished ones score -1, the others
-    have normal scores. Each --seed is another language; --posts is PPO's batch.
     Returns: {way: {"at", "kl", "reward"}} for pi* ~ pi_sft exp(score / beta), which has the highest
-    reward for its KL; for the best of n; and for PPO, trained by chapter 8's functions.
+    reward for its KL; for the best of n; and for PPO.
     """
-    def network(head):
-        net = build(ModelConfig(4, 1, 32, 2, 8, head), cfg.seed, world)
-        net.wte.weight.data *= 0.4 if head == "lm" else 1      # so every response is tried at times
-        return net
+    start, rng = probabilities(small("lm", cfg.seed, world), world), generator(cfg.seed, "exact")
+    reward = np.array([rng.normal() if words[-1] == END else -1.0 for words in SAID])
 
-    @torch.no_grad()
-    def distribution(policy):
-        logp = log_probs(policy, rows, 1.0).double()
-        return logp.masked_fill(~rows.is_response, 0).sum(1).exp().cpu().numpy()     # (40,)
-
-    def seen(at, ways):
-        p = np.stack(ways)                                                           # (K, 40)
+    def seen(at, p):
+        p = np.asarray(p)                                                            # (K, 40)
         kl = np.where(p > 0, p * np.log(np.maximum(p, 1e-300) / start), 0).sum(1)
-        return {"at": at, "kl": kl, "reward": p @ reward}
-
-    query, end, length = [0, 1], 3, 3
-    said = [words + (end,) * (n < length) for n in range(length + 1)
-            for words in itertools.product(range(end), repeat=n)]
-    rows = lay_out([query] * len(said), [list(words) for words in said], end + 1,
-                   length).to(world.device)
-    rng, start = generator(cfg.seed, "exact"), distribution(network("lm"))
-    reward = np.array([rng.normal() if words[-1] == end else -1.0 for words in said])
-    betas = np.geomspace(20, 0.05, 80)
+        return {"at": list(at), "kl": kl, "reward": p @ reward}
+    betas, n = np.geomspace(20, 0.05, 80), 2 ** np.arange(7)
     tilted = start * np.exp((reward - reward.max()) / betas[:, None])                # (80, 40)
-    # Of n samples all score as much as this one or less, but not all less; equal ones share that.
-    equal, less = (reward == reward[:, None]) @ start, (reward < reward[:, None]) @ start
-    n = 2 ** np.arange(7)
-    best = start / equal * ((less + equal) ** n[:, None] - less ** n[:, None])       # (7, 40)
-    found = {"pi*": seen(betas.tolist(), tilted / tilted.sum(1, keepdims=True)),
-             "best of n": seen(n.tolist(), best)}
-
-    table, ends = Table(dict(zip(said, reward.tolist(), strict=True)), len(query)), []
-    for beta in EXACT:
-        flags = PPO(response_length=length, batch=cfg.posts, rollout_batch=cfg.posts,
-                    micro_batch=cfg.posts, epochs=2, minibatches=2, lr=1.5e-3, kl_coef=beta,
-                    temperature=1.0, seed=cfg.seed)
-        policy, reference, critic = network("lm"), network("lm"), network("scalar")
-        optimizer, iterations = adam([policy, critic], eps=1e-5), 100
-        for i in range(iterations):
-            rollout = roll_out(policy, reference, critic, table, [query] * flags.batch,
-                               range(flags.batch), i, flags, world)
-            advantage, returns = gae(token_rewards(rollout, beta), rollout.value, GAMMA, LAMBDA)
-            rollout = rollout._replace(advantage=whiten(advantage, rollout.is_response),
-                                       returns=returns)
-            update(policy, critic, optimizer, rollout, linear(i, iterations, flags.lr), i, flags,
-                   world)
-        ends.append(distribution(policy))
-    return {**found, "PPO": seen(EXACT, ends)}
+    return {"pi*": seen(betas, tilted / tilted.sum(1, keepdims=True)),
+            "best of n": seen(n.tolist(), chosen_of(n, start, reward)),
+            "PPO": seen(EXACT, [ppo_ends(beta, reward, cfg.posts, cfg.seed, world)
+                                for beta in EXACT])}
 
 
 DAMAGES = {      # name: (facts, rng) -> the ideal summary, damaged; None where that cannot be

@@ -382,14 +382,23 @@ def over_worlds(values):
     return values.mean(0), np.stack([values.mean(0) - wide, values.mean(0) + wide])
 
 
-def missed(worlds, key):
-    """PPO minus best of n at PPO's own KL, in each world: (k, 5). nan beyond the largest n.
+def gap(seen, best, key):
+    """What a way of optimising lacks: its values minus those of `best` at the same KL, (K,); nan
+    beyond the largest KL of `best`. seen, best: {"kl", key: (K,)}; KL rises in `best`.
 
-    Best of n is interpolated in sqrt(KL), in which it is almost a line (Gao et al.).
+    Between its points `best` is a line in sqrt(KL), as it nearly is (Gao et al. 2022).
     """
-    return np.array([np.subtract(one["PPO"][key], np.interp(
-        np.sqrt(np.maximum(0, one["PPO"]["kl"])), np.sqrt(one["best of n"]["kl"]),
-        one["best of n"][key], right=math.nan)) for one in worlds])
+    def root(kl):
+        return np.sqrt(np.maximum(kl, 0))
+    return np.subtract(seen[key], np.interp(root(seen["kl"]), root(best["kl"]), best[key],
+                                            right=math.nan))
+
+
+def gaps(found, key):
+    """PPO minus best of n at equal KL: of each beta of which all worlds have it, (k,), a world."""
+    of_worlds = np.array([gap(one["PPO"], one["best of n"], key) for one in found.frontier])
+    return {beta: of_beta for beta, of_beta in zip(FRONTIER, of_worlds.T, strict=True)
+            if np.isfinite(of_beta).all()}
 
 
 def figure_10(found, cfg):
@@ -398,28 +407,33 @@ def figure_10(found, cfg):
     if not worlds:
         raise Unmeasured("--frontier")
 
-    def line(name, way, key, at, x=None):
-        mean, ends = over_worlds([one[way][key] for one in worlds])
-        curves[name] = points(at, mean if x is None else x, mean, ends)
-    kl = np.mean([one["PPO"]["kl"] for one in worlds], 0)
-    n = worlds[0]["best of n"]
-    line("PPO KL", "PPO", "kl", FRONTIER)
+    def line(name, ways, key, at):
+        """ways: {"kl", key} of each world."""
+        kl = np.mean([one["kl"] for one in ways], 0)
+        curves[name] = points(at, kl, *over_worlds([one[key] for one in ways]))
+        return dict(zip(at, kl, strict=True))
+    ours, best = ([one[way] for one in worlds] for way in ("PPO", "best of n"))
+    kl = line("PPO KL", ours, "kl", FRONTIER)
     for key, told in TRADED.items():
-        line(f"PPO {told}", "PPO", key, FRONTIER, kl)
-        line(f"best of n {told}", "best of n", key, n["n"], n["kl"])
+        line(f"PPO {told}", ours, key, FRONTIER)
+        line(f"best of n {told}", best, key, best[0]["n"])
         curves[f"PPO minus best of n {told}"] = [
-            point(beta, x, *over_worlds(of_beta)) for beta, x, of_beta in
-            zip(FRONTIER, kl, missed(worlds, key).T, strict=True) if np.isfinite(of_beta).all()]
+            point(beta, kl[beta], *over_worlds(some)) for beta, some in gaps(found, key).items()]
+    # Languages are as posts: pi* of one beta in all of them is the best policy of its mean KL.
     exact = [one["exact"] for one in worlds]
-    for way, some in exact[0].items():      # languages are as posts: pi* of one beta in all of them
-        x = np.mean([one[way]["kl"] for one in exact], 0)    # is the best policy of its mean KL
-        curves[f"exact {way}"] = points(some["at"], x, *over_worlds(
-            [one[way]["reward"] for one in exact]))
-        curves[f"exact {way} minus pi*"] = points(some["at"], x, *over_worlds(
-            [np.subtract(one[way]["reward"], np.interp(one[way]["kl"], one["pi*"]["kl"],
-                                                       one["pi*"]["reward"])) for one in exact]))
-    del curves["exact pi* minus pi*"]
+    for way in ("pi*", "best of n", "PPO"):
+        line(f"exact {way}", [one[way] for one in exact], "reward", exact[0][way]["at"])
+    for way in ("best of n", "PPO"):
+        line(f"exact {way} minus pi*", [
+            {"kl": one[way]["kl"], "gap": gap(one[way], start_at_0(one), "reward")}
+            for one in exact], "gap", exact[0][way]["at"])
     return curves
+
+
+def start_at_0(exact):
+    """pi* of one language, from the supervised policy on."""
+    return {"kl": [0, *exact["pi*"]["kl"]],
+            "reward": [exact["best of n"]["reward"][0], *exact["pi*"]["reward"]]}
 
 
 FIGURES = {1: figure_1, 2: figure_2, 3: figure_3, 4: figure_4, 5: figure_5, 6: figure_6,
@@ -513,13 +527,11 @@ def claim_critic(found, cfg):
 
 
 def claim_frontier(found, cfg):
-    """At equal KL, PPO is not below best of n."""
-    if len(found.frontier) > 1:             # of a single world there is no interval
-        for key in ("gold", "win_rate"):
-            for beta, of_beta in zip(FRONTIER, missed(found.frontier, key).T, strict=True):
-                if np.isfinite(of_beta).all():
-                    yield (f"beta {beta:g}: PPO beats best of n at equal KL, {TRADED[key]}",
-                           *over_worlds(of_beta), "+.2f" if key == "gold" else "+.1%")
+    """At equal KL PPO is not below best of n."""
+    for key, form in (("gold", "+.2f"), ("win_rate", "+.1%")):
+        for beta, some in gaps(found, key).items() if len(found.frontier) > 1 else ():
+            yield (f"beta {beta:g}: PPO above best of n at equal KL, {TRADED[key]}",
+                   *over_worlds(some), form)       # of a single world there is no interval
 
 
 CLAIMS = {claim_order: 1, claim_overoptimisation: 2, claim_scaling: 3, claim_choosers: 4,
