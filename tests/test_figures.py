@@ -120,16 +120,20 @@ def frontier_of(seed, short):
     def seen(kl, short):
         return {"kl": kl.tolist(), "gold": (2.5 + level + np.sqrt(kl) - short).tolist(),
                 "win_rate": (0.4 + 0.2 * np.sqrt(kl) - short / 5).tolist(), "rm": kl.tolist()}
-    paid, betas = np.log(n) - (n - 1) / n, np.array([4.0, 2.0, 1.0])
-    return {"PPO": seen(kl, rng.normal(short, 0.02, 5)), "best of n": seen(paid, 0) | {"n": n.tolist()},
-            "exact": {way: {"at": at.tolist(), "kl": kl.tolist(), "reward": (cost * np.sqrt(kl)).tolist()}
-                      for way, at, kl, cost in (("pi*", betas, 2 / betas, 1), ("best of n", n, paid, .9),
-                                                ("PPO", betas, 2 / betas, 0.98))}}
+    return {"PPO": seen(kl, rng.normal(short, 0.02, 5)),
+            "best of n": seen(np.log(n) - (n - 1) / n, 0) | {"n": n.tolist()}}
+
+
+def language_of(*costs):
+    """A made-up language, where KL buys pi*, best of n and PPO so much reward."""
+    return {way: {"at": [1, 2, 4], "kl": [0.0, 1.0, 2.0], "reward": [0, cost, 1.4 * cost]}
+            for way, cost in zip(("pi*", "best of n", "PPO"), costs, strict=True)}
 
 
 @pytest.fixture(scope="module")
 def true():
-    return {"seeds": [town(0)], "frontier": [frontier_of(seed, -0.2) for seed in range(3)]}
+    return {"seeds": [town(0)], "frontier": [frontier_of(seed, -0.2) for seed in range(3)],
+            "exact": [language_of(1, 0.9, 0.99), language_of(2, 1.9, 2)]}
 
 
 # --------------------------------------------------------------------------------------- the points
@@ -403,7 +407,7 @@ def test_intervals_over_worlds_are_students_and_a_single_world_has_none():
     mean, ends = figures_numbers.over_worlds([[1.0, 5], [2, 5], [3, 5]])
     assert mean.tolist() == [2, 5] and ends[:, 1].tolist() == [5, 5]
     assert ends[:, 0] == pytest.approx([2 - 4.30 / math.sqrt(3), 2 + 4.30 / math.sqrt(3)])
-    one = {"seeds": [], "frontier": [frontier_of(0, 0.2)]}
+    one = {"seeds": [], "frontier": [frontier_of(0, 0.2)], "exact": [language_of(1, 0.9, 0.99)]}
     p = figures_numbers.figure_10(Found(one), CFG)["PPO grade"][0]
     assert p["low"] is p["high"] is None and not judge_claims(Found(one), CFG)
 
@@ -444,7 +448,7 @@ def test_measured_json_alone_is_enough_to_draw(tmp_path):
     assert [p["at"] for p in curves["best of n grade"]] == "1 2 4 8 16 32 64".split()
     told = (ROOT / "docs/FIGURES.md").read_text()
     for p in curves["PPO KL"]:
-        assert f"| {p['at']} | {p['value']:.2f} |" in told, p       # the page's table is this file's
+        assert f"| {p['at']} | {p['value']:.2f} [" in told, p        # the page's table is this file's
 
 
 def test_without_matplotlib_the_numbers_are_kept(true, tmp_path, monkeypatch):
@@ -578,7 +582,8 @@ def test_a_tiny_sweep_from_nothing_draws_every_figure_and_goes_on_where_it_was(t
     commands = (tmp_path / "commands.sh").read_text()
     assert "python ppo.py --preset toy" in commands and "python -m tools.figures samples" in commands
     measured = json.loads((tmp_path / "measured.json").read_text())
-    frontier, = measured["frontier"]
+    (frontier,), (language,) = measured["frontier"], measured["exact"]
+    assert language["PPO"]["at"] == [1.2]
     assert len(frontier["PPO"]["gold"]) == 5 and frontier["best of n"]["n"] == [1, 2, 4]
     measured, = measured["seeds"]
     rows = measured["samples-beta0"]["rows"]

@@ -428,8 +428,9 @@ def run_all(points, jobs, lock):
 
 
 def collect(points, out):
-    """measured.json: for each seed, what each measuring point found, by its name; and of figure 10
-    the means of each world that is complete. Without a point that is done, what it says already."""
+    """measured.json: for each seed, what each measuring point found, by its name; for figure 10 the
+    means of each complete world, and the languages. Where no point is done, as it stands already.
+    """
     seeds, worlds, path = {}, {}, Path(out) / "measured.json"
     for point in points:
         seed, name = point.name.split("/")
@@ -441,7 +442,8 @@ def collect(points, out):
         return read_json(path, "")
     measured = {"seeds": list(seeds.values()),
                 "frontier": [means_of(world) for world in worlds.values()
-                             if {"pool", "exact", *map("beta{:g}".format, FRONTIER)} <= {*world}]}
+                             if {"pool", *map("beta{:g}".format, FRONTIER)} <= {*world}],
+                "exact": [world["exact"] for world in worlds.values() if "exact" in world]}
     write(path, json.dumps(plain(measured)) + "\n")
     return measured
 

@@ -267,20 +267,21 @@ def draw_10(page, curves, fits):
         curve(ax, curves[ours], band=ax is left, **style(1, lw=2.4 if ax is left else 0, zorder=4))
     x, y = columns(curves["exact pi*"], "x", "value")
     right.plot(x, y, color="black", lw=2.4)
-    write_at(left, curves["PPO preferred"], 0.5, "PPO", 1, above=True)
-    write_at(left, curves["best of n preferred"], 0.5, "best of n", 0, above=False)
-    write_at(right, curves["exact pi*"], 0.6, "π*, exact", -1, above=True)
-    write_at(right, curves["exact PPO"], 0.75, "PPO", 1, above=True)
-    write_at(right, curves["exact best of n"], 0.75, "best of n", 0, above=False)
-    for name, word in (("PPO preferred", "β"), ("best of n preferred", "n")):
-        for p in (curves[name][0], curves[name][-1]):
-            left.annotate(f"{word} {p['at']}", (p["x"], p["value"]), (0, -20), fontsize=12,
+    write_at(left, curves["best of n preferred"], 0.6, "best of n", 0, above=True)
+    write_at(left, curves["PPO preferred"], 0.5, "PPO", 1, above=False)
+    write_at(right, curves["exact pi*"], 0.5, "π*, exact", -1, above=True)
+    write_at(right, curves["exact PPO"], 0.8, "PPO", 1, above=True)
+    write_at(right, curves["exact best of n"], 0.7, "best of n", 0, above=False)
+    for name, word, y in (("PPO preferred", "β", -24), ("best of n preferred", "n", 10)):
+        some = sorted(curves[name], key=lambda p: p["x"])
+        for p, place, side in ((some[0], (10, -10), "left"), (some[-1], (0, y), "right")):
+            left.annotate(f"{word} {p['at']}", (p["x"], p["value"]), place, ha=side, fontsize=13,
                           textcoords="offset points", color="#444444")
     percent(left, *left.get_ylim())
-    left.set_title("toy posts: preferred")
-    right.set_title("40 responses: reward")
+    left.set_title("Toy world: beats the author")
+    right.set_title("Tiny languages: reward")
     for ax in (left, right):
-        ax.set_xlabel("KL, nats")
+        ax.set_xlabel("KL from supervised, nats")
         ax.set_xlim(0, None)
 
 
@@ -336,8 +337,8 @@ CAPTIONS = {
        "sure it is itself; on the dashed line it would be as right as it says.",
     9: "The score of the summaries that PPO writes while it trains, with three kinds of critic.",
     10: "What a nat of KL from the supervised policy buys, PPO (at five prices of it, beta) and "
-        "best of n. Left: sampled summaries preferred to the author's. Right: mean reward in ten "
-        "languages of 40 responses, where the best policy of each KL, pi*, is known.",
+        "best of n. Left: sampled summaries preferred to the author's. Right: mean reward in "
+        "small languages of 40 responses, where the best policy of each KL, pi*, is known.",
 }
 
 
@@ -380,8 +381,8 @@ def critics_table(found, cfg, curves):
         [told, shown(curves[f"{told}: win rate"][0], ".1%")] for told in CRITICS.values()])
 
 
-def frontier_table(curves, k):
-    """PPO at each beta, and how far it is from best of n at the same KL. k: worlds."""
+def frontier_table(found, curves):
+    """PPO at each beta, and how far it is from best of n at the same KL."""
     columns = ["PPO KL", *(f"{way}{told}" for told in ("preferred", "grade", "reward")
                            for way in ("PPO ", "PPO minus best of n "))]
     rows = []
@@ -392,7 +393,8 @@ def frontier_table(curves, k):
     exact = [[f"{way} {p['at']}", f"{p['x']:.2f}", f"{p['value']:.2f}",
               shown(q, ".4f" if way == "PPO" else ".2f")] for way in ("PPO", "best of n")
              for p, q in zip(curves[f"exact {way}"], curves[f"exact {way} minus pi*"], strict=True)]
-    return (f"{k} worlds. Brackets here: 95 % by Student's t over worlds, and over languages.\n\n"
+    return (f"{len(found.frontier)} worlds, {len(found.exact)} languages. Brackets here: 95 % by "
+            "Student's t over them.\n\n"
             + table([["beta", *columns]], rows) + "\n\n" + table(
                 [["exact language", "KL", "reward", "minus pi* at equal KL"]], exact))
 
@@ -425,7 +427,7 @@ def report(found, cfg, figures, fits, claims):
     more = {2: lambda: fits_table(fits),
             8: lambda: "\n\n".join([agreement_table(found, cfg), damage_table(found, cfg)]),
             9: lambda: critics_table(found, cfg, figures[9]),
-            10: lambda: frontier_table(figures[10], len(found.frontier))}
+            10: lambda: frontier_table(found, figures[10])}
     for number, make in FIGURES.items():
         title = make.__doc__.split("\n")[0].rstrip(".")
         parts.append(f"\n## Figure {number}. {title}\n")

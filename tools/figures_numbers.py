@@ -37,7 +37,8 @@ class Found:
     """What the sweep measured: found[name] is a list, one dict a seed."""
 
     def __init__(self, measured):
-        self.seeds, self.frontier = measured["seeds"], measured.get("frontier", [])
+        self.seeds = measured["seeds"]
+        self.frontier, self.exact = measured.get("frontier", []), measured.get("exact", [])
 
     def __getitem__(self, name):
         if not (self.seeds and all(name in seed for seed in self.seeds)):
@@ -363,14 +364,13 @@ TRADED = {"gold": "grade", "win_rate": "preferred", "rm": "reward"}
 def means_of(world):
     """One world of figure 10: what its points found, as means over posts, for that is all it needs.
 
-    {"PPO": {"gold", "win_rate", "rm", "kl": (5,)}, "best of n": the same, (7,), and "n", "exact"}
+    {"PPO": {"gold", "win_rate", "rm", "kl": (5,)}, "best of n": the same, (7,), and "n"}
     """
     last = [world[f"beta{beta:g}"]["rows"][-1] for beta in FRONTIER]
     by, n = world["pool"]["by"]["reward model"], np.array(world["pool"]["n"])
     return {"PPO": {key: [np.mean(row[key]) for row in last] for key in (*TRADED, "kl")},
             "best of n": {"n": n.tolist(), "kl": np.log(n) - (n - 1) / n,
-                          **{key: np.mean(by[key], 1) for key in TRADED}},
-            "exact": world["exact"]}
+                          **{key: np.mean(by[key], 1) for key in TRADED}}}
 
 
 def over_worlds(values):
@@ -403,8 +403,8 @@ def gaps(found, key):
 
 def figure_10(found, cfg):
     """Reward against KL: PPO at five betas, and best of n."""
-    worlds, curves = found.frontier, {}
-    if not worlds:
+    worlds, exact, curves = found.frontier, found.exact, {}
+    if not (worlds and exact):
         raise Unmeasured("--frontier")
 
     def line(name, ways, key, at):
@@ -420,7 +420,6 @@ def figure_10(found, cfg):
         curves[f"PPO minus best of n {told}"] = [
             point(beta, kl[beta], *over_worlds(some)) for beta, some in gaps(found, key).items()]
     # Languages are as posts: pi* of one beta in all of them is the best policy of its mean KL.
-    exact = [one["exact"] for one in worlds]
     for way in ("pi*", "best of n", "PPO"):
         line(f"exact {way}", [one[way] for one in exact], "reward", exact[0][way]["at"])
     for way in ("best of n", "PPO"):
