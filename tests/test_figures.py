@@ -546,11 +546,12 @@ def test_the_best_of_n_is_chosen_as_often_as_among_samples():
 
 def test_pi_star_is_the_best_policy_of_its_kl_and_ppo_finds_it(language):
     star, best = language["pi*"], language["best of n"]
-    kl, reward = np.array(star["kl"]), np.array(star["reward"])
-    assert (np.diff(kl) > 0).all() and (np.diff(reward) > 0).all()
+    far = np.array(star["at"]) > 0.2                 # with less beta there is nothing left to win
+    beta, kl, reward = (np.array(star[key])[far] for key in ("at", "kl", "reward"))
+    assert len(beta) > 40 and (np.diff(kl) > 0).all() and (np.diff(reward) > 0).all()
     # Along the frontier another nat costs beta: d reward / d KL = beta.
     slope = np.diff(reward) / np.diff(kl)
-    assert (slope < star["at"][:-1]).all() and (slope > star["at"][1:]).all()
+    assert (slope < beta[:-1]).all() and (slope > beta[1:]).all()
     n = np.array(best["at"])
     assert (best["kl"] <= np.log(n) - (n - 1) / n + 1e-9).all() and abs(best["kl"][0]) < 1e-9
     behind = figures_numbers.gap(best, figures_numbers.start_at_0(language), "reward")

@@ -698,8 +698,8 @@ def exact(cfg, world):
         p = np.asarray(p)                                                            # (K, 40)
         kl = np.where(p > 0, p * np.log(np.maximum(p, 1e-300) / start), 0).sum(1)
         return {"at": list(at), "kl": kl, "reward": p @ reward}
-    betas, n = np.geomspace(20, 0.05, 80), 2 ** np.arange(7)
-    tilted = start * np.exp((reward - reward.max()) / betas[:, None])                # (80, 40)
+    betas, n = np.geomspace(20, 0.005, 100), 2 ** np.arange(7)
+    tilted = start * np.exp((reward - reward.max()) / betas[:, None])                # (100, 40)
     return {"pi*": seen(betas, tilted / tilted.sum(1, keepdims=True)),
             "best of n": seen(n.tolist(), chosen_of(n, start, reward)),
             "PPO": seen(EXACT, [ppo_ends(beta, reward, cfg.posts, cfg.seed, world)

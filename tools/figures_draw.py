@@ -269,8 +269,8 @@ def draw_10(page, curves, fits):
     right.plot(x, y, color="black", lw=2.4)
     write_at(left, curves["best of n preferred"], 0.6, "best of n", 0, above=True)
     write_at(left, curves["PPO preferred"], 0.5, "PPO", 1, above=False)
-    write_at(right, curves["exact pi*"], 0.5, "π*, exact", -1, above=True)
-    write_at(right, curves["exact PPO"], 0.8, "PPO", 1, above=True)
+    write_at(right, curves["exact pi*"], 0.42, "π*, exact", -1, above=True)
+    write_at(right, curves["exact PPO"], 1.0, "PPO", 1, above=True)
     write_at(right, curves["exact best of n"], 0.7, "best of n", 0, above=False)
     for name, word, y in (("PPO preferred", "β", -24), ("best of n preferred", "n", 10)):
         some = sorted(curves[name], key=lambda p: p["x"])
