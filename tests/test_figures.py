@@ -3,6 +3,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,19 @@ import evaluate
 import ppo
 import reward
 import toy
-from runtime import Problem, generator
+from runtime import ALONE, Problem, generator
 from tools import figures, figures_draw, figures_numbers
 from tools.figures import DAMAGES, Points, Sweep, list_points, run_all
-from tools.figures_numbers import Found, fit_gao, judge_claims, peak_of, reference, resampled, right
+from tools.figures_numbers import (
+    FRONTIER,
+    Found,
+    fit_gao,
+    judge_claims,
+    peak_of,
+    reference,
+    resampled,
+    right,
+)
 
 BETAS = (0, 0.05)
 CFG = Sweep(sizes="small,middle,large", labels="100,200,400", few=200, betas="0,0.05")
@@ -102,9 +112,28 @@ def agree_of(margin, rng, i, n):
             "damage": {kind: rng.normal(0.5, 1, n).tolist() for kind in DAMAGES}}
 
 
+def frontier_of(seed, short):
+    """One world of figure 10: a nat of KL buys PPO less than best of n, by `short` at every KL."""
+    rng = generator(seed, "test frontier")
+    level, kl, n = rng.normal(0, 0.1), 0.3 / np.array(FRONTIER) ** 0.7, 2 ** np.arange(7)
+
+    def seen(kl, short):
+        return {"kl": kl.tolist(), "gold": (2.5 + level + np.sqrt(kl) - short).tolist(),
+                "win_rate": (0.4 + 0.2 * np.sqrt(kl) - short / 5).tolist(), "rm": kl.tolist()}
+    return {"PPO": seen(kl, rng.normal(short, 0.02, 5)),
+            "best of n": seen(np.log(n) - (n - 1) / n, 0) | {"n": n.tolist()}}
+
+
+def language_of(*costs):
+    """A made-up language, where KL buys pi*, best of n and PPO so much reward."""
+    return {way: {"at": [1, 2, 4], "kl": [0.0, 1.0, 2.0], "reward": [0, cost, 1.4 * cost]}
+            for way, cost in zip(("pi*", "best of n", "PPO"), costs, strict=True)}
+
+
 @pytest.fixture(scope="module")
 def true():
-    return {"seeds": [town(0)]}
+    return {"seeds": [town(0)], "frontier": [frontier_of(seed, -0.2) for seed in range(3)],
+            "exact": [language_of(1, 0.9, 0.99), language_of(2, 1.9, 2)]}
 
 
 # --------------------------------------------------------------------------------------- the points
@@ -138,11 +167,23 @@ def test_the_same_sweep_elsewhere_has_the_same_hashes_and_a_seed_more_keeps_the_
     assert len(names(first)) == len(first)
 
 
+def test_the_frontier_shares_the_sweeps_networks_and_comes_a_world_at_a_time():
+    alone = list_points(Sweep(seeds=0, frontier=2))
+    names = [p.name for p in alone]
+    assert [p.name[:2] for p in alone] == sorted(p.name[:2] for p in alone)
+    both = {p.path for p in list_points(Sweep())} & {p.path for p in alone}
+    assert {path.name.split("-")[0] for path in both} == {"data", "pretrained", "supervised"}
+    assert sum("frontier-ppo" in name for name in names) == 2 * len(FRONTIER) == 10
+    assert all(p.needs(next(q for q in alone if q.name == "s1/frontier-reward"))
+               for p in alone if p.name.startswith("s1/frontier-ppo"))
+
+
 def test_every_point_stands_after_those_it_needs_and_every_command_parses(monkeypatch):
-    points = list_points(Sweep())
+    points = list_points(Sweep(frontier=1))
     for i, point in enumerate(points):
         assert not any(point.needs(later) for later in points[i:])
-        assert i == 0 or any(point.needs(earlier) for earlier in points[:i])
+        assert (i == 0 or point.name == "s0/frontier-exact"
+                or any(point.needs(earlier) for earlier in points[:i]))
         for command in point.commands:
             if not command.startswith("-m tools.figures"):
                 script, *words = command.removeprefix("-m ").split()
@@ -154,7 +195,7 @@ def test_every_point_stands_after_those_it_needs_and_every_command_parses(monkey
 
 @pytest.mark.parametrize("more, match", [
     (dict(few=7), "--few 7"), (dict(labels="1,x"), "comma"), (dict(scale=2.0), "--scale"),
-    (dict(seeds=0), "--seeds")])
+    (dict(seeds=0), "--seeds"), (dict(frontier=-1), "--frontier")])
 def test_a_sweep_that_cannot_be_is_refused_in_one_line(more, match):
     with pytest.raises(Problem, match=match):
         list_points(Sweep(**more))
@@ -326,8 +367,10 @@ def test_accuracy_is_over_the_wanted_kinds_of_pairs(true):
 
 @pytest.mark.parametrize("truth, verdict", [(True, "holds"), (False, "refused")])
 def test_claims_are_judged_by_their_intervals_both_ways(truth, verdict):
-    judged = judge_claims(Found({"seeds": [town(seed, truth=truth) for seed in range(2)]}), CFG)
-    assert len(judged) == 9 + 2 + 2 + 1 + 1 + 2 + 2
+    judged = judge_claims(Found({
+        "seeds": [town(seed, truth=truth) for seed in range(2)],
+        "frontier": [frontier_of(seed, -0.2 if truth else 0.2) for seed in range(3)]}), CFG)
+    assert len(judged) == 9 + 2 + 2 + 1 + 1 + 2 + 2 + 2 * 5
     wrong = [c for c in judged if c["verdict"] != verdict]
     if not truth:          # without a fall, the score rises all the same, or the peak is the end
         wrong = [c for c in wrong if not c["claim"].startswith("beta 0")]
@@ -350,31 +393,63 @@ def test_slopes_are_per_doubling(true):
     assert mean == pytest.approx([0.05, 0.05 / math.log2(3)], abs=0.012)
 
 
+def test_policies_are_compared_at_equal_kl_and_not_beyond(true):
+    best = {"kl": [0, 1, 4], "gold": [2, 3, 4]}                     # 2 + sqrt(KL)
+    ours = {"kl": [0, 0.25, 2.25, 4.5, -0.1], "gold": [2, 2, 3.5, 9, 1]}
+    assert figures_numbers.gap(ours, best, "gold") == pytest.approx(
+        [0, -0.5, 0, math.nan, -1], nan_ok=True)
+    assert list(figures_numbers.gaps(Found(true), "gold")) == [0.05, 0.1, 0.2, 0.4, 0.8]
+    far = {"seeds": [], "frontier": [frontier_of(seed, 0) for seed in range(2)]}
+    far["frontier"][1]["PPO"]["kl"][0] = 9.0                       # in one world, so there is no mean
+    assert list(figures_numbers.gaps(Found(far), "gold")) == [0.1, 0.2, 0.4, 0.8]
+
+
+def test_intervals_over_worlds_are_students_and_a_single_world_has_none():
+    mean, ends = figures_numbers.over_worlds([[1.0, 5], [2, 5], [3, 5]])
+    assert mean.tolist() == [2, 5] and ends[:, 1].tolist() == [5, 5]
+    assert ends[:, 0] == pytest.approx([2 - 4.30 / math.sqrt(3), 2 + 4.30 / math.sqrt(3)])
+    one = {"seeds": [], "frontier": [frontier_of(0, 0.2)], "exact": [language_of(1, 0.9, 0.99)]}
+    p = figures_numbers.figure_10(Found(one), CFG)["PPO grade"][0]
+    assert p["low"] is p["high"] is None and not judge_claims(Found(one), CFG)
+
+
 # ------------------------------------------------------------------------------------------- drawing
 
 def test_figures_and_report_are_drawn_from_measurements_alone(true, tmp_path, capsys):
     cfg = Sweep(**{**vars(CFG), "out": str(tmp_path)})
     figures_draw.draw_everything(true, cfg)
-    for number in range(1, 10):
+    for number in range(1, 11):
         assert (tmp_path / f"figure{number}.png").read_bytes()[:4] == b"\x89PNG"
         assert b"<svg" in (tmp_path / f"figure{number}.svg").read_bytes()
     report = (tmp_path / "report.md").read_text()
-    assert (tmp_path / "report.html").read_text().count("data:image/png") == 9
-    assert "Not measured yet" not in report and report.count("![") == 9
+    assert (tmp_path / "report.html").read_text().count("data:image/png") == 10
+    assert "Not measured yet" not in report and report.count("![") == 10
     assert "over-optimised" in report and "swapped roles" in report
     assert " holds |" in report and "holds" in capsys.readouterr().out
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert curves["numbers"]["policies.supervised.win_rate"]["value"] == pytest.approx(
         np.mean(true["seeds"][0]["greedy-middle-supervised"]["win"]), abs=1e-9)
-    assert len(curves["figures"]) == 9 and curves["seeds"] == 1
+    assert len(curves["figures"]) == 10 and curves["seeds"] == 1
 
 
 def test_what_is_not_measured_yet_is_left_out(tmp_path, capsys):
     some = {name: one for name, one in town(0, n=40).items() if name.startswith(("greedy", "pool"))}
     figures_draw.draw_everything({"seeds": [some]}, Sweep(**{**vars(CFG), "out": str(tmp_path)}))
     assert (tmp_path / "figure1.png").exists() and not (tmp_path / "figure2.png").exists()
-    assert (tmp_path / "report.md").read_text().count("Not measured yet") == 4
+    assert (tmp_path / "report.md").read_text().count("Not measured yet") == 5
     assert "figure 2 has to wait for samples-beta0" in capsys.readouterr().out
+
+
+def test_measured_json_alone_is_enough_to_draw(tmp_path):
+    """And what the repository keeps of figure 10 is such a file."""
+    shutil.copy(ROOT / "reference/frontier.json", tmp_path / "measured.json")
+    figures.main(["draw", "--out", str(tmp_path)])
+    curves = json.loads((tmp_path / "curves.json").read_text())["figures"]["10"]
+    assert (tmp_path / "figure10.png").exists() and not (tmp_path / "figure1.png").exists()
+    assert [p["at"] for p in curves["best of n grade"]] == "1 2 4 8 16 32 64".split()
+    told = (ROOT / "docs/FIGURES.md").read_text()
+    for p in curves["PPO KL"]:
+        assert f"| {p['at']} | {p['value']:.2f} [" in told, p        # the page's table is this file's
 
 
 def test_without_matplotlib_the_numbers_are_kept(true, tmp_path, monkeypatch):
@@ -452,6 +527,40 @@ def test_every_damage_makes_an_ideal_summary_worse():
     assert min(seen.values()) > 3 and best == 7
 
 
+@pytest.fixture(scope="module")
+def language():
+    """The exact language of seed 1, PPO at one beta."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "EXACT", (1.2,))
+        return figures.exact(figures.Measure(seed=1, posts=128), ALONE)
+
+
+def test_the_best_of_n_is_chosen_as_often_as_among_samples():
+    rng, p = np.random.default_rng(0), np.array([0.1, 0.2, 0.3, 0.4])
+    reward = np.array([2.0, 1, 1, 0])
+    drawn = rng.choice(4, (40_000, 3), p=p)
+    best = drawn[np.arange(len(drawn)), reward[drawn].argmax(1)]         # of equals the first drawn
+    often = np.bincount(best) / len(best)
+    of_1, of_3 = figures.chosen_of([1, 3], p, reward)
+    assert of_1 == pytest.approx(p) and of_3 == pytest.approx(often, abs=0.01)
+
+
+def test_pi_star_is_the_best_policy_of_its_kl_and_ppo_finds_it(language):
+    star, best = language["pi*"], language["best of n"]
+    far = np.array(star["at"]) > 0.2                 # with less beta there is nothing left to win
+    beta, kl, reward = (np.array(star[key])[far] for key in ("at", "kl", "reward"))
+    assert len(beta) > 40 and (np.diff(kl) > 0).all() and (np.diff(reward) > 0).all()
+    # Along the frontier another nat costs beta: d reward / d KL = beta.
+    slope = np.diff(reward) / np.diff(kl)
+    assert (slope < beta[:-1]).all() and (slope > beta[1:]).all()
+    n = np.array(best["at"])
+    assert (best["kl"] <= np.log(n) - (n - 1) / n + 1e-9).all() and abs(best["kl"][0]) < 1e-9
+    behind = figures_numbers.gap(best, figures_numbers.start_at_0(language), "reward")
+    assert (behind < 1e-6).all() and behind[3] < -0.01
+    ppo = figures_numbers.gap(language["PPO"], figures_numbers.start_at_0(language), "reward")
+    assert -0.03 < ppo[0] < 0.001 and language["PPO"]["kl"][0] > 0.2
+
+
 def test_numbers_are_written_as_plain_json():
     made = figures.plain({"a": np.array([1.23456789, 2.0]), "b": [np.float32(0.5), 3, "x", None]})
     assert made == {"a": [1.2346, 2.0], "b": [0.5, 3, "x", None]}
@@ -466,14 +575,19 @@ def test_a_tiny_sweep_from_nothing_draws_every_figure_and_goes_on_where_it_was(t
                         zero(model, tokenizer, posts[:8], *more))
     line = ["sweep", "--out", str(tmp_path), "--jobs", "0", "--sizes", "toy-small", "--labels",
             "32,64", "--few", "64", "--betas", "0", "--iterations", "500", "--snapshots", "2",
-            "--scale", "0.004"]
+            "--scale", "0.004", "--frontier", "1"]
+    monkeypatch.setattr(figures, "EXACT", (1.2,))
     figures.main(line)
-    assert all((tmp_path / f"figure{number}.png").exists() for number in range(1, 10))
+    assert all((tmp_path / f"figure{number}.png").exists() for number in range(1, 11))
     report = (tmp_path / "report.md").read_text()
     assert "Not measured" not in report and "over-optimised" in report
     commands = (tmp_path / "commands.sh").read_text()
     assert "python ppo.py --preset toy" in commands and "python -m tools.figures samples" in commands
-    measured, = json.loads((tmp_path / "measured.json").read_text())["seeds"]
+    measured = json.loads((tmp_path / "measured.json").read_text())
+    (frontier,), (language,) = measured["frontier"], measured["exact"]
+    assert language["PPO"]["at"] == [1.2]
+    assert len(frontier["PPO"]["gold"]) == 5 and frontier["best of n"]["n"] == [1, 2, 4]
+    measured, = measured["seeds"]
     rows = measured["samples-beta0"]["rows"]
     assert [row["step"] for row in rows] == [0, 1, 2] and np.mean(rows[0]["kl"]) == 0
     assert len(measured["pool"]["by"]["ROUGE"]["gold"]) == 3 and set(DAMAGES) == set(

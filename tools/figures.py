@@ -11,6 +11,7 @@ listed in commands.sh, to be repeated by hand.
 
     python -m tools.figures sweep --out runs/figures --jobs 2      # an hour and a half on two cores
     python -m tools.figures sweep --out runs/figures --seeds 3     # two more worlds: wider bands
+    python -m tools.figures sweep --out runs/figures --seeds 0 --frontier 10      # figure 10 alone
     python -m tools.figures draw --out runs/figures             # figures and report.md once more
 
 The sweep ends with measured.json (a number a post), curves.json (means and intervals: what
@@ -21,6 +22,7 @@ Read after: evaluate.py.
 """
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import shlex
@@ -31,7 +33,6 @@ import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,14 +43,27 @@ import label
 import toy
 from data import text_of
 from evaluate import LEAD_3, gold, log_prob, sample_with_kl
-from ppo import PRESETS
-from runtime import Machine, Problem, flag, generator, write
+from model import ModelConfig, build, lay_out
+from ppo import (
+    GAMMA,
+    LAMBDA,
+    PRESETS,
+    gae,
+    linear,
+    log_probs,
+    roll_out,
+    token_rewards,
+    update,
+    whiten,
+)
+from ppo import Config as PPO
+from runtime import Machine, Problem, adam, flag, generator, write
 from runtime.files import read_jsonl
 from runtime.flags import entry, parse
 from runtime.world import join_world, lock
 from sample import held_out, load_checkpoint, score_texts, summarise, worked_examples
 from tools.figures_draw import draw_everything
-from tools.figures_numbers import hold_against
+from tools.figures_numbers import EXACT, FRONTIER, hold_against, means_of, read_json
 from tools.overoptimisation import best_of, checkpoints, opinions
 from tools.rouge import grades as rouge
 from tools.rouge import load_judge
@@ -63,6 +77,7 @@ class Sweep:
     jobs: int = flag(2, "points worked on side by side, which share the cores (and GPUs) evenly; "
                         "0: one after another in this process")
     seeds: int = flag(1, "worlds, each with its own people, posts and networks")
+    frontier: int = flag(0, "worlds of figure 10, PPO's rewards against KL at five betas; 0: none")
     sizes: str = flag("toy-tiny,toy-small,toy,toy-large", "rows of model.py's table; the middle "
                       "one (of four the third) is used wherever one size is enough")
     labels: str = flag("600,1200,2400,4800,9600", "comparisons that reward models learn from; most "
@@ -86,7 +101,7 @@ class Measure(Machine):
     judge: str = flag("auto", "as in evaluate.py", choices=("auto", "gold", "rouge"))
     posts: int = flag(1000, "held-out posts asked about")
     pool: int = flag(32, "for pool: samples a post")
-    snapshots: int = flag(10, "for samples: policies on the way, close together early on")
+    snapshots: int = flag(10, "for samples: policies before the last, close together early on")
     examples: int = flag(0, "for greedy: worked examples before the post")
     seed: int = flag(0, "which posts, and every random number")
 
@@ -141,12 +156,15 @@ def list_points(cfg):
             float(b) for b in cfg.betas.split(",")]
     except ValueError as error:
         raise Problem(f"--labels and --betas are numbers, comma between: {error}") from None
-    if cfg.few not in labels or cfg.seeds < 1 or cfg.jobs < 0 or not 0 < cfg.scale <= 1:
-        raise Problem(f"--few {cfg.few} has to be one of --labels {cfg.labels}; --seeds counts "
-                      "from 1, --jobs from 0; --scale is at most 1")
+    if (cfg.few not in labels or min(cfg.seeds, cfg.frontier, cfg.jobs) < 0
+            or cfg.seeds + cfg.frontier < 1 or not 0 < cfg.scale <= 1):
+        raise Problem(f"--few {cfg.few} has to be one of --labels {cfg.labels}; --jobs counts "
+                      "from 0, --seeds plus --frontier from 1; --scale is at most 1")
     points = Points(cfg.out)
     for seed in range(cfg.seeds):
         world_of_seed(points, cfg, seed, cfg.sizes.split(","), labels, betas)
+    for seed in range(cfg.frontier):
+        frontier_of_seed(points, cfg, seed)
     return points
 
 
@@ -162,32 +180,53 @@ class World(NamedTuple):
     journalist: Path         # supervised, on news
 
 
+class Maker(NamedTuple):
+    """The points that every kind of world begins with, of one seed."""
+    points: Points
+    cfg: Sweep
+    seed: int
+
+    def add(self, name, *commands, **more):
+        """As Points.add; a command without OUT gets --seed and --out."""
+        return self.points.add(f"s{self.seed}/{name}", *(
+            c if "OUT" in c else f"{c} --seed {self.seed} --out OUT" for c in commands), **more)
+
+    def train(self, name, command):
+        return self.add(name, f"{command} --resume")
+
+    def data(self):
+        posts = scaled(self.cfg, 12000, 2000)
+        return self.add("data", f"toy.py --posts {posts} --seed {self.seed} --out OUT",
+                        "-m tools.tokenizer --data OUT --vocab 1024", made="tokenizer.tiktoken")
+
+    def sft(self, name, on, steps, data, start):
+        return self.train(name, f"sft.py --preset toy --loss-on {on} --steps "
+                                f"{scaled(self.cfg, steps)} --data {data} {start}")
+
+    def imitation(self, size, data):
+        """A size's pretrained and supervised policy, as in `make demo`."""
+        pretrained = self.sft(f"pretrained-{size}", "all", 200, data, f"--size {size}")
+        return pretrained, self.sft(f"supervised-{size}", "summary", 1300, data,
+                                    f"--init {pretrained}")
+
+    def ask(self, name, command, posts, ending=".json"):
+        return self.add(name, f"-m tools.figures {command} --posts {scaled(self.cfg, posts, 16)}",
+                        made=ending)
+
+
 def world_of_seed(points, cfg, seed, sizes, labels, betas):
     """One seed's points: a toy world of its own, networks in it, and what is asked of them."""
-    s, base, batch = f"--seed {seed}", sizes[len(sizes) // 2], PRESETS["toy"]["batch"]
-
-    def add(name, *commands, **more):
-        return points.add(f"s{seed}/{name}", *(f"{c} {s} --out OUT" if "OUT" not in c else c
-                                               for c in commands), **more)
-
-    def train(name, command):
-        return add(name, f"{command} --resume")
-
-    def sft(name, on, steps, data, start):
-        return train(name, f"sft.py --preset toy --loss-on {on} --steps {scaled(cfg, steps)} "
-                           f"--data {data} {start}")
+    base, batch, maker = sizes[len(sizes) // 2], PRESETS["toy"]["batch"], Maker(points, cfg, seed)
+    add, train = maker.add, maker.train
 
     # 1. a world, and every size's imitation of its authors, as in `make demo`
-    data = add("data", f"toy.py --posts {scaled(cfg, 12000, 2000)} {s} --out OUT",
-               "-m tools.tokenizer --data OUT --vocab 1024", made="tokenizer.tiktoken")
+    data = maker.data()
     base_first = sorted(sizes, key=lambda size: size != base)
     made = World(data, {}, {}, {}, {}, {}, {}, None)
     for size in base_first:
-        made.pretrained[size] = sft(f"pretrained-{size}", "all", 200, data, f"--size {size}")
-        made.supervised[size] = sft(f"supervised-{size}", "summary", 1300, data,
-                                    f"--init {made.pretrained[size]}")
-    made = made._replace(journalist=sft("supervised-news", "summary", 1300, f"{data}/news",
-                                        f"--init {made.pretrained[base]}"))
+        made.pretrained[size], made.supervised[size] = maker.imitation(size, data)
+    made = made._replace(journalist=maker.sft("supervised-news", "summary", 1300,
+                                              f"{data}/news", f"--init {made.pretrained[base]}"))
     # 2. labels, bought once, and reward models
     pairs = add("pairs", f"sample.py --policy {made.supervised[base]} --data {data} "
                 f"--pairs {scaled(cfg, 12000, 150)} --with-reference 0.5", made=".jsonl")
@@ -219,16 +258,15 @@ def world_of_seed(points, cfg, seed, sizes, labels, betas):
         made.critics[critic] = ppo(f"ppo-critic-{critic}", base, labels[-1],
                                    batch * scaled(cfg, 12), f" --critic {critic}",
                                    "-m tools.critics")
-    questions(add, cfg, made, base)
+    questions(maker, cfg, made, base)
 
 
-def questions(add, cfg, made, base):
-    """What is asked of one world's networks. add, made: as in `world_of_seed`."""
+def questions(maker, cfg, made, base):
+    """What is asked of one world's networks. made: as in `world_of_seed`."""
     few, news = made.rewards[base, cfg.few], f"{made.data}/news"
 
     def ask(name, command, posts, ending=".json", of=made.data):
-        return add(name, f"-m tools.figures {command} --data {of} --posts {scaled(cfg, posts, 16)}",
-                   made=ending)
+        return maker.ask(name, f"{command} --data {of}", posts, ending)
 
     # 1. sampled, PPO's snapshots and best of n
     for beta, folder in made.overoptimised.items():
@@ -263,6 +301,29 @@ def questions(add, cfg, made, base):
     ask("prefer", f"prefer --policy {made.supervised[base]} --pairs {held}", 700)
     for (size, n), folder in made.rewards.items():
         ask(f"agree-{size}-{n}", f"agree --reward {folder} --pairs {held}", 400)
+
+
+def frontier_of_seed(points, cfg, seed):
+    """One world of figure 10: labels and a reward model as in `make demo`, PPO at each beta, and
+    the best of n; and the seed's runs in the exact language."""
+    maker, sizes, batch = Maker(points, cfg, seed), cfg.sizes.split(","), PRESETS["toy"]["batch"]
+    data = maker.data()
+    _, supervised = maker.imitation(sizes[len(sizes) // 2], data)
+    pairs = maker.add("frontier-pairs", f"sample.py --policy {supervised} --data {data} "
+                      f"--pairs {scaled(cfg, 4000, 150)} --with-reference 0.5", made=".jsonl")
+    people = maker.add("frontier-comparisons", f"label.py simulate --pairs {pairs} --labels 3",
+                       made=".jsonl")
+    reward = maker.train("frontier-reward", f"reward.py --preset toy --init {supervised} "
+                                            f"--comparisons {people}")
+    for beta in FRONTIER:
+        ppo = maker.train(f"frontier-ppo-{beta:g}", (
+            f"ppo.py --preset toy --policy {supervised} --reward {reward} --data {data} "
+            f"--episodes {batch * scaled(cfg, 12)} --kl-coef {beta:g}"))
+        maker.ask(f"frontier-beta{beta:g}", f"samples --policy {ppo} --data {data} --snapshots 0",
+                  256)
+    maker.ask("frontier-pool", f"pool --policy {supervised} --reward {reward} --data {data} "
+              f"--pool {scaled(cfg, 64, 4)}", 128)
+    maker.ask("frontier-exact", "exact", 256)
 
 
 # --------------------------------------------------------------------------------- 2. carrying out
@@ -362,14 +423,23 @@ def run_all(points, jobs, held):
 
 
 def collect(points, out):
-    """measured.json: for each seed, what each measuring point found, by its name."""
-    seeds = {}
+    """measured.json: for each seed, what each measuring point found, by its name; for figure 10 the
+    means of each complete world, and the languages. Where no point is done, as it stands already.
+    """
+    seeds, worlds, path = {}, {}, Path(out) / "measured.json"
     for point in points:
         seed, name = point.name.split("/")
         if point.path.suffix == ".json" and point.done:
-            seeds.setdefault(seed, {})[name] = json.loads(point.path.read_text("utf-8"))
-    measured = {"seeds": list(seeds.values())}
-    write(Path(out) / "measured.json", json.dumps(measured) + "\n")
+            frontier = name.startswith("frontier-")
+            (worlds if frontier else seeds).setdefault(seed, {})[
+                name.removeprefix("frontier-")] = json.loads(point.path.read_text("utf-8"))
+    if not (seeds or worlds) and path.exists():
+        return read_json(path, "")
+    measured = {"seeds": list(seeds.values()),
+                "frontier": [means_of(world) for world in worlds.values()
+                             if {"pool", *map("beta{:g}".format, FRONTIER)} <= {*world}],
+                "exact": [world["exact"] for world in worlds.values() if "exact" in world]}
+    write(path, json.dumps(plain(measured)) + "\n")
     return measured
 
 
@@ -403,7 +473,7 @@ def draw(cfg):
     """measured.json, curves.json, the figures and report.md from what has been measured so far."""
     points = list_points(cfg)
     measured = collect(points, cfg.out)
-    if not measured["seeds"]:
+    if not (measured["seeds"] or measured.get("frontier")):
         raise Problem(f"{cfg.out}: nothing is measured yet: python -m tools.figures sweep does")
     draw_everything(measured, cfg)
 
@@ -457,11 +527,11 @@ def samples(cfg, world):
     posts, judge = asked(cfg)
     ppo = load_checkpoint(cfg.policy, world)
     final, n = ppo.flags["episodes"] // ppo.flags["batch"], cfg.snapshots
-    wanted = {0, final, *(max(1, round(final * (k / n) ** 2)) for k in range(1, n))}
+    wanted = {final, *(max(min(1, k), round(final * (k / n) ** 2)) for k in range(n))}
     supervised = load_checkpoint(ppo.flags["policy"], world)
     reward, rows = load_checkpoint(ppo.flags["reward"], world, "scalar"), []
     start = ppo._replace(model=supervised.model)
-    for step, policy in chain([(0, start)], checkpoints(ppo)):
+    for step, policy in itertools.chain([(0, start)], checkpoints(ppo)):
         if step not in wanted:
             continue
         texts, kl = sample_with_kl(policy, supervised, posts, ppo.flags["temperature"], cfg.seed,
@@ -551,6 +621,87 @@ def prefer(cfg, world):
             "margin": {name: way(posts, second) - way(posts, first) for name, way in ways.items()}}
 
 
+class Table(torch.nn.Module):
+    """A reward model that looks up the score of each response to a query of n tokens."""
+
+    def __init__(self, scores, n):
+        super().__init__()
+        self.scores, self.n = scores, n
+
+    def forward(self, tokens, at):
+        rows = zip(tokens.tolist(), at[:, 0].tolist(), strict=True)
+        return torch.tensor([[self.scores[tuple(row[self.n:end + 1])]] for row, end in rows])
+
+
+# A language whose policies are known exactly: of four tokens the last ends a response of at most 3.
+QUERY, END, LENGTH = [0, 1], 3, 3
+SAID = [words + (END,) * (n < LENGTH) for n in range(LENGTH + 1)
+        for words in itertools.product(range(END), repeat=n)]         # 13 that end, 27 that do not
+
+
+def small(head, seed, world):
+    """A network for it; a policy's probabilities are so even that every response is tried."""
+    net = build(ModelConfig(4, 1, 32, 2, 8, head), seed, world)
+    net.wte.weight.data *= 0.4 if head == "lm" else 1
+    return net
+
+
+@torch.no_grad()
+def probabilities(policy, world):
+    """pi(response) of all that can be said: (40,)."""
+    rows = lay_out([QUERY] * len(SAID), [list(words) for words in SAID], END + 1, LENGTH)
+    rows = rows.to(world.device)
+    logp = log_probs(policy, rows, 1.0).double().masked_fill(~rows.is_response, 0)   # (40, R)
+    return logp.sum(1).exp().cpu().numpy()
+
+
+def chosen_of(n, p, reward):
+    """The probability of each response to be the best of n; of equal ones each is as likely as
+    before. n: (K,). p, reward: (m,). Returns: (K, m)."""
+    equal, less = (reward == reward[:, None]) @ p, (reward < reward[:, None]) @ p    # (m,)
+    n = np.reshape(n, (-1, 1))               # all score this or less, but not all of them less:
+    return p / equal * ((less + equal) ** n - less ** n)
+
+
+def ppo_ends(beta, reward, batch, seed, world):
+    """The probabilities (40,) that PPO ends with, by the functions of chapter 8."""
+    flags = PPO(response_length=LENGTH, batch=batch, rollout_batch=batch, micro_batch=batch,
+                epochs=2, minibatches=2, lr=1.5e-3, kl_coef=beta, temperature=1.0, seed=seed)
+    policy, reference, critic = (small(head, seed, world) for head in ("lm", "lm", "scalar"))
+    table = Table(dict(zip(SAID, reward.tolist(), strict=True)), len(QUERY))
+    optimizer, iterations = adam([policy, critic], eps=1e-5), 100
+    for i in range(iterations):
+        rollout = roll_out(policy, reference, critic, table, [QUERY] * batch, range(batch), i,
+                           flags, world)
+        advantage, returns = gae(token_rewards(rollout, beta), rollout.value, GAMMA, LAMBDA)
+        rollout = rollout._replace(advantage=whiten(advantage, rollout.is_response),
+                                   returns=returns)
+        update(policy, critic, optimizer, rollout, linear(i, iterations, flags.lr), i, flags, world)
+    return probabilities(policy, world)
+
+
+def exact(cfg, world):
+    """KL and mean reward, exactly, of policies of a small language. Each --seed is another one:
+    normal scores for the responses that end, -1 for the others. --posts: PPO's batch.
+
+    Returns: {way: {"at", "kl", "reward"}} for pi* ~ pi_sft exp(score / beta), which has the highest
+    reward for its KL; for the best of n; and for PPO.
+    """
+    start, rng = probabilities(small("lm", cfg.seed, world), world), generator(cfg.seed, "exact")
+    reward = np.array([rng.normal() if words[-1] == END else -1.0 for words in SAID])
+
+    def seen(at, p):
+        p = np.asarray(p)                                                            # (K, 40)
+        kl = np.where(p > 0, p * np.log(np.maximum(p, 1e-300) / start), 0).sum(1)
+        return {"at": list(at), "kl": kl, "reward": p @ reward}
+    betas, n = np.geomspace(20, 0.005, 100), 2 ** np.arange(7)
+    tilted = start * np.exp((reward - reward.max()) / betas[:, None])                # (100, 40)
+    return {"pi*": seen(betas, tilted / tilted.sum(1, keepdims=True)),
+            "best of n": seen(n.tolist(), chosen_of(n, start, reward)),
+            "PPO": seen(EXACT, [ppo_ends(beta, reward, cfg.posts, cfg.seed, world)
+                                for beta in EXACT])}
+
+
 DAMAGES = {      # name: (facts, rng) -> the ideal summary, damaged; None where that cannot be
     "swapped roles": lambda f, rng: None if f.owner == "me" else toy.ideal(
         f._replace(actor=f.owner, owner=f.actor)),
@@ -590,7 +741,7 @@ def plain(value):
 
 def measure(cfg, how):
     """Ask one question, write the answers to --out."""
-    if not (cfg.out and cfg.data):
+    if not (cfg.out and (cfg.data or how is exact)):
         raise Problem("--data (a folder of posts) and --out (a file to write) are both needed")
     with join_world(cfg) as world, world.mixed():
         found = how(cfg, world)
@@ -617,7 +768,7 @@ def compare(words):
     hold_against(cfg.run, cfg.reference)
 
 
-MEASURES = {f.__name__: f for f in (greedy, samples, pool, pairs, prefer, agree)}
+MEASURES = {f.__name__: f for f in (greedy, samples, pool, pairs, prefer, agree, exact)}
 
 
 def main(argv=None):

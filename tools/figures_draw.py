@@ -85,6 +85,16 @@ def even(ax):
     ax.axhline(0.5, color="black", lw=1.2, ls="--", zorder=0)
 
 
+def write_at(ax, some, share, text, i, above):
+    """A curve's name beside it, at a share of its way along x."""
+    some = sorted(some, key=lambda p: p["x"])
+    wanted = share * some[-1]["x"]
+    p = min(some, key=lambda p: abs(p["x"] - wanted))
+    ax.annotate(text, (p["x"], p["value"]), (-8, 10) if above else (8, -10), color=COLOURS[i],
+                textcoords="offset points", ha="right" if above else "left",
+                va="bottom" if above else "top", fontweight="bold")
+
+
 def root_axis(ax, largest):
     """KL on a square-root scale, on which both of Gao's forms begin at 0 and light steps show."""
     ax.set_xscale("function", functions=(lambda x: abs(x) ** 0.5, lambda x: x ** 2))
@@ -248,9 +258,37 @@ def draw_9(page, curves, fits):
     ax.legend(title="critic", fontsize=12)
 
 
+def draw_10(page, curves, fits):
+    """Left, the toy world; right, the language in which the best policy is known."""
+    left, right = page.subplots(1, 2)
+    for ax, ours, best in ((left, "PPO preferred", "best of n preferred"),
+                           (right, "exact PPO", "exact best of n")):
+        curve(ax, curves[best], band=ax is left, **style(0))
+        curve(ax, curves[ours], band=ax is left, **style(1, lw=2.4 if ax is left else 0, zorder=4))
+    x, y = columns(curves["exact pi*"], "x", "value")
+    right.plot(x, y, color="black", lw=2.4)
+    write_at(left, curves["best of n preferred"], 0.6, "best of n", 0, above=True)
+    write_at(left, curves["PPO preferred"], 0.5, "PPO", 1, above=False)
+    write_at(right, curves["exact pi*"], 0.42, "π*, exact", -1, above=True)
+    write_at(right, curves["exact PPO"], 1.0, "PPO", 1, above=True)
+    write_at(right, curves["exact best of n"], 0.7, "best of n", 0, above=False)
+    for name, word, y in (("PPO preferred", "β", -24), ("best of n preferred", "n", 10)):
+        some = sorted(curves[name], key=lambda p: p["x"])
+        for p, place, side in ((some[0], (10, -10), "left"), (some[-1], (0, y), "right")):
+            left.annotate(f"{word} {p['at']}", (p["x"], p["value"]), place, ha=side, fontsize=13,
+                          textcoords="offset points", color="#444444")
+    percent(left, *left.get_ylim())
+    left.set_title("Toy world: beats the author")
+    right.set_title("Tiny languages: reward")
+    for ax in (left, right):
+        ax.set_xlabel("KL from supervised, nats")
+        ax.set_xlim(0, None)
+
+
 DRAWN = {1: (draw_1, (6.4, 4.8)), 2: (draw_2, (7.2, 9.6)), 3: (draw_3, (6.4, 4.8)),
          4: (draw_4, (6.4, 4.8)), 5: (draw_5, (7.2, 5.2)), 6: (draw_6, (7.2, 4.8)),
-         7: (draw_7, (6.4, 8.2)), 8: (draw_8, (7.6, 4.6)), 9: (draw_9, (6.4, 4.8))}
+         7: (draw_7, (6.4, 8.2)), 8: (draw_8, (7.6, 4.6)), 9: (draw_9, (6.4, 4.8)),
+         10: (draw_10, (8, 4.4))}
 
 
 def draw_figures(figures, fits, out):
@@ -298,6 +336,9 @@ CAPTIONS = {
     8: "Left: how often the reward model agrees with people, by how sure they were. Right: by how "
        "sure it is itself; on the dashed line it would be as right as it says.",
     9: "The score of the summaries that PPO writes while it trains, with three kinds of critic.",
+    10: "What a nat of KL from the supervised policy buys, PPO (at five prices of it, beta) and "
+        "best of n. Left: sampled summaries preferred to the author's. Right: mean reward in "
+        "small languages of 40 responses, where the best policy of each KL, pi*, is known.",
 }
 
 
@@ -340,6 +381,24 @@ def critics_table(found, cfg, curves):
         [told, shown(curves[f"{told}: win rate"][0], ".1%")] for told in CRITICS.values()])
 
 
+def frontier_table(found, curves):
+    """PPO at each beta, and how far it is from best of n at the same KL."""
+    columns = ["PPO KL", *(f"{way}{told}" for told in ("preferred", "grade", "reward")
+                           for way in ("PPO ", "PPO minus best of n "))]
+    rows = []
+    for p in curves["PPO KL"]:
+        at = {name: q for name in columns for q in curves[name] if q["at"] == p["at"]}
+        rows.append([p["at"], *(shown(at[name], ".1%" if "preferred" in name else ".2f")
+                                if name in at else "-" for name in columns)])
+    exact = [[f"{way} {p['at']}", f"{p['x']:.2f}", f"{p['value']:.2f}",
+              shown(q, ".4f" if way == "PPO" else ".2f")] for way in ("PPO", "best of n")
+             for p, q in zip(curves[f"exact {way}"], curves[f"exact {way} minus pi*"], strict=True)]
+    return (f"{len(found.frontier)} worlds, {len(found.exact)} languages. Brackets here: 95 % by "
+            "Student's t over them.\n\n"
+            + table([["beta", *columns]], rows) + "\n\n" + table(
+                [["exact language", "KL", "reward", "minus pi* at equal KL"]], exact))
+
+
 def samples_table(found, cfg, count=4):
     """Table 10: the same posts summarised by everybody, with the scores of both judges."""
     names = {who.replace("_", " "): name for who, name in of_base(cfg).items()
@@ -358,7 +417,7 @@ def samples_table(found, cfg, count=4):
 def report(found, cfg, figures, fits, claims):
     """report.md as text."""
     k = len(found.seeds)
-    parts = [f"# The paper's figures on toy posts\n\n{k} seed{'s' * (k > 1)}, each a world of its "
+    parts = [f"# The paper's figures on toy posts\n\n{k} seed{'s' * (k != 1)}, each a world of its "
              "own with its own networks. Bands and brackets: 95 %, by drawing posts"
              f"{' and seeds' * (k > 1)} again.\n\n## What was to be shown\n\nA claim *holds* when "
              "the whole interval lies above 0, is *refused* when it lies below, else is *open*.\n",
@@ -367,7 +426,8 @@ def report(found, cfg, figures, fits, claims):
                  for c in claims])]
     more = {2: lambda: fits_table(fits),
             8: lambda: "\n\n".join([agreement_table(found, cfg), damage_table(found, cfg)]),
-            9: lambda: critics_table(found, cfg, figures[9])}
+            9: lambda: critics_table(found, cfg, figures[9]),
+            10: lambda: frontier_table(found, figures[10])}
     for number, make in FIGURES.items():
         title = make.__doc__.split("\n")[0].rstrip(".")
         parts.append(f"\n## Figure {number}. {title}\n")

@@ -24,6 +24,8 @@ from tools.report import cell, table
 
 RESAMPLES = 1000
 POLICIES = ("pretrained", "supervised", "human_feedback")
+FRONTIER = (0.05, 0.1, 0.2, 0.4, 0.8)      # figure 10: prices of a nat of KL, in the toy world
+EXACT = (0.15, 0.3, 0.6, 1.2, 2.4)         # and in the exact language
 
 
 # -------------------------------------------------------------------- 1. means and their intervals
@@ -37,9 +39,10 @@ class Found:
 
     def __init__(self, measured):
         self.seeds = measured["seeds"]
+        self.frontier, self.exact = measured.get("frontier", []), measured.get("exact", [])
 
     def __getitem__(self, name):
-        if not all(name in seed for seed in self.seeds):
+        if not (self.seeds and all(name in seed for seed in self.seeds)):
             raise Unmeasured(name)
         return [seed[name] for seed in self.seeds]
 
@@ -356,8 +359,85 @@ def figure_9(found, cfg):
     return curves
 
 
+TRADED = {"gold": "grade", "win_rate": "preferred", "rm": "reward"}
+
+
+def means_of(world):
+    """One world of figure 10: what its points found, as means over posts, for that is all it needs.
+
+    {"PPO": {"gold", "win_rate", "rm", "kl": (5,)}, "best of n": the same, (7,), and "n"}
+    """
+    last = [world[f"beta{beta:g}"]["rows"][-1] for beta in FRONTIER]
+    by, n = world["pool"]["by"]["reward model"], np.array(world["pool"]["n"])
+    return {"PPO": {key: [np.mean(row[key]) for row in last] for key in (*TRADED, "kl")},
+            "best of n": {"n": n.tolist(), "kl": np.log(n) - (n - 1) / n,
+                          **{key: np.mean(by[key], 1) for key in TRADED}}}
+
+
+def over_worlds(values):
+    """The mean over worlds, and the two ends of its 95 % interval by Student's t, as `point` wants
+    its draws. values: (k, ...), a row a world. Returns: (...), (2, ...); infinite ends if k = 1."""
+    k, values = len(values), np.asarray(values, float)
+    wide = (T_95[min(k, 10) - 2] * values.std(0, ddof=1) / math.sqrt(k) if k > 1
+            else np.full(values.shape[1:], math.inf))
+    return values.mean(0), np.stack([values.mean(0) - wide, values.mean(0) + wide])
+
+
+def gap(seen, best, key):
+    """What a way of optimising lacks: its values minus those of `best` at the same KL, (K,); nan
+    beyond the largest KL of `best`. seen, best: {"kl", key: (K,)}; KL rises in `best`.
+
+    Between its points `best` is a line in sqrt(KL), as it nearly is (Gao et al. 2022).
+    """
+    def root(kl):
+        return np.sqrt(np.maximum(kl, 0))
+    return np.subtract(seen[key], np.interp(root(seen["kl"]), root(best["kl"]), best[key],
+                                            right=math.nan))
+
+
+def gaps(found, key):
+    """PPO minus best of n at equal KL: of each beta of which all worlds have it, (k,), a world."""
+    of_worlds = np.array([gap(one["PPO"], one["best of n"], key) for one in found.frontier])
+    return {beta: of_beta for beta, of_beta in zip(FRONTIER, of_worlds.T, strict=True)
+            if np.isfinite(of_beta).all()}
+
+
+def figure_10(found, cfg):
+    """Reward against KL: PPO at five betas, and best of n."""
+    worlds, exact, curves = found.frontier, found.exact, {}
+    if not (worlds and exact):
+        raise Unmeasured("--frontier")
+
+    def line(name, ways, key, at):
+        """ways: {"kl", key} of each world."""
+        kl = np.mean([one["kl"] for one in ways], 0)
+        curves[name] = points(at, kl, *over_worlds([one[key] for one in ways]))
+        return dict(zip(at, kl, strict=True))
+    ours, best = ([one[way] for one in worlds] for way in ("PPO", "best of n"))
+    kl = line("PPO KL", ours, "kl", FRONTIER)
+    for key, told in TRADED.items():
+        line(f"PPO {told}", ours, key, FRONTIER)
+        line(f"best of n {told}", best, key, best[0]["n"])
+        curves[f"PPO minus best of n {told}"] = [
+            point(beta, kl[beta], *over_worlds(some)) for beta, some in gaps(found, key).items()]
+    # Languages are as posts: pi* of one beta in all of them is the best policy of its mean KL.
+    for way in ("pi*", "best of n", "PPO"):
+        line(f"exact {way}", [one[way] for one in exact], "reward", exact[0][way]["at"])
+    for way in ("best of n", "PPO"):
+        line(f"exact {way} minus pi*", [
+            {"kl": one[way]["kl"], "gap": gap(one[way], start_at_0(one), "reward")}
+            for one in exact], "gap", exact[0][way]["at"])
+    return curves
+
+
+def start_at_0(exact):
+    """pi* of one language, from the supervised policy on."""
+    return {"kl": [0, *exact["pi*"]["kl"]],
+            "reward": [exact["best of n"]["reward"][0], *exact["pi*"]["reward"]]}
+
+
 FIGURES = {1: figure_1, 2: figure_2, 3: figure_3, 4: figure_4, 5: figure_5, 6: figure_6,
-           7: figure_7, 8: figure_8, 9: figure_9}
+           7: figure_7, 8: figure_8, 9: figure_9, 10: figure_10}
 
 
 # ------------------------------------------------------------------------------------ 3. the claims
@@ -446,8 +526,16 @@ def claim_critic(found, cfg):
                ours[2, -1] - theirs[2, -1], our_draws[:, 2, -1] - draws[:, 2, -1], "+.2f")
 
 
+def claim_frontier(found, cfg):
+    """At equal KL PPO is not below best of n."""
+    for key, form in (("gold", "+.2f"), ("win_rate", "+.1%")):
+        for beta, some in gaps(found, key).items() if len(found.frontier) > 1 else ():
+            yield (f"beta {beta:g}: PPO above best of n at equal KL, {TRADED[key]}",
+                   *over_worlds(some), form)       # of a single world there is no interval
+
+
 CLAIMS = {claim_order: 1, claim_overoptimisation: 2, claim_scaling: 3, claim_choosers: 4,
-          claim_transfer: 5, claim_agreement: 8, claim_critic: 9}
+          claim_transfer: 5, claim_agreement: 8, claim_critic: 9, claim_frontier: 10}
 
 
 def judge_claims(found, cfg):
@@ -515,7 +603,7 @@ def reference(measured, cfg):
     """
     seeds = [numbers_of(draw_up(Found({"seeds": [seed]}), cfg), cfg) for seed in measured["seeds"]]
     k, bands = len(seeds), {}
-    for name, p in seeds[0].items():
+    for name, p in seeds[0].items() if seeds else ():
         values = [seed[name]["value"] for seed in seeds if name in seed]
         if len(values) < k or None in (*values, p["low"], p["high"]):
             continue
