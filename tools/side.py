@@ -105,9 +105,10 @@ def side(cfg, world):
               f"{len(encode(' ' + text)):3} tokens   "
               f"log-ratio {'-' if ratio is None else number(ratio):>7}")
         print(textwrap.fill(text, 96, initial_indent="  ", subsequent_indent="  "))
-    print("\nscore: the reward model's.  log-ratio: log pi - log pi_sft, nats; above 0, human "
-          "feedback\nhas made the text more probable.  best of n: of the supervised policy's "
-          "samples, by score.")
+    print("\nscore: the reward model's; authors' summaries have 0 on average.  log-ratio: human "
+          "feedback\nwrites this text e^(log-ratio) times as often as the supervised policy.  "
+          f"Policies write greedily;\nbest of n: of its samples at temperature {BEST_TEMPERATURE}, "
+          "by score.")
 
 
 def main(argv=None):
