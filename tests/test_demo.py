@@ -299,7 +299,7 @@ def test_the_pipeline_runs_where_much_is_missing_and_says_how_far_it_is(whole):
     assert re.findall(r"^stage (\d) of 9: ", said, re.MULTILINE) == [str(n) for n in range(1, 10)]
     assert "The report, for a browser: runs/quick-0/report/report.html" in said
     tries = list(commands(f"```\n{said.rpartition('Now try:')[2]}\n```\n"))
-    assert [script for script, _ in tries] == ["sample.py", "tools.labelling"]
+    assert [script for script, _ in tries] == ["tools.side", "tools.play"]
     assert complaints.count("error: ") == 1 and "pip install matplotlib" in complaints      # no more
     assert "Token microscope" in (folder / "runs/quick-0/report/report.html").read_text("utf-8")
     assert (folder / "runs/quick-0/ppo/lock").exists()             # of msvcrt: fcntl is not there

@@ -331,8 +331,8 @@ def main(argv=None):
     carry_out(stages, again)
     folder = stages[-1].made.parent.parent.as_posix()
     print(f"\nThe report, for a browser: {folder}/report/report.html.  Now try:\n"
-          f"    {python()} -m tools.side --run {folder}            one post, by every policy\n"
-          f"    {python()} -m tools.play --run {folder} --open     a page to try your own post")
+          f"    {python()} -m tools.side --run {folder}            # one post, by every policy\n"
+          f"    {python()} -m tools.play --run {folder} --open     # a page for your own posts")
     for alias, named in refused:
         print(f"(This system allows no link: where a page says {alias}, type {named}.)")
 
