@@ -1,8 +1,8 @@
 # make quick       three minutes: toy posts, from nothing to a report with wide intervals (SEED=1)
 # make demo        five minutes: the same with the numbers of the README (SEED=1)
-# make rounds      ten minutes: the paper's outer loop, sample, label, reward, ppo, ROUNDS=3 times
+# make rounds      perhaps ten minutes: the paper's outer loop, sample, label, reward, ppo, ROUNDS=3 times
 # make figures     ninety minutes: the paper's figures in miniature (SEEDS=1 JOBS=2)
-# make test        some minutes: the tests; as on a processor without AVX-512: KERNELS=avx2, without
+# make test        five minutes: the tests; as on a processor without AVX-512: KERNELS=avx2, without
 #                  AVX: KERNELS=default
 # make check-gpu   two minutes before paying for a night (GPUS=8 SIZE=1.3b PARALLEL=fsdp)
 # make gpu-proof   seven minutes on one GPU: all that only a GPU can show (DEVICE=cpu SIZE=toy: here)

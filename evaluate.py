@@ -194,6 +194,7 @@ def prepare(cfg, world, judge_of=the_judge):
     if (run / "reward" / "model.pt").exists():
         reward = sample.load_checkpoint(run / "reward", world, "scalar", like=supervised)
         labels = labels_of(run, reward.flags)
+        data.check_queries(reward.tokenizer, [c["info"] for c in labels], reward.query_length)
     for reader in filter(None, (*policies.values(), reward)):
         data.check_queries(reader.tokenizer, posts, reader.query_length)
     name, judge = judge_of(posts)

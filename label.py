@@ -88,7 +88,7 @@ SHARPNESS = 1.35164966868615
 
 
 def points(taste, record, text):
-    """What this labeller thinks of a summary: the better, the more."""
+    """What this labeller thinks of a summary: the better, the more. taste[1:5]: the exponents."""
     axes, asks = shares(record, text)
     return blend(axes, *taste[1:5]) + (taste.question if asks else 0)
 

@@ -99,7 +99,7 @@ def encode(tokenizer, comparison, cfg):
 def score_pairs(network, pairs):
     """Scores of b Pairs, as 2 b rows of one forward pass: chosen (b,), rejected (b,).
 
-        query | chosen <|endoftext|>   padding              the scalar head is read at `last`,
+        query | chosen <|endoftext|>   padding              `score` reads the scalar head at
         query | rejected   <|endoftext|>                    the column of the <|endoftext|>
     """
     queries = [pair.query for pair in pairs]
@@ -167,16 +167,15 @@ def train(cfg, world):
         # 1. batch: this rank's share of cfg.batch comparisons
         mine = [encode(tokenizer, comparisons[i], cfg) for i in world.share(batches.at(step))]
 
-        # 2. weigh: each comparison of the global batch the same
-        count = cfg.batch
+        # 2. weigh: each comparison of the global batch the same, 1 / cfg.batch
 
         # 3. gradients. DDP divides by the number of ranks; "* world.size" undoes it, as in sft.py.
         total = torch.zeros(2, device=world.device)                  # loss, accuracy
         for part in accumulate(mine, cfg.micro_batch, network):
             with world.mixed():
                 nats, right = loss_and_right(network, part)
-            (nats / count * world.size).backward()
-            total += torch.stack([nats.detach(), right]) / count
+            (nats / cfg.batch * world.size).backward()
+            total += torch.stack([nats.detach(), right]) / cfg.batch
 
         # 4. descent
         lr = cosine(step, steps, cfg.lr, WARMUP)

@@ -471,3 +471,25 @@ def test_everything_is_read_before_the_first_summary(world, tmp_path, monkeypatc
     with pytest.raises(Problem, match="another tokenizer"):
         report_of(tmp_path)
     assert not (run / "report").exists()
+
+
+@pytest.mark.parametrize("step", ["reward_accuracy", "sample_with_kl", "compare"])
+def test_summaries_are_kept_and_the_judge_is_asked_last(world, tmp_path, monkeypatch, step):
+    def fail(*args):
+        raise Problem("no more")
+    asked = []
+    monkeypatch.setattr(evaluate.Judge, "compare", lambda *args: asked.append(args))
+    monkeypatch.setattr(evaluate, step, fail)
+    with pytest.raises(Problem, match="no more"):
+        report_of(world, "--out", tmp_path)
+    assert len((tmp_path / "summaries.jsonl").read_text().splitlines()) == 8
+    assert not asked and not (tmp_path / "report.json").exists()
+
+
+def test_a_label_whose_title_is_too_long_is_told_before_anything_is_written(world, tmp_path,
+                                                                             monkeypatch):
+    post = {"id": "long", "subreddit": "a", "title": "word " * 2000, "post": "b"}
+    monkeypatch.setattr(evaluate, "labels_of", lambda *_: [{"info": post}])
+    with pytest.raises(Problem, match="post 'long': takes more than"):
+        report_of(world, "--out", tmp_path)
+    assert not (tmp_path / "summaries.jsonl").exists()

@@ -86,6 +86,7 @@ def test_a_chapter_fits_400_lines_and_runtime_1400():
     assert all(lines[name] <= 400 for name in BOOK), lines
     assert sum(lines[name] for name in BOOK) <= 2600
     assert sum(lines[name] for name in RUNTIME) <= 1400 and len(RUNTIME) <= 7
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
 
 
 def test_nothing_else_stands_at_the_root():

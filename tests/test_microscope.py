@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from test_label_site import EVIL, Browser
+from test_label_site import EVIL, browser  # noqa: F401
 from test_sample import make_checkpoint, make_data
 
 import ppo
@@ -223,18 +223,8 @@ def test_the_page_names_no_address_elsewhere(html):
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    for program in ("chromium", "chromedriver"):
-        if not shutil.which(program):
-            pytest.skip(f"{program} is not installed (Debian: apt install chromium chromium-driver)")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
 @pytest.fixture
-def opened(browser, run, html):
+def opened(browser, run, html):  # noqa: F811
     browser.open((run / "report.html").as_uri())
     browser.until("document.querySelectorAll('.tokens span').length")
     return browser
@@ -322,7 +312,7 @@ def test_a_phone_scrolls_in_one_direction_only(opened):
         opened.media(1280, 900)
 
 
-def test_a_report_without_ppo_has_no_microscope(browser, tmp_path):
+def test_a_report_without_ppo_has_no_microscope(browser, tmp_path):  # noqa: F811
     (tmp_path / "report.html").write_text(microscope.page("# Figures\n\nNo more.", tmp_path))
     browser.open((tmp_path / "report.html").as_uri())
     assert browser.run("return document.body.innerText").split() == ["Figures", "No", "more."]

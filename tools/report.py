@@ -40,6 +40,7 @@ from tools.lengths import add_same_length
 from tools.microscope import look, page
 from tools.overoptimisation import overoptimisation
 from tools.rouge import JUDGES, load_judge, longest_common_subsequence, rouge, words
+from tools.side import load_run
 
 
 @dataclass(frozen=True)
@@ -145,20 +146,18 @@ def add_what_is_missing(report, run, posts, said, world):
     them open. posts: all that were summarised. said: the lines of summaries.jsonl."""
     if report["overoptimisation"] is not None:
         return
-    report["overoptimisation"], run, judge = [], Path(run), JUDGES.get(report["judge"])
+    report["overoptimisation"], judge = [], JUDGES.get(report["judge"])
     if not judge or not posts:
         return
     texts = {name: [line[name] for line in said] for name in report["policies"]}
     won = {name: judge.compare(posts, some, texts["reference"]) for name, some in texts.items()}
-    add_same_length(report, won, texts, load_tokenizer(run / "supervised"))
-    if (run / "reward/model.pt").exists():
-        supervised = load_checkpoint(run / "supervised", world)
-        reward = load_checkpoint(run / "reward", world, "scalar", like=supervised)
-        ppo = (load_checkpoint(run / "ppo", world, like=supervised)
-               if (run / "ppo/model.pt").exists() else None)
+    add_same_length(report, won, texts, load_tokenizer(Path(run, "supervised")))
+    policies, reward = load_run(run, world)
+    if reward:
         with world.mixed():
             report["overoptimisation"] = rounded(overoptimisation(
-                supervised, ppo, reward, judge, posts, report["seed"]))
+                policies["supervised"], policies.get("human_feedback"), reward, judge, posts,
+                report["seed"]))
 
 
 def add_note(report, note):
