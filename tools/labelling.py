@@ -36,7 +36,7 @@ from tools.label_store import DAMAGE, Plan, Store
 
 GUIDE = """A good summary has the essence of the post: it serves the same purpose and tells the \
 same things. What matters, most important first: essence, clarity, accuracy, purpose, being \
-concise, style. How to weigh one against another is yours to judge."""
+concise, style. You decide how to weigh one against another."""
 
 SCALE = ("surely", "very likely", "likely", "perhaps")      # 1 2 3 4 for A, 9 8 7 6 for B; 5: equal
 
