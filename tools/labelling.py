@@ -44,7 +44,7 @@ AXIS_QUESTIONS = {                   # grades from 1 to 7; what 1, 4 and 7 mean 
     "coherence": ("Is it clear, read on its own?", [
         "impossible to understand", "mistakes or confusing phrases, a bit hard",
         "perfectly clear"]),
-    "accuracy": ("Do its facts match the post? (not in the post: 5 at most)", [
+    "accuracy": ("Do its facts match the post? (with something not in the post: 5 at most)", [
         "wrong, made up or contradicts the post", "a substantial claim is not supported",
         "nothing wrong or misleading"]),
     "coverage": ("Is the important information there?", [
