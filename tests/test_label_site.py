@@ -665,7 +665,40 @@ def test_open_opens_the_page_in_the_browser(serve, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------- a real browser
 
 KEYS = {"Enter": "\ue007", "Tab": "\ue004", "Escape": "\ue00c", "Right": "\ue014",
-        "Down": "\ue015"}
+        "Left": "\ue012", "Down": "\ue015"}
+
+
+# Texts whose contrast with what is behind them is less than 4.5 (Web Content Accessibility Guidelines).
+FAINT = r"""const pen = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+const paint = (colour, alpha) => { pen.globalAlpha = alpha; pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); };
+const light = () => [.2126, .7152, .0722].reduce((sum, weight, i) => {
+  const x = pen.getImageData(0, 0, 1, 1).data[i] / 255;
+  return sum + weight * (x < .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4); }, .05);
+const found = new Set(), texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (texts.nextNode()) {
+  const text = texts.currentNode.data.trim(), node = texts.currentNode.parentElement, behind = [];
+  if (!text || !node.checkVisibility() || node.closest("option")) continue;
+  let alpha = 1;
+  for (let n = node; n; n = n.parentElement) {
+    behind.unshift(getComputedStyle(n).backgroundColor);
+    alpha *= getComputedStyle(n).opacity;
+  }
+  behind.forEach(colour => paint(colour, 1));
+  const back = light();
+  paint(getComputedStyle(node).color, alpha);
+  const ratio = Math.max(back, light()) / Math.min(back, light());
+  if (ratio < 4.5) found.add(`${ratio.toFixed(2)}: ${text.slice(0, 40)}`);
+}
+return [...found];"""
+# What one cannot bring whole onto the screen, or what something else covers there.
+HIDDEN = """return [...document.querySelectorAll("button, a, select, summary, textarea, #judge label")].filter(n => {
+  if (!n.checkVisibility()) return false;
+  n.scrollIntoView({block: "nearest"});
+  const {left, top, right, bottom} = n.getClientRects()[0];
+  const there = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
+  return !n.contains(there) || left < -1 || top < -1 || right > innerWidth + 1 || bottom > innerHeight + 1;
+}).map(n => n.outerHTML)"""
+SIDEWAYS = "return document.documentElement.scrollWidth > document.documentElement.clientWidth"
 
 
 class Browser:
@@ -712,6 +745,11 @@ class Browser:
         """Press keys one after another, wherever the focus is."""
         actions = [{"type": kind, "value": KEYS.get(key, key)}
                    for key in keys for kind in ("keyDown", "keyUp")]
+        self.call("POST", "/actions", {"actions": [{"type": "key", "id": "k", "actions": actions}]})
+
+    def press_with_shift(self, key):
+        actions = [{"type": kind, "value": code} for kind, code in (
+            ("keyDown", "\ue008"), ("keyDown", KEYS[key]), ("keyUp", KEYS[key]), ("keyUp", "\ue008"))]
         self.call("POST", "/actions", {"actions": [{"type": "key", "id": "k", "actions": actions}]})
 
     def run(self, code):
@@ -838,7 +876,56 @@ def test_nothing_hides_the_post_or_a_summary_on_any_screen(serve, browser, flags
             assert all(word in legend for word in ("surely", "very likely", "perhaps", "equal"))
             kbd = browser.run("return document.querySelector('#skip kbd').offsetParent !== null")
             assert kbd == (width >= 800)
+            assert not browser.run(FAINT)
+            browser.press("Escape", "8")
+            assert not browser.run(FAINT) and browser.run("return chosen('confidence')") == 8
         assert not browser.complaints()
+    finally:
+        browser.media(1280, 900)
+
+
+ZOOMED = [(200, 400), (400, 450), (700, 450)]     # what a page sees of 400 x 800 ... at 200 %
+
+
+@pytest.mark.parametrize("flags", [(), ("--axes",)])
+def test_letters_twice_as_large_hide_no_button(serve, browser, flags):
+    server = serve(toy_pairs(6), "--labeller", "ann", *flags)
+    ready = "!busy && (shown || !document.querySelector('#numbers').hidden)"
+    try:
+        for width, height in ZOOMED:
+            browser.media(width, height, scale=2)
+            for path in ("",) if flags else ("", "agreement", "nowhere"):
+                browser.open(server.url + path)
+                if path != "nowhere":
+                    browser.until(ready)
+                assert browser.run(HIDDEN) == [] and not browser.run(SIDEWAYS), (width, path)
+        browser.complaints()                                # the page that is not there is one
+    finally:
+        browser.media(1280, 900)
+
+
+def test_post_a_and_b_are_scrolled_by_keyboard(serve, browser):
+    pair = toy_pairs(1)[0]
+    pair["info"]["post"] = "A long post. " * 200
+    for summary, word in zip(pair["summaries"], ("long", "longer"), strict=True):
+        summary["text"] = f" A {word} summary." * 200
+    server = serve([pair], "--labeller", "ann")
+    try:
+        for width, height in ((400, 800), (1400, 900)):
+            browser.media(width, height)
+            browser.open(server.url)
+            item(browser)
+            for key, part in (("b", ".summary.b"), ("p", "#post"), ("a", ".summary.a")):
+                browser.press(key)
+                held = f"document.activeElement.matches('{part}')"
+                assert browser.run(f"return {held} && getComputedStyle(document.activeElement)"
+                                   ".outlineStyle !== 'none'"), (width, key)
+                where = f"document.querySelector('{part} .text').getBoundingClientRect().top"
+                before = browser.run(f"return {where}")
+                browser.press("Down")
+                browser.until(f"{where} < {before}")
+            browser.press("7")
+            assert browser.run("return chosen('confidence')") == 7
     finally:
         browser.media(1280, 900)
 
@@ -891,14 +978,14 @@ def test_the_pairs_and_the_agreement_lead_to_each_other_in_words(serve, browser)
     server = serve(pairs, "--labeller", "ann")
     try:
         for width, height in SCREENS:
-            browser.media(width, height)
+            browser.media(width, height, "dark" if width == 800 else "light")
             browser.open(server.url)
             label_one(browser, "8", "Enter")
             browser.run("document.querySelector('#other').click()")
             told = browser.until("location.pathname === '/agreement' && !busy && document.body.innerText")
             assert all(word in told for word in (
                 "seconds per answer", "agrees with self later", "human feedback", "the author"))
-            assert "ppo_t1" not in told
+            assert "ppo_t1" not in told and not browser.run(FAINT)
             assert browser.run("return [document.documentElement, ...document.querySelectorAll('.scroll')]"
                                ".every(x => x.scrollWidth <= x.clientWidth)")
             browser.run("document.querySelector('#other').click()")

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from test_label_site import EVIL, browser  # noqa: F401
+from test_label_site import EVIL, FAINT, SIDEWAYS, browser  # noqa: F401
 from test_sample import make_checkpoint, make_data
 
 import ppo
@@ -292,13 +292,32 @@ def test_ten_posts_stand_side_by_side_and_a_filter_keeps_those_that_are_lost(ope
     assert len(opened.run(shown)) == 10 and not opened.complaints()
 
 
-@pytest.mark.parametrize("width", [400, 800, 1400])
+@pytest.mark.parametrize("width", [200, 400, 800, 1400])            # 200: 400 at 200 %
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_screen_scrolls_sideways(opened, width, scheme):
+def test_no_screen_scrolls_sideways_and_every_text_is_dark_enough(opened, width, scheme):
     opened.media(width, 900, scheme)
     try:
-        assert opened.run("return document.documentElement.scrollWidth <= innerWidth")
+        for kind in ("log_ratio", "value", "clipped"):
+            opened.run(f"document.querySelector('#kind-{kind}').click()")
+            assert not opened.run(SIDEWAYS) and not opened.run(FAINT)
         assert not opened.complaints()
+    finally:
+        opened.media(1280, 900)
+
+
+@pytest.mark.parametrize("width, height", [(400, 800), (800, 900), (1400, 900), (400, 450)])
+def test_what_has_the_focus_is_not_under_the_controls(opened, width, height):
+    opened.media(width, height)
+    try:
+        opened.run("document.querySelector('#posts article:last-child summary').focus()")
+        tops = []
+        for _ in range(7):
+            opened.press_with_shift("Tab")
+            tops.append(opened.run(
+                "const box = document.activeElement.getBoundingClientRect(), at = document"
+                ".elementFromPoint(box.left + 3, box.top + 1); return document.activeElement"
+                ".contains(at) && box.bottom <= innerHeight"))
+        assert all(tops)
     finally:
         opened.media(1280, 900)
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from test_label_site import EVIL, Browser, Client
+from test_label_site import EVIL, FAINT, HIDDEN, SIDEWAYS, Browser, Client
 from test_sample import make_checkpoint, make_data
 
 from data import COMPARISON, read_comparisons, read_posts
@@ -183,12 +183,20 @@ def test_one_plays_by_keyboard_on_any_screen_and_texts_stay_texts(run, site, tmp
                 tints = browser.run("return [...document.querySelectorAll('.tokens span')].map(x =>"
                                     "x.style.getPropertyValue('--tint') + x.title)")
                 assert tints and all(("minus" in t) == ("ratio −" in t) for t in tints)
-                sizes = browser.run("return [document.documentElement.scrollWidth, innerWidth]")
-                assert sizes[0] <= sizes[1]
+                assert not browser.run(SIDEWAYS) and not browser.run(FAINT)
                 assert browser.run("return document.querySelectorAll('#rows h2').length") == 3
-        browser.run("document.querySelector('#rows button').focus()")
-        browser.press("Enter")
+        browser.media(400, 800)
+        browser.run("document.querySelectorAll('.tokens')[2].firstChild.focus()")
+        browser.press("Right", "Right", "Left")                       # along the tokens
+        assert browser.run("return document.activeElement === document.querySelectorAll('.tokens')[2]"
+                           ".children[1] && document.querySelector('#says').textContent.includes("
+                           "rows[2].tokens[1])")
+        browser.press("Tab", "Enter")                                 # the button below them
         browser.until("!busy && document.querySelector('#says').textContent.includes('added')")
+        said = browser.run("return document.querySelector('#says').getBoundingClientRect()")
+        assert 0 <= said["top"] and said["bottom"] <= 800             # seen where one is
+        browser.media(200, 400, scale=2)                              # letters twice as large
+        assert not browser.run(SIDEWAYS) and browser.run(HIDDEN) == []
         browser.run(f"rows[0].tokens[0] = rows[0].who = {json.dumps(EVIL.replace(chr(0), ''))}; draw()")
         assert browser.run("return document.querySelectorAll('main script, main img').length") == 0
         assert not browser.complaints()

@@ -51,6 +51,19 @@ def test_two_runs_of_different_stages_share_a_picture(runs, drawn, tmp_path, cap
     assert "2 logs, 33 lines" in capsys.readouterr().out
 
 
+def test_a_pictures_letters_can_be_read_at_the_width_of_a_telephone(runs, tmp_path, monkeypatch):
+    lines = [{"step": i, "loss": 2.0, "valid_loss": 2.5, "seconds": i} for i in range(3)]
+    write(tmp_path / "a/supervised/log.jsonl", lines)
+    pyplot, pages = plot.pyplot_of(""), []
+    monkeypatch.setattr(pyplot, "close", pages.append)
+    plot.main([*runs, "--out", str(tmp_path / "p.png")])
+    page, = pages
+    letters = [text for ax in page.axes for text in (ax.title, ax.xaxis.label)]
+    letters += page.legends[0].get_texts()
+    assert min(text.get_fontsize() / 72 for text in letters) / page.get_figwidth() * 400 >= 9
+    assert letters[-1].get_text() == "dashed: held-out data"
+
+
 def test_a_run_is_drawn_with_all_its_stages(runs, drawn, tmp_path):
     stage(tmp_path / "a/ppo", "ppo", 2)
     plot.main([str(tmp_path / "a"), runs[1], "--out", str(tmp_path / "p.png")])

@@ -276,8 +276,8 @@ class Handler(BaseHTTPRequestHandler):
                     fresh["Set-Cookie"] = (f"{self.server.cookie}={self.server.token}; Path=/; "
                                            "HttpOnly; SameSite=Strict; Max-Age=2592000")
                 elif not self.known(self.token_sent()):
-                    raise Refused(401, "open the address that `labelling serve` printed, all of "
-                                       "it: it ends with ?token=...")
+                    raise Refused(401, "open the whole address that `labelling serve` printed, "
+                                       "with ?token= and what follows it")
             act(path, fresh)
         except Refused as refused:
             status, why = refused.args

@@ -36,7 +36,7 @@ from tools.label_store import DAMAGE, Plan, Store
 
 GUIDE = """A good summary has the essence of the post: it serves the same purpose and tells the \
 same things. What matters, most important first: essence, clarity, accuracy, purpose, being \
-concise, style. How to weigh one against another is yours to judge."""
+concise, style. You decide how to weigh one against another."""
 
 SCALE = ("surely", "very likely", "likely", "perhaps")      # 1 2 3 4 for A, 9 8 7 6 for B; 5: equal
 
@@ -44,7 +44,7 @@ AXIS_QUESTIONS = {                   # grades from 1 to 7; what 1, 4 and 7 mean 
     "coherence": ("Is it clear, read on its own?", [
         "impossible to understand", "mistakes or confusing phrases, a bit hard",
         "perfectly clear"]),
-    "accuracy": ("Do its facts match the post? (not in the post: 5 at most)", [
+    "accuracy": ("Do its facts match the post? (with something not in the post: 5 at most)", [
         "wrong, made up or contradicts the post", "a substantial claim is not supported",
         "nothing wrong or misleading"]),
     "coverage": ("Is the important information there?", [

@@ -76,17 +76,22 @@ def pyplot_of(out):
 
 
 def draw(logs, out):
-    """One picture: a panel for each of PANELS that some log has, a colour for each log."""
+    """One picture: a panel for each of PANELS that some log has, a colour for each log. Two panels
+    a row, so that figures can be read at the width of a telephone, 400 pixels."""
     pyplot = pyplot_of(out)
     stages = {stage for stage, _ in logs.values()}
     panels = [panel for panel in PANELS if panel[0] in stages]
-    wide = min(4, len(panels))
-    high, names_a_line = math.ceil(len(panels) / wide), max(1, wide // 2)
+    wide = min(2, len(panels))
+    high = math.ceil(len(panels) / wide)
     colours = {folder: COLOURS[i % len(COLOURS)] for i, folder in enumerate(logs)}
     with pyplot.rc_context({"font.size": 12, "axes.titlesize": 12, "axes.spines.top": False,
                             "axes.spines.right": False}):
-        below = 0.3 * math.ceil(len(logs) / names_a_line)
-        page = pyplot.figure(figsize=(3.4 * wide, 2.7 * high + below), layout="constrained")
+        names = dict(colours)
+        if any(curve(lines, held_out) for _, _, _, held_out in panels if held_out
+               for _, lines in logs.values()):
+            names["dashed: held-out data"] = "0.5"
+        page = pyplot.figure(figsize=(3.4 * wide, 2.3 * high + 0.3 * len(names)),
+                             layout="constrained")
         for i, (stage, title, key, held_out) in enumerate(panels, 1):
             ax = page.add_subplot(high, wide, i)
             ax.set(title=title, xlabel=f"step of {SCRIPTS[stage]}")
@@ -98,8 +103,9 @@ def draw(logs, out):
                         faint = 0.5 if held_out and name == key else 1
                         ax.plot(*zip(*points, strict=True), look, marker=marker, alpha=faint,
                                 color=colours[folder])
-        lines = [pyplot.Line2D([], [], color=colour, lw=3) for colour in colours.values()]
-        page.legend(lines, colours, loc="outside lower left", ncols=names_a_line, frameon=False)
+        lines = [pyplot.Line2D([], [], color=colour, lw=3, ls="-" if name in logs else "--")
+                 for name, colour in names.items()]
+        page.legend(lines, names, loc="outside lower left", frameon=False)
         with replacing(out) as f:
             page.savefig(f, format="png", dpi=110)
         pyplot.close(page)
