@@ -30,8 +30,8 @@ class Finding(NamedTuple):
 
     def __str__(self):
         bound = "at most" if self.check.fails == "above" else "at least"
-        return (f"step {self.step}: {self.check.name}: {self.check.unit} {self.figure:.3g}, "
-                f"healthy is {bound} {self.check.limit:g}")
+        return (f"step {self.step}: {self.check.name}: {self.check.unit} = {self.figure:.3g} "
+                f"(healthy: {bound} {self.check.limit:g})")
 
 
 # ------------------------------------------------------------------------------------ the measures

@@ -139,7 +139,7 @@ CHECKS = (
           "accuracy in training minus on unseen comparisons"),
     Check("no price on KL", "ppo", kl_unpaid, "above", 1.0, "KL, nats a summary, at beta <= 0"),
     Check("summaries are cut", "sft reward", cut, "above", 0.02,
-          "share of summaries longer than --response-length, which lost their end,"),
+          "share of summaries longer than --response-length, which lost their end"),
     Check("pairs are equal once cut", "reward", equal_once_cut, "above", 0,
           "share of comparisons that teach nothing"),
     Check("KL humps", "ppo", kl_hump, "above", 2,
@@ -266,13 +266,19 @@ def main(argv=None):
         found = examine(stage, lines, flags, CHECKS)
         failed += len(found)
         looked = dict.fromkeys(c.name for c in CHECKS if stage in c.stages.split())
-        what = f"{len(lines)} lines" if stage != "report" else "a report"
-        print(f"{name} ({what}): " + (f"{len(found)} found" if found else
-                                      "healthy; looked for " + ", ".join(looked)))
+        what = f"log of {len(lines)} lines" if stage != "report" else "report.json"
+        print(f"{name} ({what}): " + (f"{len(found)} of {len(looked)} known problems found" if found
+                                      else "healthy; looked for: " + ", ".join(looked)))
+        for line in lines if stage != "report" else ():
+            if line.get("event") == "stopped":
+                print(f"\n  training ended itself: {line.get('why')!r:.400}")
         for finding in found:
             passage, remedy = ADVICE[finding.check.name]
-            print(f"\n  {finding}\n    paper: {passage}\n    try: {remedy}\n")
+            print(f"\n  {finding}\n    paper: {passage}\n    try: {remedy}")
+        print("\n" * bool(found), end="")
     if failed:
+        print("Sections and tables are the paper's; N and N+ are the \"implementation details\" of "
+              "Huang et al., 2023 and 2024")
         raise SystemExit(1)
 
 
