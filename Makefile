@@ -4,7 +4,7 @@
 # make figures     ninety minutes: the paper's figures in miniature (SEEDS=1 JOBS=2)
 # make test        five minutes: the tests; as on a processor without AVX-512: KERNELS=avx2, without
 #                  AVX: KERNELS=default
-# make check-gpu   two minutes before paying for a night (GPUS=8 SIZE=1.3b PARALLEL=fsdp)
+# make check-gpu   two minutes: to run before paying for a night (GPUS=8 SIZE=1.3b PARALLEL=fsdp)
 # make gpu-proof   seven minutes on one GPU: all that only a GPU can show (DEVICE=cpu SIZE=toy: here)
 # make clean       forget the runs and data of quick and demo; .venv stays
 #

@@ -142,9 +142,9 @@ def load_tokenizer(where):
             raise ValueError
         return build_tokenizer(ranks)
     except (OSError, ValueError):
-        raise Problem(f"{path}: no such tokenizer, or a damaged one: `python -m tools.tokenizer "
-                      "--data DIR` trains one, `python -m tools.convert import` reads Hugging "
-                      "Face's; for gpt2 connect once, or set TIKTOKEN_CACHE_DIR") from None
+        raise Problem(f"{path}: no such tokenizer, or a damaged one (is the path right?): `python "
+                      "-m tools.tokenizer --data DIR` trains one, `python -m tools.convert import` "
+                      "reads one; for gpt2 connect once, or set TIKTOKEN_CACHE_DIR") from None
 
 
 def same_tokenizer(a, b):

@@ -21,9 +21,6 @@ These fifteen names are all that the chapters use of it:
 A World is what a script's work gets from `launch`: rank, size, device, bf16; share, gather,
 merge (rows), sum, max (numbers) over all processes; mixed (arithmetic), bar (progress); and, for a
 network, allocate, set, load (weights), parallelize (training), gathered (all weights).
-
-    flags.py   flags and mistakes      world.py   processes, DDP, FSDP2       run.py     a run
-    files.py   what anybody may send   steps.py   gradients, random numbers   health.py  its limits
 """
 from runtime.files import config_of, read_network, read_records, write
 from runtime.flags import Common, Machine, Problem, flag

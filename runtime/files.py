@@ -118,7 +118,7 @@ def texts_from_outside(cfg):
                 found[field.name] = (read_text(value) if what == "TEXT FILE" else
                                      text_of(os.fsencode(value)))
             except (OSError, ValueError) as error:
-                raise Problem(f"{where} cannot be read as text: {error}") from None
+                raise Problem(f"{where} cannot be read as text: {in_brief(error)}") from None
     return dataclasses.replace(cfg, **found)
 
 
@@ -172,10 +172,11 @@ def config_of(folder):
                 raise ValueError(f"flag {name} is {value!r:.40}")
         return known
     except (FileNotFoundError, NotADirectoryError):
-        raise Problem(f"{folder} is no checkpoint folder (as runs/demo/ppo is): {path} is "
-                      "missing") from None
+        inside = [str(other.parent) for other in sorted(pathlib.Path(folder).glob("*/config.json"))]
+        near = f"did you mean {' or '.join(inside)}?" if inside else f"{path} is missing"
+        raise Problem(f"{folder} is no checkpoint folder, as runs/demo/ppo is: {near}") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise Problem(f"{path} is damaged ({error}): run that stage again") from None
+        raise Problem(f"{path} is damaged ({in_brief(error)}): run that stage again") from None
 
 
 # --------------------------------------------------------------------------------------- records
@@ -227,8 +228,8 @@ def read_jsonl(path):
         raise Problem(f"{path}, line {number}: broken JSON ({getattr(error, 'msg', error)}): "
                       "repair or delete the line") from None
     except (OSError, EOFError, zlib.error) as error:               # absent, or a gzip cut short
-        raise Problem(f"{path}: cannot be read beyond line {number} ({error}): "
-                      "check the path, or make the file again") from None
+        raise Problem(f"{path}: cannot be read{f' after line {number}' if number else ''} "
+                      f"({in_brief(error)}): check the path, or make the file again") from None
 
 
 def json_lines(records):

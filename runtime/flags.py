@@ -1,7 +1,8 @@
-"""Flags and mistakes: one frozen dataclass a script; defaults < --preset < what was typed."""
+"""Flags and mistakes: one dataclass a script; defaults < --preset < --config < what was typed."""
 import argparse
 import dataclasses
 import difflib
+import json
 import math
 import os
 import pathlib
@@ -121,51 +122,75 @@ def spelled(name):
 
 
 def parse(config_class, presets, argv, doc, by=None):
-    """Flags from the command line, a config_class: defaults < preset < typed.
+    """Flags from the command line, a config_class: defaults < preset < config.json < typed.
 
     presets: name -> {flag: value}; with `by`, name -> {value of flag `by`: {flag: value}}.
     Raises: Problem for an unknown flag, preset, choice or value."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ["preset", *([by] if by else [])]:       # read first, so that --help can show it
+    first = Parser(add_help=False, allow_abbrev=False)
+    for name in ["preset", "config", *([by] if by else [])]:     # first, so that --help can show it
         first.add_argument(spelled(name), dest=name)
     chosen, _ = first.parse_known_args(argv)
+    saved = saved_flags(chosen.config, config_class) if chosen.config else {}
     preset = presets.get(chosen.preset, {})
     if by and preset:
-        preset = preset.get(getattr(chosen, by) or getattr(config_class, by), {})
+        preset = preset.get(getattr(chosen, by) or saved.get(by, getattr(config_class, by)), {})
+    if preset and preset.keys() <= saved.keys():
+        raise Problem("--config holds every flag of --preset, and would win: leave out one of them")
+    before = preset | saved
 
     parser = Parser(description=doc, allow_abbrev=False, epilog="--debug: of an error, also show "
                     "where in the code", formatter_class=argparse.RawDescriptionHelpFormatter)
     if presets:
         parser.add_argument("--preset", choices=list(presets), default=argparse.SUPPRESS,
-                            help="a set of values; typed flags win over it")
+                            help="a set of values; --config and typed flags win over it")
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="a config.json "
+                        "of this script: its flags, but --out and --resume, count as if typed")
     shared = parser.add_argument_group("shared by the scripts")
     own = parser.add_argument_group("of this script")
     for field in dataclasses.fields(config_class):
         group = shared if field.name in Common.__dataclass_fields__ else own
         known = field.metadata
-        value = preset.get(field.name, field.default)
+        value = before.get(field.name, field.default)
         told = f"{known['help']} ({'needed' if value is ... else f'default: {value!r}'})"
         options = dict(dest=field.name, default=argparse.SUPPRESS, help=told.replace("%", "%%"))
         if field.type is bool:
             options["action"] = "store_true"
-        elif known["choices"]:
-            options |= dict(type=field.type, choices=known["choices"])
         else:
-            options |= dict(type=field.type, metavar=known["what"] or field.type.__name__.upper())
+            named = None if known["choices"] else known["what"] or field.type.__name__.upper()
+            options |= dict(type=field.type, choices=known["choices"], metavar=named)
         group.add_argument(spelled(field.name), **options)
     typed = vars(parser.parse_args(argv))
-    typed.pop("preset", None)
-    cfg = config_class(**{**preset, **typed})
+    cfg = config_class(**before | {k: typed[k] for k in typed if k not in ("preset", "config")})
     for field in dataclasses.fields(config_class):
         check_value(field, getattr(cfg, field.name))
     return cfg
 
 
+def saved_flags(path, config_class):
+    """The flags in a config.json, but for --out and --resume. Raises: OSError; Problem when one is
+    no flag of this script, or its value none that could be typed."""
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    try:
+        found = dict(json.loads(pathlib.Path(path).read_text("utf-8"))["flags"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise Problem(f"--config {path} is not as runs/demo/ppo/config.json is") from None
+    for name, value in found.items():
+        if name not in fields:
+            raise Problem(f"--config {path}: {name!r:.40} is no flag of this script: is it another "
+                          "script's file?")
+        kind, choices = fields[name].type, fields[name].metadata["choices"]
+        typable = type(value) is kind or (kind is float and type(value) is int)
+        if not (typable and value in (choices or [value])) and value is not fields[name].default:
+            raise Problem(f"--config {path}: {name} is {value!r:.40}: "
+                          f"{' or '.join(choices or [kind.__name__])} is expected")
+    return {name: found[name] for name in found if name not in ("out", "resume")}
+
+
 def check_value(field, value):
     """Raise a Problem for a flag that is missing, or a number that means nothing."""
     name, least = spelled(field.name), field.metadata["least"]
-    if value is ...:
-        raise Problem(f"{name} is missing: {field.metadata['help']}")
+    if value is ... or (field.default is ... and value == ""):
+        raise Problem(f"{name} is missing: {field.metadata['help']} (--help lists every flag)")
     if least is None:
         least = -math.inf if field.name == "seed" else 0
     if isinstance(value, int | float) and not least <= value < math.inf:
@@ -185,9 +210,9 @@ def check_new(path):
 
 def check_moved(words, moved):
     """Raise a Problem with the new spelling for a command that is now a tool's; moved: {first word,
-    or "--flag", or "beginning of a value:": the tool}."""
+    or "--flag": the tool}."""
     for name, tool in moved.items():
-        command, anywhere = words[:1] == [name], name.startswith("--") or name.endswith(":")
-        if command or (anywhere and any(re.match(f"(--[a-z]+=)?{name}", word) for word in words)):
-            rest = words[1:] if command and not anywhere else words
+        is_flag = name.startswith("--")
+        if words[:1] == [name] or (is_flag and any(word.startswith(name) for word in words)):
+            rest = words if is_flag else words[1:]
             raise Problem(f"{name} has moved: python -m {shlex.join([*tool.split(), *rest])}")

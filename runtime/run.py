@@ -15,7 +15,6 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor
-from tqdm import tqdm
 
 from runtime.files import config_of, in_brief, read_log, save_tensors, sync, write, write_config
 from runtime.flags import Diverged, Problem, spelled
@@ -59,8 +58,6 @@ class Run:
 
     def __init__(self, cfg, world, modules, optimizer, **described):
         """Claims the folder. Raises: Problem if it holds a run, unless --resume and equal flags."""
-        if not cfg.out:
-            raise Problem("--out is missing: say in which folder this run shall live")
         self.cfg, self.world, self.optimizer, self.described = cfg, world, optimizer, described
         self.modules = nn.ModuleDict({name: bare(network) for name, network in modules.items()})
         self.out = pathlib.Path(cfg.out)
@@ -186,8 +183,7 @@ class Run:
         before = {s: signal.signal(s, note) for s in {           # not every system has SIGTERM
             signal.SIGINT, getattr(signal, "SIGTERM", signal.SIGINT)}}
         self.total, self.began = total, time.perf_counter() - self.seconds
-        self.bar = tqdm(total=total, initial=self.first, desc=self.out.name, unit="step",
-                        disable=self.world.rank > 0 or None)     # None: so where no terminal is
+        self.bar = self.world.bar(total, self.out.name, "step", leave=True, initial=self.first)
         try:
             for step in range(self.first, total):
                 yield step

@@ -20,6 +20,14 @@ from runtime.files import check_shapes, in_brief, read_weights, texts_from_outsi
 from runtime.flags import Diverged, Machine, Problem, check_moved, entry, parse
 
 
+class Lines:
+    """Standard error for a progress bar in a file or pipe: a line wherever it would begin anew."""
+
+    def write(self, text):
+        if text.strip():
+            print(text.strip(), file=sys.stderr, flush=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """The processes that train together; alone, `size` is 1 and nothing is communicated."""
@@ -81,9 +89,12 @@ class World:
         return (torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else
                 contextlib.nullcontext())
 
-    def bar(self, total, name, unit="summary"):
-        """A progress bar of this many units; only the first process shows it, on a terminal."""
-        return tqdm(total=total, desc=name, unit=unit, leave=False, disable=self.rank > 0 or None)
+    def bar(self, total, name, unit="summary", leave=False, **more):
+        """A progress bar of this many units, shown by the first process; leave: it stays when done.
+        Without a terminal: a line every 30 seconds, and of one that stays the first and last."""
+        if not sys.stderr.isatty():
+            more |= dict(file=Lines(), mininterval=30, maxinterval=30, delay=0 if leave else 30)
+        return tqdm(total=total, desc=name, unit=unit, leave=leave, disable=self.rank > 0, **more)
 
     @contextlib.contextmanager
     def gathered(self, network):

@@ -428,7 +428,7 @@ def test_a_tokenizer_file_with_one_faulty_line_is_a_problem(tmp_path, tokenizer,
     lines = path.read_text().splitlines()
     write(path, *lines[:2], text, *lines[3:])
     told = problem_of(data.load_tokenizer, path)
-    assert told.startswith(f"{path}: no such tokenizer, or a damaged one: `python -m tools.tokenizer")
+    assert told.startswith(f"{path}: no such tokenizer, or a damaged one (is the path right?): `python -m tools.tokenizer")
 
 
 def test_a_tokenizer_without_every_byte_is_a_problem(tmp_path, tokenizer):

@@ -333,7 +333,7 @@ def test_an_interrupted_pipeline_goes_on_and_ends_with_the_same_files(whole, tmp
 
 def test_a_bar_shows_whole_numbers(tmp_path, world, monkeypatch):
     shown = []
-    monkeypatch.setattr(runtime.run.tqdm, "set_postfix", lambda bar, values, refresh: shown.append(values))
+    monkeypatch.setattr(runtime.world.tqdm, "set_postfix", lambda bar, values, refresh: shown.append(values))
     monkeypatch.setattr(Run, "log", (lambda log: lambda run, step, **values: log(
         run, step, **values, tokens=1880, kl=99.96, lr=0.00297))(Run.log))
     little_run(tmp_path / "run", world, "--steps 1 ")

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -271,7 +272,7 @@ def test_each_check_fires_somewhere_and_says_what_to_read_and_to_try():
 def test_the_doctor_says_what_it_looked_at_and_leaves_with_0_or_1(home, tmp_path, capsys):
     assert doctor.main([str(home)]) is None
     said = capsys.readouterr().out
-    assert said.count("healthy; looked for") == 3 and "exploding KL" in said
+    assert said.count("healthy; looked for: ") == 3 and "exploding KL" in said
     assert doctor.main(["--run", str(home / "reward")]) is None      # one stage
     assert capsys.readouterr().out.startswith("reward (")
     (tmp_path / "report").mkdir()
@@ -281,8 +282,20 @@ def test_the_doctor_says_what_it_looked_at_and_leaves_with_0_or_1(home, tmp_path
         doctor.main([str(tmp_path)])
     assert left.value.code == 1
     said = capsys.readouterr().out
-    assert re.search(r"step 12: over-optimisation: .* 0\.28, healthy is at most 0\.1", said)
+    assert re.search(r"step 12: over-optimisation: .* = 0\.28 \(healthy: at most 0\.1\)", said)
     assert "paper: section 4.3, Figure 5" in said and "try: an earlier snapshot" in said
+    assert "report (report.json): 1 of " in said and "N+ are the" in said
+
+
+def test_the_doctor_tells_why_a_run_ended_itself(home, tmp_path, capsys):
+    shutil.copytree(home / "ppo", tmp_path / "ppo")
+    with open(tmp_path / "ppo/log.jsonl", "a") as f:
+        f.write(json.dumps({"step": 9, "event": "stopped", "why": "step 9: the gradient is\n[nan]"}) + "\n")
+    with pytest.raises(SystemExit):
+        doctor.main([str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "  training ended itself: 'step 9: the gradient is\\n[nan]'\n" in said
+    assert "  step 9: not a number: figures that are no numbers = 1 (healthy: at most 0)\n" in said
 
 
 def test_training_warns_once_above_its_bar_and_never_in_health(home, tmp_path, capfd, monkeypatch):

@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT
 
 import data
+import toy
 from data import encode_query, read_comparisons, read_posts
 from evaluate import LEAD_3
 from runtime import Problem
@@ -147,6 +148,26 @@ def test_a_missing_file_is_not_asked_for_twice_and_the_way_by_hand_is_told(serve
     told = problem(server.url + "/none", tmp_path / "none.jsonl")
     assert f"{server.url}/none: the server says 404" in told and len(server.asked) == 1
     assert f"put it at {tmp_path / 'none.jsonl'}" in told
+
+
+def test_all_that_does_not_come_is_listed_with_its_place(server, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(download, "WAITS", ())
+    tldr(server)
+    del server.files["/datasets/tldr_3_filtered/valid.jsonl"]
+    with pytest.raises(Problem, match="valid.jsonl: the server says 404"):
+        download.main(["tldr", "--base-url", server.url, "--out", str(tmp_path)])
+    listed = capsys.readouterr().out.splitlines()
+    assert listed == [f"{tmp_path}: 2 files are missing. What you put there by hand counts:"] + [
+        f"  {server.url}/datasets/tldr_3_filtered/{s}.jsonl -> {tmp_path}/{s}.jsonl"
+        for s in ("valid", "test")]
+    with pytest.raises(Problem, match="refused"):
+        download.main(["comparisons", "--base-url", "http://127.0.0.1:9", "--out", str(tmp_path / "c")])
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 1 + 23 and listed[-1].endswith(f"-> {tmp_path}/c/raw/edit_b2_eval_test.json")
+    with pytest.raises(Problem, match="refused"):
+        download.main(["sup4", "--base-url", "http://127.0.0.1:9", "--out", str(tmp_path / "m")])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"  http://127.0.0.1:9/models/sup4/info.json -> {tmp_path}/m/info.json"]
 
 
 def test_no_server_at_all_is_a_problem(tmp_path, monkeypatch):
@@ -500,12 +521,22 @@ def test_describe_prints_the_table_beside_the_papers(server, tmp_path, capsys, m
     assert "exactly the paper's splits" in capsys.readouterr().out
 
 
+def test_a_toy_is_not_held_against_the_papers_counts(tmp_path, capsys):
+    toy.main(["--out", str(tmp_path / "toy"), "--posts", "30"])
+    capsys.readouterr()
+    download.main(["describe", str(tmp_path / "toy")])
+    told = capsys.readouterr().out
+    assert "\ntrain           30           0   " in told and "paper" not in told
+    assert "train is from: " in told and "--- toy" in told
+
+
 def test_describe_knows_articles_and_says_when_there_is_nothing(tmp_path, capsys):
     record = {"id": "n", "site": "cnn", "title": "t", "article": "A cat left.", "summary": "Cat."}
     with gzip.open(tmp_path / "valid.jsonl.gz", "wb") as f:
         f.write(lines(record))
     download.main(["describe", str(tmp_path)])
-    assert "valid is from: cnn 100.0%" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "valid is from: cnn 100.0%" in told and "the paper" not in told
     os.mkdir(tmp_path / "empty")
     with pytest.raises(Problem, match="--data: train.jsonl .* is missing"):
         read_posts(None, "train")

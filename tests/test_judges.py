@@ -170,8 +170,10 @@ def test_all_is_said_by_the_same_judge_when_a_tool_or_the_chapter_asks_it(world,
     assert {**other, "seconds": 0} == {**report, "seconds": 0}
 
 
-def test_against_itself_a_policy_ties(world, tmp_path):
+def test_against_itself_a_policy_ties(world, tmp_path, capsys):
     report = report_of(world, tmp_path, "--against", world / "run/ppo")
+    assert (f"`{world}/run/ppo` is preferred to `{world}/run/ppo` on 50.0% [50, 50] of 8 posts (in "
+            "brackets the 95 % interval)\n") in capsys.readouterr().out
     assert report["against"]["win_rate"] == 0.5 and report["against"]["n"] == 8
     assert "is preferred to" in (tmp_path / "report.md").read_text()
     said = json.loads((tmp_path / "summaries.jsonl").read_text().splitlines()[0])
@@ -280,7 +282,7 @@ def test_people_who_were_asked_nothing_are_not_quoted(world, tmp_path):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--judge", "me"], "--judge me is unknown"),
+    (["--judge", "me"], "--judge me is unknown"), (["--jobs", "2"], "--jobs and --patience are for"),
     (["--judge", "reward:/nowhere"], "nowhere"), (["--judge", "reward:"], "no checkpoint folder"),
     (["--judge", "reward:{world}/run/ppo"], "holds a policy"),
     (["--judge", "command:no-such-program -x"], "there is no program 'no-such-program'"),

@@ -122,7 +122,8 @@ def test_a_post_of_which_one_text_comes_costs_no_more_than_its_own_pair(
         "nothing" if post["id"] == mute else text
         for post, text in zip(posts, honest(policy, posts, **how), strict=True)])
     out = tmp_path / "pairs.jsonl"
-    run(world, "--pairs", count, "--out", out, "--reward", world / "reward", *flags)
+    needed = ["--reward", world / "reward"] if {"--by", "--best-of"} & set(flags) else []
+    run(world, "--pairs", count, "--out", out, *needed, *flags)
     ids = [json.loads(line)["info"]["id"] for line in out.read_text().splitlines()]
     assert len(ids) == min(count, 39) and mute not in ids
     assert ("warning: 39 pairs, not 40" in capsys.readouterr().err) == (count == 40)
@@ -130,7 +131,7 @@ def test_a_post_of_which_one_text_comes_costs_no_more_than_its_own_pair(
 
 @pytest.mark.parametrize("flags, words", [
     (["--out", "{tmp}/file/p"], "cannot be written"), (["--out", "{tmp}"], "exists already"),
-    (["--out", "{tmp}/p", "--reward", "{tmp}/short"], "more than 20 tokens"),
+    (["--out", "{tmp}/p", "--best-of", "2", "--reward", "{tmp}/short"], "more than 20 tokens"),
     (["--out", "{tmp}/p", "--others", "{tmp}/brief"], "more than 20 tokens")])
 def test_what_pairs_need_is_looked_at_before_the_first_is_written(
         world, tmp_path, monkeypatch, flags, words):
@@ -146,6 +147,8 @@ def test_what_pairs_need_is_looked_at_before_the_first_is_written(
 @pytest.mark.parametrize("flags, words", [
     (["--pairs", "41"], "has only 40"), (["--pairs", "0"], "--pairs"), ([], "--pairs is missing"),
     (["--pairs", "4", "--best-of", "4"], "--reward"),
+    (["--pairs", "4", "--reward", "x"], "--reward does nothing without --best-of"),
+    (["--pairs", "4", "--candidates", "9"], "--candidates does nothing without --by"),
     (["--pairs", "4", "--temperature", "0"], "--temperature"),
     (["--pairs", "4", "--temperature", "1e-6"], "two different"),
     (["--pairs", "4", "--by", "uncertainty"], "whose uncertainty"),

@@ -13,11 +13,13 @@ import time
 import numpy as np
 import pytest
 import torch
+import tqdm
 from conftest import ROOT
 from torch import nn
 
 import ppo
 import runtime
+import sft
 from runtime import (
     Common,
     Machine,
@@ -38,7 +40,7 @@ from sft import cosine
 
 @dataclasses.dataclass(frozen=True)
 class Config(Common):
-    out: str = flag("", "a folder")
+    out: str = flag("run", "a folder")
     steps: int = flag(8, "how long")
     lr: float = flag(0.1, "how fast; 100 % of it")
     mode: str = flag("slow", "how", choices=("slow", "fast"))
@@ -98,6 +100,140 @@ def test_help_lists_every_flag_with_its_words(capsys):
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         flags("").lr = 1
+
+
+def test_a_flag_that_is_needed_may_not_be_empty():
+    for typed in ([], ["--out", ""]):
+        with pytest.raises(Problem, match="^--out is missing: this run's own folder.*--help lists"):
+            parse(Common, {}, typed, "doc")
+
+
+# -------------------------------------------------------------------------------- --config FILE
+
+def saved(path, **flags):
+    """A config.json that holds these flags."""
+    path.write_text(json.dumps({"flags": flags, "torch": "2"}))
+    return path
+
+
+def test_a_config_wins_over_the_preset_and_typed_flags_over_the_config(tmp_path):
+    file = saved(tmp_path / "config.json", lr=2, mode="fast", out="a", resume=True)
+    assert flags(f"--config {file}") == Config(lr=2, mode="fast")       # neither --out nor --resume
+    assert flags(f"--lr 3 --config {file} --out b") == Config(lr=3, mode="fast", out="b")
+    assert flags(f"--preset big --config {file}") == Config(steps=100, lr=2, mode="fast")
+    of_fast = flags(f"--preset big --config {file}", BY_MODE, "mode")    # mode stands in the file
+    assert of_fast == Config(steps=10, lr=2, mode="fast")
+    of_slow = flags(f"--preset big --config {file} --mode slow", BY_MODE, "mode")
+    assert of_slow == Config(steps=100, lr=2, mode="slow")
+
+
+def test_a_preset_that_a_config_leaves_nothing_to_say_is_a_problem(tmp_path):
+    file = saved(tmp_path / "config.json", **dataclasses.asdict(Config()))
+    assert flags(f"--config {file}") == Config()
+    with pytest.raises(Problem, match="--config holds every flag of --preset"):
+        flags(f"--config {file} --preset big")
+
+
+@pytest.mark.parametrize("content, told", [
+    ({"steps": "8"}, "steps is '8': int is expected"),
+    ({"steps": True}, "steps is True: int is expected"),
+    ({"steps": 8.5}, "steps is 8.5: int is expected"),
+    ({"lr": None}, "lr is None: float is expected"),
+    ({"compile": "no"}, "compile is 'no': bool is expected"),
+    ({"mode": "medium"}, "mode is 'medium': slow or fast is expected"),
+    ({"mode": ["slow"]}, r"mode is \['slow'\]: slow or fast"),
+    ({"data": ["a"]}, "'data' is no flag of this script: is it another script's"),
+    ({"lr": float("nan")}, "--lr is nan: a number of 0 or more"), ({"lr": -1}, "--lr is -1: a number"),
+    ({"micro_batch": 0}, "--micro-batch is 0"), (None, "is not as runs/demo"), ([1], "is not as runs/demo")])
+def test_a_config_of_something_else_is_a_problem_of_one_line(tmp_path, content, told):
+    (tmp_path / "config.json").write_text(json.dumps({"flags": content}))
+    with pytest.raises(Problem, match=told) as caught:
+        flags(f"--config {tmp_path}/config.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"model": {}}'])
+def test_a_config_that_is_no_config_is_a_problem_of_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(Problem, match=f"--config {tmp_path}/config.json is not as runs/demo"):
+        flags(f"--config {tmp_path}/config.json")
+
+
+def test_a_config_that_is_missing_is_told_without_an_error_number(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        runtime.flags.entry(lambda: flags(f"--config {tmp_path}/none.json"))
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/none.json: No such file or directory:")
+
+
+def test_help_shows_the_values_of_the_config(tmp_path, capsys):
+    file = saved(tmp_path / "config.json", lr=0.25)
+    with pytest.raises(SystemExit):
+        flags(f"--config {file} --help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "how fast; 100 % of it (default: 0.25)" in shown and "--config FILE" in shown
+
+
+def test_a_run_can_be_had_again_from_its_own_config(tmp_path, data_dir):
+    first, again = tmp_path / "first", tmp_path / "again"
+    sft.main(["--data", str(data_dir), "--query-length", "80", "--response-length", "16", "--batch",
+              "4", "--steps", "3", "--lr", "0.002", "--seed", "5", "--device", "cpu", "--out", str(first)])
+    sft.main(["--config", str(first / "config.json"), "--out", str(again)])
+    assert (first / "model.pt").read_bytes() == (again / "model.pt").read_bytes()
+    ours, theirs = ([{**line, "seconds": 0} for line in log_of(out)] for out in (first, again))
+    assert ours == theirs and len(ours) == 2
+    known, other = (runtime.config_of(out)["flags"] for out in (first, again))
+    assert known | {"out": str(again)} == other
+    with pytest.raises(Problem, match="first already holds a run: add --resume"):
+        sft.main(["--config", str(first / "config.json"), "--out", str(first)])
+    with pytest.raises(Problem, match="--out is missing"):
+        sft.main(["--config", str(first / "config.json")])
+    sft.main(["--config", str(again / "config.json"), "--out", str(again), "--resume"])     # is finished
+    with pytest.raises(Problem, match="'loss_on' is no flag of this script"):
+        ppo.main(["--config", str(first / "config.json"), "--out", str(tmp_path / "ppo")])
+    assert not (tmp_path / "ppo").exists()
+
+
+# ------------------------------------------------------------------------------------- progress
+
+def test_in_a_pipe_a_bar_is_a_line_now_and_then(world, capsys, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(tqdm.std, "time", lambda: clock[0])
+    with world.bar(100, "sft", "step", leave=True) as bar:
+        for _ in range(100):
+            clock[0] += 1
+            bar.set_postfix({"loss": 0.5}, refresh=False)
+            bar.update()
+    said = capsys.readouterr().err
+    assert "\r" not in said and "\n\n" not in said
+    assert [line.split("|")[0] for line in said.splitlines()] == [
+        "sft:   0%", "sft:  30%", "sft:  60%", "sft:  90%", "sft: 100%"]
+    assert "100/100" in said.splitlines()[-1] and "loss=0.5" in said.splitlines()[-1]
+
+
+def test_in_a_pipe_a_short_bar_that_does_not_stay_says_nothing(world, capsys, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(tqdm.std, "time", lambda: clock[0])
+    for n, lines in ((20, 0), (40, 1)):
+        with world.bar(n, "pairs") as bar:
+            for _ in range(n):
+                clock[0] += 1
+                bar.update()
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == lines and "\r" not in said
+
+
+def test_a_terminal_sees_one_line_that_is_written_over(world, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with world.bar(3, "sft", leave=True) as bar:
+        bar.update(3)
+    said = capsys.readouterr().err
+    assert said.startswith("\rsft:   0%") and said.count("\n") == 1
+
+
+def test_only_the_first_process_shows_progress(capsys):
+    with runtime.world.World(1, 2, torch.device("cpu")).bar(3, "sft", leave=True) as bar:
+        bar.update(3)
+    assert capsys.readouterr().err == ""
 
 
 def test_problems_leave_one_line_and_exit_code_2(capsys):
@@ -265,8 +401,6 @@ def log_of(out):
 
 def test_a_folder_that_holds_a_run_is_left_alone_without_resume(tmp_path, world):
     out = tmp_path / "run"
-    with pytest.raises(Problem, match="--out is missing"):
-        Run(flags(""), world, {}, None)
     little_run(out, world)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     with pytest.raises(Problem, match="already holds a run: add --resume"):

@@ -227,7 +227,7 @@ def test_a_typed_post_may_begin_with_its_title():
     (["--post", "a", "--reward", "{world}/policy"], "swapped"),
     (["--post", "a", "--policy", "{world}/reward"], "swapped"),
     (["--post", "a", "--policy", "{world}/nowhere"], "nowhere"),
-    (["--post", "a", "--policy", ""], "config.json is missing"),
+    (["--post", "a", "--policy", ""], "--policy is missing"),
     (["--post", "a", "--policy", "{world}/wordy"], "takes more than 0 tokens"),
     (["--data", "{tmp}/nowhere"], "nowhere"),
     (["--pairs", "4"], "--out"),

@@ -35,12 +35,13 @@ from model import ACTIVATIONS, GPT, ModelConfig, load_model
 from runtime import ALONE, Problem, config_of, write
 from runtime.files import (
     check_config,
+    in_brief,
     read_text,
     replacing,
     save_tensors,
     write_config,
 )
-from runtime.flags import entry
+from runtime.flags import Parser, entry
 
 # --------------------------------------------------------------------------------- files of tensors
 
@@ -168,8 +169,8 @@ def read_known(folder):
         if not isinstance(known, dict) or known.get("model_type") != "gpt2":
             raise ValueError("its model_type is not 'gpt2', the only one that is read here")
     except (OSError, ValueError, RecursionError) as error:
-        raise Problem(f"{where} cannot be imported ({str(error)[:200]}): give the folder of a "
-                      "GPT-2, as Hugging Face's transformers save it") from None
+        raise Problem(f"{where} cannot be imported ({in_brief(error)}): give the folder of "
+                      "a GPT-2, as Hugging Face's transformers save it") from None
     return known
 
 
@@ -466,8 +467,8 @@ def read_openai(folder, n_vocab):
     try:
         known = check_info(json.loads(read_text(where)), where)
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise Problem(f"{where} cannot be read ({error}): give the folder of a released model, "
-                      "such as `python -m tools.download sup4` fetches") from None
+        raise Problem(f"{where} cannot be read ({in_brief(error)}): give the folder of a released "
+                      "model, such as `python -m tools.download sup4` fetches") from None
     shards = defaultdict(list)                       # what each GPU held of a tensor
     for path in sorted((folder / "checkpoint").glob("*_shard_*.pkl")):
         for name, part in read_pickle(path).items():
@@ -536,9 +537,8 @@ def import_command(args):
 
 def main(argv=None):
     """python -m tools.convert COMMAND ..."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(metavar="COMMAND")
     hugging = commands.add_parser("import", help="a Hugging Face folder of a GPT-2 as our own")
     hugging.add_argument("folder", metavar="DIR", help="folder with config.json and weights")
     hugging.add_argument("--out", required=True, help="checkpoint folder to write")
@@ -553,6 +553,8 @@ def main(argv=None):
     ours.add_argument("--out", required=True, help="folder to write")
     ours.set_defaults(run=lambda a: export(a.folder, a.out))
     args = parser.parse_args(argv)
+    if "run" not in args:
+        raise Problem(f"which command? python -m tools.convert {' | '.join(commands.choices)}")
     args.run(args)
 
 

@@ -306,6 +306,9 @@ def flags(argv):
     add("--by", choices=("random", "uncertainty"), default="random",
         help="which pairs later rounds ask about (random)")
     cfg = parser.parse_args(argv)
+    if cfg.by != "random" and cfg.rounds < 2:
+        parser.error("--by says which pairs rounds after the first ask about: give --rounds 2 or "
+                     "more, or leave it out")
     scale = QUICK if cfg.quick else FULL
     name, world = ("quick", "quick") if cfg.quick else ("demo", "toy")
     cfg.run, cfg.data = cfg.run or f"runs/{name}-{cfg.seed}", cfg.data or f"data/{world}-{cfg.seed}"

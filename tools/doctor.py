@@ -11,6 +11,7 @@ a check is), and each that fails warns once above the progress bar.
 Read after: ppo.py, whose log has most to tell.
 """
 import json
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,33 @@ class Config:
     run: str = flag("", "folder of a run, or of one stage of it; the flag's name may be left out")
 
 
-# ---------------------------------------------------------------------- a measure of a finished log
+# ---------------------------------------------------------------------- measures of a finished log
+
+def slowdown(log, flags):
+    """Three intervals' seconds a step, as a multiple of the run's faster quarter of intervals."""
+    lines = [line for line in log if "event" not in line]
+    pace = [{"step": b["step"], "pace": (b["seconds"] - a["seconds"]) / (b["step"] - a["step"])}
+            for a, b in zip(lines, lines[1:], strict=False) if b["step"] > a["step"]]
+    if len(pace) < 8:
+        return []
+    usual = statistics.quantiles([p["pace"] for p in pace], n=4)[0]
+    return [(step, seconds / max(usual, 1.0))               # shorter steps: the machine's noise
+            for step, seconds in curve(pace, "pace", 3, statistics.median)]
+
+
+def accuracy_gap(log, flags):
+    """Share of comparisons got right in the last quarter of training, minus that of unseen ones."""
+    seen, unseen = curve(log, "accuracy"), curve(log, "valid_accuracy")
+    if len(seen) < 20:
+        return []
+    seen = statistics.fmean(share for _, share in seen[-len(seen) // 4:])
+    return [(step, seen - share) for step, share in unseen[-1:]]
+
+
+def kl_unpaid(log, flags):
+    """KL in nats a summary where beta, its price, is 0 or less."""
+    return curve(log, "kl", 3) if flags["kl_coef"] <= 0 else []
+
 
 def kl_hump(log, flags):
     """The largest KL so far as a multiple of the last three lines' mean, where entropy had risen by
@@ -107,8 +134,12 @@ def accuracy_interval(report, flags):
 
 CHECKS = (
     *LOGS,
+    Check("stalled", "sft reward ppo", slowdown, "above", 10, "times the usual seconds a step"),
+    Check("over-fitted reward model", "reward", accuracy_gap, "above", 0.2,
+          "accuracy in training minus on unseen comparisons"),
+    Check("no price on KL", "ppo", kl_unpaid, "above", 1.0, "KL, nats a summary, at beta <= 0"),
     Check("summaries are cut", "sft reward", cut, "above", 0.02,
-          "share of summaries longer than --response-length, which lost their end,"),
+          "share of summaries longer than --response-length, which lost their end"),
     Check("pairs are equal once cut", "reward", equal_once_cut, "above", 0,
           "share of comparisons that teach nothing"),
     Check("KL humps", "ppo", kl_hump, "above", 2,
@@ -235,13 +266,19 @@ def main(argv=None):
         found = examine(stage, lines, flags, CHECKS)
         failed += len(found)
         looked = dict.fromkeys(c.name for c in CHECKS if stage in c.stages.split())
-        what = f"{len(lines)} lines" if stage != "report" else "a report"
-        print(f"{name} ({what}): " + (f"{len(found)} found" if found else
-                                      "healthy; looked for " + ", ".join(looked)))
+        what = f"log of {len(lines)} lines" if stage != "report" else "report.json"
+        print(f"{name} ({what}): " + (f"{len(found)} of {len(looked)} known problems found" if found
+                                      else "healthy; looked for: " + ", ".join(looked)))
+        for line in lines if stage != "report" else ():
+            if line.get("event") == "stopped":
+                print(f"\n  training ended itself: {line.get('why')!r:.400}")
         for finding in found:
             passage, remedy = ADVICE[finding.check.name]
-            print(f"\n  {finding}\n    paper: {passage}\n    try: {remedy}\n")
+            print(f"\n  {finding}\n    paper: {passage}\n    try: {remedy}")
+        print("\n" * bool(found), end="")
     if failed:
+        print("Sections and tables are the paper's; N and N+ are the \"implementation details\" of "
+              "Huang et al., 2023 and 2024")
         raise SystemExit(1)
 
 

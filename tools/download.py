@@ -38,10 +38,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from data import COMPARISON, POST, fields_of, find, load_tokenizer, query_text, read_posts
-from runtime import Problem, generator, write
+from runtime import ALONE, Problem, generator, write
 from runtime.files import (
     LINE,
     check_shape,
@@ -51,7 +50,7 @@ from runtime.files import (
     read_text,
     replacing,
 )
-from runtime.flags import entry
+from runtime.flags import Parser, entry
 from tools.convert import import_hugging_face
 
 OPENAI = "https://openaipublic.blob.core.windows.net/summarize-from-feedback"
@@ -132,9 +131,14 @@ def download(what, out=None, base_url=None):
             download(model, Path(out or f"data/{what}") / model, base_url)
         return
     out = Path(out or (f"data/openai-models/{what}" if what in MODELS else f"data/{what}"))
-    for file in wanted(what, out):
-        url = f"{(base_url or file.base).rstrip('/')}/{file.path}"
-        fetch(url, out / file.to, PUBLISHED.get(file.path))
+    files = wanted(what, out)
+    for file in files:
+        try:
+            fetch(url_of(file, base_url), out / file.to, PUBLISHED.get(file.path))
+        except Unreachable:
+            later = () if file.to == "info.json" else files        # it says which files follow
+            print_missing([file, *later], out, base_url)
+            raise
     finish = {"queries": bare_posts, "comparisons": sort_comparisons, "axis": gather_axes,
               "cnndm": write_articles, **dict.fromkeys(GPT2, import_gpt2)}
     if what in finish:
@@ -147,9 +151,26 @@ def download(what, out=None, base_url=None):
     print(f"{out}: complete. Next: {then}")
 
 
+def url_of(file, base_url):
+    """Where a File is."""
+    return f"{(base_url or file.base).rstrip('/')}/{file.path}"
+
+
+def print_missing(files, out, base_url):
+    """What to fetch by hand, and where to put it: those of some Files that are not there yet."""
+    missing = [file for file in files if not (out / file.to).exists()]
+    print(f"{out}: {len(missing)} files are missing. What you put there by hand counts:")
+    for file in missing:
+        print(f"  {url_of(file, base_url)} -> {out / file.to}")
+
+
 # ------------------------------------------------------------------------------------- one file
 
 WAITS = (1, 2, 4, 8, 16)           # seconds before each further try, when nothing came
+
+
+class Unreachable(Problem):
+    """A file that does not come, or not as it should be."""
 
 
 class Fault(Exception):
@@ -217,8 +238,8 @@ def fetch(url, path, sha256=None):
         except Fault as fault:
             tries = 0 if size_of(part) > before else tries + 1
             if not fault.again or tries > len(WAITS):
-                raise Problem(f"{url}: {fault}. Fetch it by hand, put it at {path}, and give the "
-                              "same command again: what is already there is kept") from None
+                raise Unreachable(f"{url}: {fault}. Fetch it by hand, put it at {path}, and give "
+                                  "the same command again: what is already there is kept") from None
             time.sleep(max(fault.wait, WAITS[tries - 1] if tries else 0))
 
 
@@ -302,9 +323,9 @@ def stated_checksums(answer, linked):
 
 def save(answer, part, have, total):
     """Write an answer's bytes from byte `have` on. Raises: Fault when some are missing."""
-    with open(part, "r+b" if have else "wb") as f, tqdm(
-            total=total, initial=have, desc=part.name.removesuffix(".part"), unit="B",
-            unit_scale=True, disable=None) as bar:
+    with open(part, "r+b" if have else "wb") as f, ALONE.bar(
+            total, part.name.removesuffix(".part"), "B", leave=True, initial=have,
+            unit_scale=True) as bar:
         f.seek(have)
         f.truncate()
         while chunk := answer.read(1 << 18):
@@ -454,7 +475,7 @@ def write_articles(out):
     with ExitStack() as files:
         writers = {(kind, s): files.enter_context(writing(out / kind / f"{s}.jsonl.gz"))
                    for kind in ("transfer", "supervised") for s in SPLITS}
-        bar = files.enter_context(tqdm(total=len(split_of), desc="articles", disable=None))
+        bar = files.enter_context(ALONE.bar(len(split_of), "articles", "article", leave=True))
         for site in ("cnn", "dailymail"):
             for name, story in stories_of(raw / f"{site}_stories.tgz"):
                 if (split := split_of.pop(name, None)) is None:
@@ -537,18 +558,27 @@ def spread(lengths):
 
 
 def describe_posts(splits, unit, measure):
-    """Counts and lengths beside the paper's, subreddits, what splits share, three samples."""
-    print(f"{'split':8}{'records':>10}{'the paper':>11}{'no summary':>12}   "
-          f"{unit}: median / 95 % / most\n{'':44}{'prompts':20}summaries")
+    """Counts and lengths, of posts from Reddit beside the paper's; subreddits, what splits share,
+    three samples."""
+    first = next(post for posts in splits.values() for post in posts)
+    reddit = "post" in first and not first["id"].startswith("toy")
+    counts = PAPER_COUNT if reddit else {}
+
+    def beside(count):
+        return f"{count:11,}" if reddit else ""
+    title = f"{'the paper':>11}" if reddit else ""
+    print(f"{'split':8}{'records':>10}{title}{'no summary':>12}   "
+          f"{unit}: median / 95 % / most\n{'':{33 + len(title)}}{'prompts':20}summaries")
     for name, posts in splits.items():
         summaries = [" " + (p.get("summary") or "").strip() for p in posts]
         blank = sum(not text.strip() for text in summaries)
-        print(f"{name:8}{len(posts):10,}{PAPER_COUNT[name]:11,}{blank:12,}   "
+        print(f"{name:8}{len(posts):10,}{beside(counts.get(name))}{blank:12,}   "
               f"{spread(measure([query_text(p) for p in posts])):20}"
               f"{spread(measure([text for text in summaries if text.strip()]))}")
-    same = {name: len(posts) for name, posts in splits.items()} == PAPER_COUNT
-    print(f"{'all':8}{sum(map(len, splits.values())):10,}{sum(PAPER_COUNT.values()):11,}   "
-          f"{'exactly' if same else 'not'} the paper's splits (its PPO saw 287,790 posts)")
+    same = {name: len(posts) for name, posts in splits.items()} == counts
+    compared = f"{'exactly' if same else 'not'} the paper's splits (its PPO saw 287,790 posts)"
+    print(f"{'all':8}{sum(map(len, splits.values())):10,}{beside(sum(counts.values()))}"
+          + f"   {compared}" * reddit)
     for what, key in (("ids", lambda p: p["id"]),
                       ("texts", lambda p: p.get("article", p.get("post")))):
         seen = {name: Counter(hash(key(p)) for p in posts) for name, posts in splits.items()}
@@ -558,7 +588,7 @@ def describe_posts(splits, unit, measure):
     name, posts = next(iter(splits.items()))
     where = Counter(p.get("subreddit", p.get("site")) for p in posts)
     print(f"{name} is from: " + ", ".join(
-        f"{place} {n / len(posts):.1%}" + (f" (the paper {share} %)" if share else "")
+        f"{place} {n / len(posts):.1%}" + (f" (the paper {share} %)" if share and reddit else "")
         for place, n in where.most_common(8) for share in [PAPER_SHARE.get(place)]))
     for i in generator(0, "describe").permutation(len(posts))[:3]:
         text = query_text(posts[i])
@@ -598,15 +628,16 @@ def describe_axes(path):
 
 def main(argv=None):
     """python -m tools.download WHAT, or: describe DIR."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", help="tldr, queries, comparisons, axis, cnndm, gpt2, gpt2-medium, "
-                        "gpt2-large, gpt2-xl, openai-models, sup4, rm4, sup4_ppo_rm4; or describe")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", help=f"{', '.join(TARGETS)}; or describe")
     parser.add_argument("data", nargs="?", metavar="DIR", help="for describe: a folder of posts, "
                         "articles or comparisons to count and measure")
     parser.add_argument("--base-url", help="a mirror, which has the same paths below it")
     parser.add_argument("--out", metavar="DIR", help="where to put it (data/WHAT)")
     args = parser.parse_args(argv)
+    if args.what is None:
+        raise Problem("what is to be fetched? python -m tools.download " + " | ".join(TARGETS)
+                      + "; or, to look at a folder: python -m tools.download describe DIR")
     if (args.what == "describe") != (args.data is not None):
         raise Problem("describe needs a folder, and no other word takes one: python -m "
                       "tools.download describe DIR")

@@ -238,14 +238,14 @@ def solution(exercise, folder):
 
 def main(argv=None):
     """Run the command that the first word names; the second may name an exercise."""
-    command, *rest = (sys.argv[1:] if argv is None else argv) or ["none"]
+    command, *rest = (sys.argv[1:] if argv is None else argv) or [None]
     if command in ("-h", "--help"):
         print(__doc__)
         return
     name = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if command not in ("start", "check", "hint", "solution"):
-        raise Problem(f"command {command!r} is unknown: python -m tools.exercises start | check | "
-                      "hint | solution")
+        asked = f"command {command!r} is unknown:" if command else "which command?"
+        raise Problem(f"{asked} python -m tools.exercises start | check | hint | solution")
     name = name and name.split(".")[-1]                          # "model.attention" is meant, too
     if (name or command in ("hint", "solution")) and name not in NAMES:
         raise Problem(f"exercise {name or ''!r} is unknown: one of {', '.join(NAMES)}")

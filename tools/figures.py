@@ -471,6 +471,8 @@ def sweep(cfg):
 
 def draw(cfg):
     """measured.json, curves.json, the figures and report.md from what has been measured so far."""
+    if not Path(cfg.out).is_dir():
+        raise Problem(f"{cfg.out} is no folder: python -m tools.figures sweep makes one")
     points = list_points(cfg)
     measured = collect(points, cfg.out)
     if not (measured["seeds"] or measured.get("frontier")):
@@ -773,7 +775,7 @@ MEASURES = {f.__name__: f for f in (greedy, samples, pool, pairs, prefer, agree,
 
 def main(argv=None):
     """Run the command that the first word names, with the flags behind it."""
-    command, *rest = (sys.argv[1:] if argv is None else argv) or ["none"]
+    command, *rest = (sys.argv[1:] if argv is None else argv) or [None]
     if command in ("-h", "--help"):
         print(__doc__)
     elif command in MEASURES:
@@ -783,8 +785,9 @@ def main(argv=None):
     elif command in ("sweep", "draw"):
         (sweep if command == "sweep" else draw)(parse(Sweep, {}, rest, __doc__))
     else:
-        raise Problem(f"command {command!r} is unknown: python -m tools.figures sweep | draw | "
-                      f"compare | {' | '.join(MEASURES)} (then --help lists its flags)")
+        asked = f"command {command!r} is unknown:" if command else "which command?"
+        raise Problem(f"{asked} python -m tools.figures sweep | draw | compare | "
+                      f"{' | '.join(MEASURES)} (then --help lists its flags)")
 
 
 if __name__ == "__main__":

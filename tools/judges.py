@@ -51,7 +51,7 @@ from tools.label_stats import numbers
 from tools.label_store import DAMAGE, Store
 from tools.lengths import add_same_length
 from tools.overoptimisation import overoptimisation
-from tools.report import add_overlap, policy_table, reward_judge, rounded
+from tools.report import add_overlap, against_told, policy_table, reward_judge, rounded
 from tools.rouge import JUDGES, load_judge
 
 ANSWER = re.compile(r"""[\s\ufeff("'*`[]*(A|B|tie)[])"'*`.:\s]*""", re.IGNORECASE)
@@ -223,6 +223,8 @@ def act(cfg, world):
     if kind not in (("reward", "command", "labels") if colon else ("auto", *JUDGES)):
         raise Problem(f"--judge {cfg.judge} is unknown: auto, gold, rouge, reward:DIR, "
                       "command:CMD or labels:DB")
+    if kind != "command" and (cfg.jobs, cfg.patience) != (Config.jobs, Config.patience):
+        raise Problem("--jobs and --patience are for --judge command:CMD: leave them out")
     if kind == "labels":
         report, out = report_of_people(cfg, what), Path(cfg.out or Path(cfg.run) / "report")
         if world.rank == 0:
@@ -258,6 +260,8 @@ def act(cfg, world):
     add_overlap(needed.report, posts, [{name: some[i] for name, some in texts.items()}
                                        for i in range(len(posts))])
     print(policy_table(needed.report))
+    if other:
+        print(f"\n{against_told(needed.report['against'])} (in brackets the 95 % interval)")
 
 
 def main(argv=None):

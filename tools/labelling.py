@@ -310,13 +310,14 @@ COMMANDS = {"me": (Me, me), "serve": (Serve, serve), "stats": (Stats, stats),
 
 def main(argv=None):
     """Run the command that the first word names, with the flags behind it."""
-    command, *rest = (sys.argv[1:] if argv is None else argv) or ["none"]
+    command, *rest = (sys.argv[1:] if argv is None else argv) or [None]
     if command in ("-h", "--help"):
         print(__doc__)
         return
     if command not in COMMANDS:
-        raise Problem(f"command {command!r} is unknown: python -m tools.labelling "
-                      f"{' | '.join(COMMANDS)} (then --help lists its flags)")
+        asked = f"command {command!r} is unknown:" if command else "which command?"
+        raise Problem(f"{asked} python -m tools.labelling {' | '.join(COMMANDS)} (then --help "
+                      "lists its flags)")
     config, act = COMMANDS[command]
 
     def guarded(cfg, *world):

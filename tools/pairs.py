@@ -156,6 +156,11 @@ def check(cfg):
         raise Problem(f"--best-of {cfg.best_of} needs a --reward model to choose with")
     if cfg.by == "uncertainty" and not cfg.reward:
         raise Problem("--by uncertainty needs a --reward model: whose uncertainty?")
+    if cfg.reward and cfg.best_of == 1 and cfg.by == "random":
+        raise Problem("--reward does nothing without --best-of or --by uncertainty: add one of "
+                      "them, or leave it out")
+    if cfg.by == "random" and cfg.candidates != Config.candidates:
+        raise Problem("--candidates does nothing without --by uncertainty: leave it out")
     if cfg.versus and not cfg.others:
         raise Problem("--versus needs --others: against whom is --policy to write?")
     if not cfg.temperature > 0:

@@ -229,9 +229,15 @@ def cell(x, form=".2f", interval=None):
     return (str(x) if isinstance(x, int) else format(x, form)) + ends
 
 
-def spoken(name):
-    """A policy's name in the report, as a reader says it."""
+def named(name):
+    """A policy's name in the report, as its tables and pictures show it."""
     return "author" if name == "reference" else name.replace("_", " ")
+
+
+def against_told(found):
+    """What --against found: the share of posts on which the run's policy is preferred."""
+    return (f"`{found['ours']}` is preferred to `{found['policy']}` on "
+            f"{cell(found['win_rate'], '.1%', found['win_rate_95'])} of {found['n']} posts")
 
 
 def policy_table(report):
@@ -253,7 +259,7 @@ def policy_row(report, name):
     rouge = report["judge"] == "rouge"     # ROUGE never prefers a summary to the author's: all 0
     won, same_length = ((None, None) if rouge else
                         (p["win_rate"], p["length_controlled_win_rate"]))
-    return {"policy": spoken(name),
+    return {"policy": named(name),
             "beats author": cell(won, ".1%", p["win_rate_95"] if won is not None else None),
             "same length": cell(same_length, ".1%"),
             "beats supervised": cell(rival["win_rate"], ".1%", rival["win_rate_95"]),
@@ -363,12 +369,11 @@ def markdown(report, title, picture, temperature, example=None):
                   f"on the same posts:\n{100 * d['mean']:+.1f} percentage points (95 %: "
                   f"{100 * low:+.1f} to {100 * high:+.1f})."]
     if a := report.get("against"):
-        parts += [f"\n`{a['ours']}` is preferred to `{a['policy']}` on "
-                  f"{cell(a['win_rate'], '.1%', a['win_rate_95'])} of {a['n']} posts."]
+        parts += [f"\n{against_told(a)}."]
     if report["judge"] == "gold":
         parts += ["\n## The judge's grades of the greedy summaries, 1 (worst) to 7 (best)\n",
                   table([["policy", *AXIS_NAMES]], [
-                      [spoken(name), *(cell(p["axes"][a]) for a in AXIS_NAMES)]
+                      [named(name), *(cell(p["axes"][a]) for a in AXIS_NAMES)]
                       for name, p in report["policies"].items()])]
     if h := report["human_axes"]:
         parts += ["\n## Grades by people\n", table([["policy", *AXIS_NAMES]], [
@@ -386,7 +391,7 @@ def markdown(report, title, picture, temperature, example=None):
         post, said = example
         text = f"{post['title']}\n\n{text_of(post)}"
         parts += ["\n## One post\n", *("> " + line for line in text.split("\n")), "",
-                  *(f"* **{spoken(name)}**: {summary}" for name, summary in said.items())]
+                  *(f"* **{named(name)}**: {summary}" for name, summary in said.items())]
     seconds = report["seconds"]
     parts += ["\n## Seconds\n", table([["stage", "seconds"]], [
         [STAGES[name], f"{s:.0f}" if s else "-"] for name, s in seconds.items()]),
@@ -408,7 +413,7 @@ def picture_of(report, log):
     """The picture in words, for who cannot see it."""
     rival, bars = bars_of(report)
     told = f"Greedy summaries preferred to those by {rival}: " + ", ".join(
-        f"{spoken(name)} {cell(row['win_rate'], '.0%')}" for name, row in bars.items())
+        f"{named(name)} {cell(row['win_rate'], '.0%')}" for name, row in bars.items())
     if log:
         first, last = log[0], log[-1]
         told += (f". While PPO writes {last['episodes']} summaries, the reward model's score goes "
@@ -514,7 +519,7 @@ def side_by_side(report, judge, known, said):
     return {"rival": "author" if rival == "reference" else "supervised policy", "n": len(said),
             "lost": len(lost) if judge and "human_feedback" in names else None,
             "posts": [{"title": post.get("title", ""), "text": text_of(post), "loses": i in lost,
-                       "said": {spoken(name): [said[i][name], grades[name][k]] for name in names}}
+                       "said": {named(name): [said[i][name], grades[name][k]] for name in names}}
                       for k, (i, post) in enumerate(zip(chosen, some, strict=True))]}
 
 
