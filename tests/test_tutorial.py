@@ -36,6 +36,15 @@ def only_a_docstring():
     """Nothing else."""
 '''
 
+# What nobody reads as text. Tables do count.
+NOT_READ = re.compile(r"^```.*?^```|<!--.*?-->|!\[.*?\]\(.*?\)|</?\w+>|\$\$.*?\$\$|\$[^$\n]+\$", re.M | re.S)
+MOST_WORDS = 8000
+
+
+def words_of(text):
+    """The words of a page, without blocks of code, comments, pictures, tags and formulas."""
+    return re.findall(r"\S*\w\S*", NOT_READ.sub("", text))
+
 
 @pytest.fixture
 def project(tmp_path):
@@ -56,6 +65,24 @@ def page(project, text, name="1-page.md"):
 def test_the_pages_show_the_code_as_it_is_and_their_links_lead_somewhere():
     assert tutorial.look_at_pages(check=True) == []
     tutorial.main(["--check"])                                  # no SystemExit
+
+
+def test_the_ten_pages_are_short_enough_to_be_read():
+    pages = [ROOT / "docs/tutorial/README.md", *sorted((ROOT / "docs/tutorial").glob("[1-9]-*.md"))]
+    counts = {path.name: len(words_of(path.read_text())) for path in pages}
+    for name, count in counts.items():
+        print(f"{count:6,} {name}")
+    assert len(counts) == 10 and 0 < sum(counts.values()) <= MOST_WORDS, counts
+
+
+@pytest.mark.parametrize("text, words", [
+    ("One word - and 2 `more`.", ["One", "word", "and", "2", "`more`."]),
+    ("a\n```\nno = code\n```\nb", ["a", "b"]), ("a <!-- no\nno --> b", ["a", "b"]),
+    ("![no no](no.png)\n[a](b.md) $no + no$ c $$\nno\n$$ d", ["[a](b.md)", "c", "d"]),
+    ("<details><summary>1. Why?</summary>\n</details>", ["1.", "Why?"]),
+    ("| a | .5 |\n|---|--:|\n| b |  |", ["a", ".5", "b"])])
+def test_words_are_counted_where_a_reader_reads_them(text, words):
+    assert words_of(text) == words
 
 
 def test_a_page_is_old_when_a_function_that_it_shows_has_changed(tmp_path):

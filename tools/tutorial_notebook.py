@@ -45,12 +45,13 @@ COMMAND = re.compile(r"^(?:python|torchrun) ", re.M)
 TITLE = """# The tutorial, to run
 
 The ten pages of this tutorial in one notebook. Run all cells (about eight minutes on two cores, no
-GPU needed), and read while they run: training begins at the end of the first page. Then change a
-number in a cell, and run that cell again. What you change here is changed here only, not in the
-project's files.
+GPU needed), and read while they run. The last cell of the first page trains all networks, so
+nothing has to be run before. Then change a number in a cell, and run that cell again. What you
+change here is changed here only, not in the project's files.
 
 Below a cell stands what it prints *here*. The numbers in the text are another run's: on another
-processor numbers are rounded in other ways, and networks that learned from them differ a little."""
+processor numbers are rounded in other ways, and networks that learned from them differ a little.
+Cells that begin with `%%bash` need Linux or macOS."""
 
 START = """# Only if this notebook lies outside of the project: write the project's address here.
 REPOSITORY = "https://github.com/<you>/summarize"
