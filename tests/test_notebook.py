@@ -3,7 +3,6 @@ import ast
 import importlib
 import inspect
 import json
-import os
 import re
 import shutil
 
@@ -115,7 +114,7 @@ def test_the_first_pages_numbers(cells):
     tokens = [line.split()[2] for line in printed(cells, "The merges of").splitlines()]
     assert tokens == [cell for cell in re.findall(r"(\d+) \|$", pages()["1-data"], re.M) if int(cell) < 17][:7]
     grades = printed(cells, "Which grade").splitlines()
-    assert grades[0].startswith("2.12  coverage 0.342, accuracy 0.723, coherence 1.000, length 0.320")
+    assert grades[0].startswith("2.12  coverage 0.342, accuracy 0.722, coherence 1.000, length 0.320")
     assert grades[1].startswith("7.00")
     assert [round(float(x), 1) for x in re.findall(r"\d+\.\d*", printed(cells, "Take the mask"))] == [10., 12.7, 24.2]
 
@@ -261,7 +260,7 @@ def small(tmp_path, monkeypatch):
     each of the demo's commands would take longer than what they do."""
     folder = notebook.copy_of(ROOT, tmp_path / "project")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(demo, "FULL", demo.Scale(200, 2, 20, 60, 512, 4, demo.FULL.seconds))
+    monkeypatch.setattr(demo, "FULL", demo.Scale(300, 2, 20, 60, 512, 4, demo.FULL.seconds))
     for stage in demo.stages_of(*demo.flags(["--network", "toy-tiny"])):
         for command in stage.commands:
             script, *words = command[1:] if command[0] == "-m" else command
@@ -270,8 +269,6 @@ def small(tmp_path, monkeypatch):
             path = folder / f"data/toy-0/{split}.jsonl"
             if stage.title == "posts":
                 path.write_text("".join(path.open().readlines()[:20]))
-    for name, link in (("runs/demo-0", "runs/demo"), ("data/toy-0", "data/toy")):
-        os.symlink(folder / name, folder / link)
     return folder
 
 
@@ -293,7 +290,7 @@ def test_it_runs_from_top_to_bottom(small, monkeypatch):
     assert "The report, for a browser: runs/demo-0/report/report.html" in told
     assert str(small) not in told and "\\r" not in told
     bad = dict(cells[1], source="1 / 0")
-    with pytest.raises(Problem, match="a cell failed.*(\n.*)*ZeroDivisionError"):
+    with pytest.raises(Problem, match="the cell that begins '1 / 0' failed: ZeroDivisionError: division by zero"):
         notebook.execute([bad], small)
     assert nbclient
 

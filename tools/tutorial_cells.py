@@ -84,14 +84,14 @@ def padding():
 
 def world():
     """Another post of this world: another number."""
-    post = data.read_posts("data/toy", "test")[0]
+    post = data.read_posts("data/toy", "valid")[0]
     facts = toy.facts_of(post["post"])
     print(facts, post["post"], post["summary"], toy.ideal(facts), sep="\n\n")
 
 
 def grade():
     """Which grade does your summary get? Change the powers in `blend` above: and now?"""
-    post = data.read_posts("data/toy", "test")[0]
+    post = data.read_posts("data/toy", "valid")[0]
     for summary in (post["summary"], toy.ideal(toy.facts_of(post["post"])),
                     "My uncle buried my map. Should I quit my job?"):
         axes, _ = toy.shares(post, summary)

@@ -11,9 +11,12 @@ A page becomes these cells:
     <!-- notebook: run --> above commands       a cell that runs them; other commands are shown
     <!-- notebook: run COMMAND -->              likewise, of a command that the page does not show
     ```python without a comment                 a cell of code
+    <!-- figure: NAME -->                       the picture, as in the page; and a cell that shows
+                                                it where the notebook is not next to the pictures
 
 A page's first cell of code imports what the others need. nbclient runs all in a copy of the
-project. Outputs stay as long as no code changes: so a page's words can be changed in no time.
+project. Outputs stay as long as no code changes: so a page's words can be changed in no time. (To
+run it all the same, delete it first.)
 
 Read after: tutorial.py.
 """
@@ -282,7 +285,10 @@ def execute(cells, project):
     try:
         client.execute()
     except nbclient.exceptions.CellExecutionError as error:
-        raise Problem(f"{PATH}: a cell failed: {error}") from None
+        failed, = [cell for cell in notebook.cells if any(
+            output.output_type == "error" for output in cell.get("outputs", ()))]
+        raise Problem(f"{PATH}: the cell that begins {failed.source.splitlines()[0]!r} failed: "
+                      f"{error.ename}: {error.evalue}") from None
     for cell, done in zip(cells, notebook.cells, strict=True):
         if cell["cell_type"] == "code":
             cell["execution_count"] = done.execution_count
@@ -318,11 +324,10 @@ def make(texts, root):
     """Write the notebook of {page: its text}; run it first if its code has changed."""
     cells, old = cells_of(texts, root), read(root)
     if code_of(cells) == code_of(old):
-        outputs = [cell for cell in old if cell["cell_type"] == "code"]
+        kept = {cell["id"]: cell for cell in old}
         for cell in cells:
             if cell["cell_type"] == "code":
-                cell |= {key: outputs[0][key] for key in ("execution_count", "outputs")}
-                outputs.pop(0)
+                cell |= {key: kept[cell["id"]][key] for key in ("execution_count", "outputs")}
     else:
         print("its code has changed: running it, about eight minutes on two quiet cores")
         with tempfile.TemporaryDirectory() as folder:
