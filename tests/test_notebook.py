@@ -75,10 +75,8 @@ def test_it_has_outputs_and_no_errors(cells):
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell["outputs"]]
     assert {output["output_type"] for output in outputs} == {"stream"}
-    for cell in code:
-        silent = re.match(r"picture\(|import |from |def |# Not run here|# Only if", cell["source"])
-        trains = "\nrm -rf runs/with runs/without\n" in cell["source"] or "\npython ppo.py " in cell["source"]
-        assert bool(cell["outputs"]) == (not silent and not trains), cell["source"]
+    printing = [cell for cell in code if "print(" in cell["source"]]
+    assert len(printing) > 20 and all(cell["outputs"] for cell in printing)
     assert "Traceback" not in json.dumps(outputs)
 
 
