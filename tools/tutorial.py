@@ -4,14 +4,16 @@
     python -m tools.tutorial --check      exit code 1 and a line for each page that is not as it
                                           should be: old code, a link that leads nowhere
     python -m tools.tutorial draw path    draw a picture anew: docs/tutorial/path.png
+    python -m tools.tutorial notebook     make docs/tutorial/tutorial.ipynb anew, from the pages
 
-In a page two kinds of comments speak to it; a reader does not see them. Below the first stands a
+In a page three kinds of comments speak to it; a reader does not see them. Below the first stands a
 block of code, which the program replaces; below the second stands a picture.
 
     <!-- code: reward.py pairwise_loss -->         a file of the project, and a function of it, or a
     <!-- code: model.py Rows.last -->              class, a method, a constant
     <!-- code: sft.py train nodoc -->              without its docstring
     <!-- figure: path -->                          tools/tutorial_draw.py draws it, by draw_path
+    <!-- notebook: run -->                         what only the notebook has: tutorial_notebook.py
 
 Read after: any page of the tutorial.
 """
@@ -24,7 +26,7 @@ from pathlib import Path
 
 from runtime import Problem, flag, write
 from runtime.flags import entry, parse
-from tools import tutorial_draw
+from tools import tutorial_draw, tutorial_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = "docs/tutorial"
@@ -146,15 +148,22 @@ def draw(name, run):
 
 
 def main(argv=None):
-    """Copy, check, or draw the picture that the second word names."""
+    """Copy, check, draw the picture that the second word names, or make the notebook."""
     words = list(sys.argv[1:] if argv is None else argv)
-    drawing = words[:1] == ["draw"]
+    drawing, making = words[:1] == ["draw"], words[:1] == ["notebook"]
     if drawing and (len(words) < 2 or words[1].startswith("-")):
         raise Problem("draw: name the picture: python -m tools.tutorial draw NAME")
-    cfg = parse(Config, {}, words[2:] if drawing else words, __doc__)
+    cfg = parse(Config, {}, words[2 * drawing + making:], __doc__)
     if drawing:
         draw(words[1], cfg.run)
-    elif faults := look_at_pages(cfg.check):
+        return
+    faults = look_at_pages(cfg.check)
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / PAGES).glob("*.md")}
+    if cfg.check:
+        faults += tutorial_notebook.faults_of(texts, ROOT)
+    elif making and not faults:
+        tutorial_notebook.make(texts, ROOT)
+    if faults:
         print("\n".join(faults))
         raise SystemExit(1)
 
