@@ -186,6 +186,9 @@ MISTAKES = [                       # as a student would write them
         logp = (logits / temperature).log_softmax(-1).roll(1, 1)
         tokens = tokens.masked_fill(tokens >= logits.shape[-1], 0)
         return logp.gather(-1, tokens[..., None])[..., 0]"""),
+    ("logits off by one", "token_logp", """
+        logp, tokens = logits[:, :-1] / temperature, tokens.masked_fill(tokens >= logits.shape[-1], 0)
+        return logp.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]"""),
     ("padding not replaced", "token_logp", """
         logp = (logits / temperature).log_softmax(-1)
         return logp.gather(-1, tokens[..., None]).squeeze(-1)"""),
@@ -301,6 +304,9 @@ TWO_MISTAKES = [                   # the named one shows on one case, and then s
     ("chosen and rejected swapped", "pairwise_loss", "return -F.logsigmoid(rejected - chosen).mean()"),
     ("sum for mean", "pairwise_loss", "return -F.logsigmoid(chosen - rejected).sum()"),
     ("log of 0", "pairwise_loss", "return -torch.log(torch.sigmoid(chosen - rejected)).mean()"),
+    ("later surprises left out", "gae", """
+        advantage = reward + F.pad(value[:, 1:], (0, 1)) - value
+        return advantage, advantage + value"""),
     ("log outside the mean", "pairwise_loss", "return -torch.sigmoid(chosen - rejected).mean().log()"),
     ("minus forgotten", "pairwise_loss", "return F.logsigmoid(chosen - rejected).mean()"),
 ]
@@ -422,14 +428,14 @@ def test_the_smallest_case_is_shown_with_inputs_expected_and_got(folder, capsys)
     assert text == textwrap.dedent("""\
         gae: not yet right. The smallest case that shows it:
 
-            reward              [[2]]
-            value               [[0.5]]
+            reward              [[-0.2, 2]]
+            value               [[0.5, 1]]
             gamma               1
             lam                 0.95
-            expected.advantage  [[1.5]]
-            expected.returns    [[2]]
-            got.advantage       [[3]]
-            got.returns         [[2]]
+            expected.advantage  [[1.25, 1]]
+            expected.returns    [[1.75, 2]]
+            got.advantage       [[0.8, 3]]
+            got.returns         [[-0.2, 2]]
 
         No typical mistake gives this. For a hint: python -m tools.exercises hint gae
         """)
@@ -535,10 +541,19 @@ def test_solved_exercises_make_a_project_that_trains(folder, data_dir):
     assert (folder / "trained" / "model.pt").exists()
 
 
-def test_the_page_lists_every_exercise_with_its_chapter_and_question():
+def test_the_page_lists_every_exercise_with_its_chapter_question_and_the_page_that_shows_it():
     page = (ROOT / "docs/tutorial/EXERCISES.md").read_text()
-    rows = re.findall(r"^\|\d+\|`(\w+)`\|\[`[\w/]+\.py`\]\(\.\./\.\./([\w/]+)\.py\)\|(.+)\|$", page, re.M)
+    rows = re.findall(r"^\|\d+\|`(\w+)`\|\[`[\w/]+\.py`\]\(\.\./\.\./([\w/]+)\.py\)\|(.+)\|(.*)\|$", page, re.M)
     assert len(tool.NAMES) == 19 and "Nineteen functions" in page      # a number in words
-    assert sorted(rows) == sorted((e.name(), e.chapter, e.question) for e in tool.EXERCISES)
+    assert [row[:3] for row in rows] == [(e.name(), e.chapter, e.question) for e in tool.EXERCISES]
+    assert f"{sum(len(e.mistakes) for e in tool.EXERCISES)} typical mistakes" in page
+    pages = {path.stem: path.read_text() for path in (ROOT / "docs/tutorial").glob("*.md")}
+    for exercise, (*_, shown) in zip(tool.EXERCISES, rows, strict=True):
+        text = (ROOT / f"{exercise.chapter}.py").read_text()
+        holes = tool.taken_out(tool.find(tool.ast.parse(text), exercise.function), exercise)
+        body = [line.partition("  #")[0].strip() for i, j in holes for line in text.splitlines()[i - 1:j]]
+        given_away = [name for name in sorted(pages) if all(line in pages[name] for line in body)]
+        assert shown == ", ".join(f"[{name}]({name}.md)" for name in given_away), exercise.name()
+    assert "**Nine of the answers" in page and sum(bool(shown) for *_, shown in rows) == 9
     for script, words in commands(page):
-        assert script != "tools.exercises" or words[1:2] == [] or words[1] in (*tool.NAMES, "--out")
+        assert script != "tools.exercises" or words[1:2] in ([], ["--out"]) or tool.meant(words[1], "check")

@@ -194,7 +194,7 @@ def judge(exercise, function, path=None):
 # ---------------------------------------------------------------------------------- for the screen
 
 def show(value):
-    """A value in one line, its numbers with four digits."""
+    """A value in one line, its numbers with four digits; just below 1 with eight, not as 1."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return show(value.tolist())
     if isinstance(value, bool | None) or not isinstance(value, float | np.floating):
@@ -212,7 +212,7 @@ def show(value):
         if isinstance(value, SimpleNamespace):
             return show(vars(value))
         return repr(value)
-    return f"{value:.4g}"
+    return f"{value:.{8 if 1 - 1e-6 < value < 1 else 4}g}"
 
 
 def rows_of(name, value):

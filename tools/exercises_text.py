@@ -50,6 +50,7 @@ class Merge(Exercise):
                 i += 1
 
     def leftmost(parts, ranks):
+        """Joins whatever can be joined, from the left."""
         i = 0
         while i + 1 < len(parts):
             if parts[i] + parts[i + 1] in ranks:
@@ -59,6 +60,7 @@ class Merge(Exercise):
                 i += 1
 
     def once(parts, ranks):
+        """Joins the earliest token, and no second one."""
         found = [(ranks[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts))
                  if a + b in ranks]
         if found:
@@ -286,6 +288,7 @@ class TokenLogp(Exercise):
     mistakes = [
         ("logits off by one", "these are aligned already, logits[:, t] belongs to tokens[:, t].",
          lambda logits, tokens, T: TokenLogp.of()(logits[:, :-1], tokens[:, 1:], T),
+         lambda logits, tokens, T: TokenLogp.of()(logits[:, :-1], tokens, T),
          lambda logits, tokens, T: TokenLogp.of()(logits.roll(1, 1), tokens, T)),
         ("padding not replaced", "padding is id V, outside of the logits: make it 0 first.",
          lambda logits, tokens, T: torch.gather((logits / T).log_softmax(-1), -1, tokens[..., None]
