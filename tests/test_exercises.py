@@ -346,7 +346,7 @@ TOLD = [
     ("policy_loss", "to be returned, in this order: loss, is_flat", """
         ratio = torch.exp(logp - old_logp)
         return torch.max(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))"""),
-    ("choose", "a random number was drawn (by multinomial?): u was not used, it is the one", """
+    ("choose", "a random number was drawn (by multinomial?): u is the one to use", """
         logp = (logits / temperature).log_softmax(-1)
         token = logp.argmax(-1) if u is None else torch.multinomial(logp.exp(), 1)[:, 0]
         return token, logp.gather(-1, token[:, None])[:, 0]"""),

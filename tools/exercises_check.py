@@ -77,6 +77,7 @@ class NotEnded(Told):
 
 TOLD = Told.__name__, NotEnded.__name__
 
+
 @contextlib.contextmanager
 def limited():
     """Raise NotEnded after PATIENCE seconds, where the system can (not on Windows)."""

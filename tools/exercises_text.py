@@ -291,8 +291,8 @@ class TokenLogp(Exercise):
          lambda logits, tokens, T: TokenLogp.of()(logits[:, :-1], tokens, T),
          lambda logits, tokens, T: TokenLogp.of()(logits.roll(1, 1), tokens, T)),
         ("padding not replaced", "padding is id V, outside of the logits: make it 0 first.",
-         lambda logits, tokens, T: torch.gather((logits / T).log_softmax(-1), -1, tokens[..., None]
-                                                )[..., 0],
+         lambda logits, tokens, T:
+             (logits / T).log_softmax(-1).gather(-1, tokens[..., None])[..., 0],
          lambda logits, tokens, T: -F.cross_entropy((logits / T).mT, tokens, reduction="none")),
         ("log base", "nats are wanted, natural logarithms, not bits.",
          of(lambda logp: logp / math.log(2))),
@@ -333,7 +333,7 @@ class Choose(Exercise):
         before = torch.get_rng_state()
         found = function(logits, temperature, u)
         if not torch.equal(before, torch.get_rng_state()):
-            raise Told("a random number was drawn (by multinomial?): u was not used, it is the one")
+            raise Told("a random number was drawn (by multinomial?): u is the one to use")
         return found
 
     def oracle(logits, temperature, u):
