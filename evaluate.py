@@ -89,8 +89,8 @@ def the_judge(posts):
 # ------------------------------------------------------------------------------------ 2. statistics
 
 def bootstrap(values, seed, about=None, resamples=2000):
-    """Standard error and 95 % interval of a mean: draw n posts with replacement, take their mean,
-    repeat; how far do the means spread? about: the post of each value, if posts have several."""
+    """Standard error and 95 % interval of a mean: draw n posts with replacement, pool their values,
+    average, repeat; how far do means spread? about: each value's post, if posts have several."""
     place, rng = {}, generator(seed, "bootstrap")  # DIFFERS: the paper's bars: one standard error
     of = [place.setdefault(post, len(place)) for post in about or range(len(values))]     # (n,)
     sums, counts, n = np.bincount(of, values), np.bincount(of), len(place)                # (posts,)

@@ -187,7 +187,7 @@ def lay_out(queries, responses, pad, length=None):
 
 def token_logp(logits, tokens, temperature=1.0):
     """log pi(token) in nats under softmax(logits / temperature): (...). logits: (..., V).
-    tokens: (...) long; padding, which nobody reads, counts as id 0."""
+    tokens: (...) long; padding (id V), which nobody reads, counts as id 0."""
     tokens = tokens.masked_fill(tokens >= logits.shape[-1], 0)
     if temperature != 1:
         logits = logits / temperature
@@ -196,10 +196,10 @@ def token_logp(logits, tokens, temperature=1.0):
 
 
 def choose(logits, temperature=1.0, u=None):
-    """One token a row: the first whose cumulative probability exceeds u.
+    """One token a row: the first whose cumulative probability (rounded: may end below 1) exceeds u.
         probabilities .5 .3 .2, cumulative .5 .8 1:  u = .6 gives token 1, as do 30 % of all u
     logits: (B, V). u: (B,) in [0, 1); None: the most probable token, the paper's T = 0.
-    Returns: tokens (B,) long and their log-probs (B,), nats."""
+    Returns: tokens (B,) long and their log-probs (B,) under softmax(logits / temperature), nats."""
     logp = (logits / temperature).log_softmax(-1)                                    # (B, V)
     if u is None:
         token = logp.argmax(-1)                                                      # (B,)

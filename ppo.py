@@ -195,7 +195,7 @@ def gae(reward, value, gamma, lam):
 
 
 def whiten(advantage, is_response):
-    """Mean 0 and variance 1 over the response tokens of the whole batch. (B, R), 0 past the end
+    """Mean 0, variance 1 (over N, not N - 1) of the batch's response tokens. (B, R), 0 past the end
 
     Variance 1: the size of a step no longer depends on the unit of the scores. Mean 0 is allowed:
     one number that is taken from every advantage is a c of step 2 above (exactly so at ratio 1).

@@ -1,9 +1,11 @@
 """The exercises: red when empty, green with our functions, and typical mistakes named."""
+import copy
 import re
 import shutil
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -52,7 +54,7 @@ def test_there_are_enough_and_each_has_three_hints_and_a_question():
     assert len(tool.EXERCISES) == len(tool.NAMES) >= 14
     for exercise in tool.EXERCISES:
         assert len(set(exercise.hints)) == 3 and exercise.question.endswith("?")
-        assert all(name and meaning for name, meaning, _ in exercise.mistakes())
+        assert all(name and meaning and ways for name, meaning, *ways in exercise.mistakes)
 
 
 def test_start_keeps_signatures_docstrings_and_everything_else(started):
@@ -88,10 +90,11 @@ def test_an_exercise_is_red_when_empty_and_green_with_ours(name, folder):
 @pytest.mark.parametrize("exercise", tool.EXERCISES, ids=lambda e: e.name())
 def test_the_oracle_finds_every_mistake_and_tells_them_apart(exercise):
     assert judge(exercise, exercise.oracle).state == "solved"
-    for name, _, wrong in exercise.mistakes():
-        verdict = judge(exercise, wrong)
-        assert verdict.state in ("wrong", "broken")
-        assert {made for made, _ in verdict.mistakes} == {name}
+    for name, meaning, *ways in exercise.mistakes:
+        for wrong in ways:
+            verdict = judge(exercise, wrong)
+            assert verdict.state in ("wrong", "broken") and verdict.how == "this is what comes of"
+            assert verdict.mistakes == ((name, meaning),)
 
 
 MISTAKES = [                       # as a student would write them
@@ -104,6 +107,49 @@ MISTAKES = [                       # as a student would write them
         reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)
         reward[:, -1] += rollout.score
         return reward"""),
+    ("score one column early", "token_rewards", """
+        reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)
+        reward[torch.arange(len(reward)), rollout.is_response.sum(1) - 2] += rollout.score
+        return reward"""),
+    ("score one column late", "token_rewards", """
+        reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)
+        reward[torch.arange(len(reward)), rollout.is_response.sum(1)] += rollout.score
+        return reward"""),
+    ("score one column late", "token_rewards", """
+        reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)
+        return reward.scatter_add(1, rollout.is_response.sum(1)[:, None], rollout.score[:, None])"""),
+    ("all KL at the end", "token_rewards", """
+        total = rollout.score - kl_coef * (rollout.old_logp - rollout.ref_logp).sum(1)
+        end = rollout.is_response.sum(1, keepdim=True) - 1
+        return torch.zeros_like(rollout.old_logp).scatter(1, end, total[:, None])"""),
+    ("exp of the log ratio", "token_rewards", """
+        reward = -kl_coef * torch.exp(rollout.old_logp - rollout.ref_logp)
+        end = rollout.is_response.sum(1, keepdim=True) - 1
+        return reward.scatter_add(1, end, rollout.score[:, None])"""),
+    ("last value used again", "gae", """
+        after = torch.cat([value[:, 1:], value[:, -1:]], 1)
+        delta, a, out = reward + gamma * after - value, 0, []
+        for t in reversed(range(reward.shape[1])):
+            a = delta[:, t] + gamma * lam * a
+            out.insert(0, a)
+        advantage = torch.stack(out, 1)
+        return advantage, advantage + value"""),
+    ("gamma forgotten", "gae", """
+        after = F.pad(value[:, 1:], (0, 1))
+        delta, a, out = reward + gamma * after - value, 0, []
+        for t in reversed(range(reward.shape[1])):
+            a = delta[:, t] + lam * a
+            out.insert(0, a)
+        advantage = torch.stack(out, 1)
+        return advantage, advantage + value"""),
+    ("reward for value", "gae", """
+        after = F.pad(value[:, 1:], (0, 1))
+        delta, a, out = reward + gamma * after - value, 0, []
+        for t in reversed(range(reward.shape[1])):
+            a = delta[:, t] + gamma * lam * a
+            out.insert(0, a)
+        advantage = torch.stack(out, 1)
+        return advantage, advantage + reward"""),
     ("logits off by one", "lay_out", """
         rows = [q + r for q, r in zip(queries, responses)]
         targets = stack(responses, pad)
@@ -136,6 +182,45 @@ MISTAKES = [                       # as a student would write them
         return {"policy_loss": loss.sum(), "value_loss": of_value.sum(),
                 "clip_fraction": flat.sum(), "approx_kl": (change ** 2).sum() / 2,
                 "rollout_mismatch": change.abs().sum()}"""),
+    ("logits off by one", "token_logp", """
+        logp = (logits / temperature).log_softmax(-1).roll(1, 1)
+        tokens = tokens.masked_fill(tokens >= logits.shape[-1], 0)
+        return logp.gather(-1, tokens[..., None])[..., 0]"""),
+    ("logits off by one", "token_logp", """
+        logp, tokens = logits[:, :-1] / temperature, tokens.masked_fill(tokens >= logits.shape[-1], 0)
+        return logp.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]"""),
+    ("padding not replaced", "token_logp", """
+        logp = (logits / temperature).log_softmax(-1)
+        return logp.gather(-1, tokens[..., None]).squeeze(-1)"""),
+    ("padding not replaced", "token_logp", """
+        loss = F.cross_entropy((logits / temperature).flatten(0, 1), tokens.flatten(), reduction="none")
+        return -loss.view(tokens.shape)"""),
+    ("sum below 1", "choose", """
+        logp = (logits / temperature).log_softmax(-1)
+        token = logp.argmax(-1) if u is None else (logp.exp().cumsum(-1) <= u[:, None]).sum(-1)
+        return token, logp[torch.arange(len(logits)), token]"""),
+    ("sum below 1", "choose", """
+        logp = (logits / temperature).log_softmax(-1)
+        above = logp.exp() if u is None else (logp.exp().cumsum(-1) > u[:, None]).float()
+        token = above.argmax(-1)
+        return token, logp.gather(-1, token[:, None])[:, 0]"""),
+    ("log-prob at another temperature", "choose", """
+        sums = (logits / temperature).softmax(-1).double().cumsum(-1)
+        token = logits.argmax(-1) if u is None else torch.searchsorted(sums, u[:, None], right=True)[:, 0]
+        token = token.clamp(max=logits.shape[1] - 1)
+        return token, logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]"""),
+    ("quotient of logs", "policy_loss", """
+        ratio = logp / old_logp
+        plain, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
+        return torch.max(plain, clipped), clipped > plain"""),
+    ("flat where it is not", "policy_loss", """
+        ratio = torch.exp(logp - old_logp)
+        plain, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
+        return torch.max(plain, clipped), clipped >= plain"""),
+    ("mean returned", "policy_loss", """
+        ratio = torch.exp(logp - old_logp)
+        plain, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
+        return torch.max(plain, clipped).mean(), clipped > plain"""),
     ("whitening over padding", "whiten", """
         return (advantage - advantage.mean()) / (advantage.std() + 1e-8) * is_response"""),
     ("ratio upside down", "policy_loss", """
@@ -163,6 +248,18 @@ MISTAKES = [                       # as a student would write them
         if chosen.shape != rejected.shape:
             raise ValueError
         return -F.logsigmoid(rejected - chosen).mean()"""),
+    ("minus forgotten", "pairwise_loss", """
+        if chosen.shape != rejected.shape:
+            raise ValueError
+        return F.logsigmoid(chosen - rejected).mean()"""),
+    ("each score by itself", "pairwise_loss", """
+        if chosen.shape != rejected.shape:
+            raise ValueError
+        return -F.logsigmoid(chosen).mean() - F.logsigmoid(-rejected).mean()"""),
+    ("log sigmoid forgotten", "pairwise_loss", """
+        if chosen.shape != rejected.shape:
+            raise ValueError
+        return (rejected - chosen).mean()"""),
     ("shapes not checked", "pairwise_loss", "return -F.logsigmoid(chosen - rejected).mean()"),
     ("sees the future", "attention", """
         return F.scaled_dot_product_attention(q, k, v)"""),
@@ -173,6 +270,13 @@ MISTAKES = [                       # as a student would write them
     ("not repeatable", "bootstrap", """
         means = [np.random.choice(values, len(values)).mean() for _ in range(resamples)]
         return np.std(means), np.quantile(means, [.025, .975]).tolist()"""),
+    ("mean of the posts' means", "bootstrap", """
+        rng = generator(seed, "bootstrap")
+        if about is not None:
+            values = np.array([values[[a == post for a in about]].mean() for post in set(about)])
+        means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+        return np.std(means), np.quantile(means, [.025, .975]).tolist()"""),
+    ("best of all N", "best_of", "return values[np.arange(len(scores)), scores.argmax(1)]"),
     ("best value for best score", "best_of", """
         import itertools
         return np.array([[max(some) for some in itertools.combinations(row, n)]
@@ -184,9 +288,103 @@ MISTAKES = [                       # as a student would write them
 def test_a_mistake_is_called_by_its_name(mistake, name, body, folder, capsys):
     write(folder, name, body)
     text, code = said(capsys, "check", name, "--out", str(folder))
-    assert code == 1 and f"This is what comes of: {mistake}.\n" in text
-    assert text.count("This is what comes of") == 1
+    assert code == 1 and re.search(rf"^(This|`got.\S+`) is what comes of: {re.escape(mistake)}\.$", text, re.M)
+    assert text.count("is what comes of") == 1
     assert re.search(r"^    expected\S* ", text, re.M) and re.search(r"^    got\S* ", text, re.M)
+
+
+TWO_MISTAKES = [                   # the named one shows on one case, and then something else is wrong, too
+    ("KL with the wrong sign", "token_rewards", """
+        reward = kl_coef * (rollout.old_logp - rollout.ref_logp)
+        reward[:, -1] += rollout.score
+        return reward"""),
+    ("log base", "token_logp", """
+        tokens = tokens.masked_fill(tokens >= logits.shape[-1], 0)
+        return torch.log2(logits.softmax(-1)).gather(-1, tokens[..., None])[..., 0]"""),
+    ("chosen and rejected swapped", "pairwise_loss", "return -F.logsigmoid(rejected - chosen).mean()"),
+    ("sum for mean", "pairwise_loss", "return -F.logsigmoid(chosen - rejected).sum()"),
+    ("log of 0", "pairwise_loss", "return -torch.log(torch.sigmoid(chosen - rejected)).mean()"),
+    ("later surprises left out", "gae", """
+        advantage = reward + F.pad(value[:, 1:], (0, 1)) - value
+        return advantage, advantage + value"""),
+    ("log outside the mean", "pairwise_loss", "return -torch.sigmoid(chosen - rejected).mean().log()"),
+    ("minus forgotten", "pairwise_loss", "return F.logsigmoid(chosen - rejected).mean()"),
+]
+
+
+@pytest.mark.parametrize("mistake, name, body", TWO_MISTAKES, ids=[f"{n}-{m}" for m, n, _ in TWO_MISTAKES])
+def test_a_mistake_is_named_on_the_shown_case_when_others_differ(mistake, name, body, folder, capsys):
+    write(folder, name, body)
+    text, code = said(capsys, "check", name, "--out", str(folder))
+    assert code == 1 and re.findall(r"is what comes of: (.*)\.$", text, re.M) == [mistake]
+    assert re.search(r"^On this case (it|`got.\w+`) is what comes of", text, re.M)
+    assert text.endswith("\nOn other cases it is not: there is one more mistake, or it is a different one.\n")
+    tool.check_all([tool.NAMES[name]], folder)
+    assert f"  on one case: {mistake}\n" in capsys.readouterr().out
+
+
+TOLD = [
+    ("token_rewards", "`rollout.old_logp` was changed: it is needed later. Compute a new one", """
+        reward = rollout.old_logp.sub_(rollout.ref_logp).mul_(-kl_coef)
+        return reward.scatter_add_(1, rollout.is_response.sum(1, keepdim=True) - 1, rollout.score[:, None])"""),
+    ("gae", "`reward` was changed: it is needed later. Compute a new one", """
+        a = after = 0
+        for t in reversed(range(reward.shape[1])):
+            a = reward[:, t] + gamma * after - value[:, t] + gamma * lam * a
+            after, reward[:, t] = value[:, t], a
+        return reward, reward + value"""),
+    ("lay_out", "`queries` was changed: it is needed later. Compute a new one", """
+        n = [len(q) for q in queries]
+        for q, r in zip(queries, responses):
+            q += r
+        n, r = torch.tensor(n)[:, None], torch.tensor([len(r) for r in responses])[:, None]
+        t = torch.arange(length or max(map(len, responses)))[None]
+        targets = stack(responses, pad)
+        targets = F.pad(targets, (0, t.shape[1] - targets.shape[1]), value=pad)
+        return Rows(stack(queries, pad), torch.minimum(n - 1 + t, n + r - 1), targets, t < r)"""),
+    ("gae", "to be returned, in this order: advantage, returns", "return reward - value"),
+    ("policy_loss", "to be returned, in this order: loss, is_flat", """
+        ratio = torch.exp(logp - old_logp)
+        return torch.max(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))"""),
+    ("choose", "a random number was drawn (by multinomial?): u is the one to use", """
+        logp = (logits / temperature).log_softmax(-1)
+        token = logp.argmax(-1) if u is None else torch.multinomial(logp.exp(), 1)[:, 0]
+        return token, logp.gather(-1, token[:, None])[:, 0]"""),
+    *((name, "nothing is returned: a `return` is missing", "pass") for name in tool.NAMES
+      if name not in ("merge", "prepare")),                     # these return nothing, or all the rest
+]
+
+
+@pytest.mark.parametrize("name, told, body", TOLD, ids=[f"{n}-{t[:10]}" for n, t, _ in TOLD])
+def test_what_is_wrong_without_a_number_is_told(name, told, body, folder, capsys):
+    write(folder, name, body)
+    text, code = said(capsys, "check", name, "--out", str(folder))
+    assert code == 1 and re.search(rf"^    got +{re.escape(told)}$", text, re.M)
+    assert "is what comes of" not in text and "No typical mistake" not in text
+
+
+def spoil(x):
+    """Change an argument in place, if that is possible. Returns: whether."""
+    if isinstance(x, list):
+        x.append(7)
+    elif hasattr(x, "fill"):                   # an array
+        x[...] = x == 0
+    elif hasattr(x, "fill_"):                  # a tensor
+        x.copy_(x == 0)
+    elif isinstance(x, SimpleNamespace):
+        return any([spoil(part) for part in vars(x).values()])
+    return isinstance(x, list) or hasattr(x, "fill") or hasattr(x, "fill_")
+
+
+@pytest.mark.parametrize("exercise", tool.EXERCISES, ids=lambda e: e.name())
+def test_no_argument_may_be_changed(exercise):
+    for i, argument in enumerate(exercise.cases()[-1]):
+        def right_but_rude(*args, i=i):
+            result = exercise.oracle(*args)
+            spoil(args[i])
+            return result
+        if spoil(copy.deepcopy(argument)) and not exercise.in_place:
+            assert "was changed: it is needed later" in judge(exercise, right_but_rude).got.text
 
 
 OTHER_WAYS = [
@@ -197,6 +395,7 @@ OTHER_WAYS = [
     ("choose", """
         logp = (logits / temperature).log_softmax(-1)
         token = logp.argmax(-1) if u is None else (logp.exp().cumsum(-1) <= u[:, None]).sum(-1)
+        token = token.clamp(max=logits.shape[1] - 1)
         return token, logp[torch.arange(len(logits)), token]"""),
     ("gae", """
         def row(r, v):
@@ -224,19 +423,19 @@ def test_another_right_way_is_right(name, body, folder, capsys):
 
 
 def test_the_smallest_case_is_shown_with_inputs_expected_and_got(folder, capsys):
-    write(folder, "gae", "return reward, reward + value")
+    write(folder, "gae", "return reward + 1, reward")
     text, _ = said(capsys, "check", "gae", "--out", str(folder))
     assert text == textwrap.dedent("""\
         gae: not yet right. The smallest case that shows it:
 
-            reward              [[2]]
-            value               [[0.5]]
+            reward              [[-0.2, 2]]
+            value               [[0.5, 1]]
             gamma               1
             lam                 0.95
-            expected.advantage  [[1.5]]
-            expected.returns    [[2]]
-            got.advantage       [[2]]
-            got.returns         [[2.5]]
+            expected.advantage  [[1.25, 1]]
+            expected.returns    [[1.75, 2]]
+            got.advantage       [[0.8, 3]]
+            got.returns         [[-0.2, 2]]
 
         No typical mistake gives this. For a hint: python -m tools.exercises hint gae
         """)
@@ -250,8 +449,8 @@ def test_the_page_shows_what_the_tool_prints(folder, capsys):
 
 
 def test_what_raises_or_never_ends_or_cannot_be_read_is_told(folder, capsys, monkeypatch):
-    monkeypatch.setattr("tools.exercises_check.PATIENCE", 0.2)
-    write(folder, "merge", "while True:\n    pass")
+    monkeypatch.setattr("tools.exercises_check.PATIENCE", 0.5)       # of the clock, also while others work
+    write(folder, "merge", "import time\nwhile True:\n    time.sleep(0.01)")
     write(folder, "gae", "return reward.no_such_thing")
     for name, told in (("merge", "a loop without end?"), ("gae", "no attribute 'no_such_thing', line ")):
         text, code = said(capsys, "check", name, "--out", str(folder))
@@ -274,8 +473,21 @@ def test_the_state_of_all_is_a_line_each(folder, capsys):
     lines = {line.split()[1]: line.split(maxsplit=4)[2:] for line in text.splitlines()[1:-2]}
     assert list(lines) == list(tool.NAMES) and code == 0
     assert lines["attention"] == ["wrong", "0", "sees the future"]
-    assert lines["value_loss"] == ["solved", "0"] and lines["gae"] == ["empty", "1"]
+    assert lines["value_loss"] == ["solved", "0"]
+    assert lines["gae"] == ["empty", "1", tool.NAMES["gae"].question]
     assert text.endswith(f"\n1 of {len(tool.NAMES)} solved\n")
+
+
+def test_a_files_name_means_its_exercises(folder, capsys):
+    write(folder, "nll", "return 0")
+    for name, meant in (("model.py", ["attention", "lay_out", "token_logp", "choose", "last", "score"]),
+                        ("exercises/tools/rouge.py", ["longest_common_subsequence"]), ("sft.py", ["nll"])):
+        assert [exercise.name() for exercise in tool.meant(name, "check")] == meant
+    text, code = said(capsys, "check", "model.py", "--out", str(folder))
+    assert code == 0 and text.endswith("\n0 of 6 solved\n")
+    text, code = said(capsys, "check", "sft.py", "--out", str(folder))
+    assert code == 1 and text.startswith("nll: not yet right")
+    assert said(capsys, "check", "Rows.last", "--out", str(folder))[0].startswith("last: empty")
 
 
 def test_hints_come_one_at_a_time(folder, capsys):
@@ -300,7 +512,9 @@ def test_mistakes_of_the_user_take_one_line(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words, told in ((["start", "--out", str(folder)], "exists already: name another --out"),
                         (["check", "gea", "--out", str(folder)], "exercise 'gea' is unknown: one of merge, "),
-                        (["hint"], "exercise '' is unknown"),
+                        (["check", "data.py", "--out", str(folder)], "exercise 'data.py' is unknown: one of"),
+                        (["hint"], "hint of which exercise? Name one of merge, attention, "),
+                        (["solution", "model.py"], "Name one of attention, lay_out, "),
                         (["solve", "gae"], "command 'solve' is unknown"),
                         (["check"], "exercises is no folder of exercises: `python -m tools.exercises start`")):
         with pytest.raises(Problem) as error:
@@ -327,10 +541,19 @@ def test_solved_exercises_make_a_project_that_trains(folder, data_dir):
     assert (folder / "trained" / "model.pt").exists()
 
 
-def test_the_page_lists_every_exercise_with_its_chapter_and_question():
+def test_the_page_lists_every_exercise_with_its_chapter_question_and_the_page_that_shows_it():
     page = (ROOT / "docs/tutorial/EXERCISES.md").read_text()
-    rows = re.findall(r"^\|\d+\|`(\w+)`\|\[`[\w/]+\.py`\]\(\.\./\.\./([\w/]+)\.py\)\|(.+)\|$", page, re.M)
+    rows = re.findall(r"^\|\d+\|`(\w+)`\|\[`[\w/]+\.py`\]\(\.\./\.\./([\w/]+)\.py\)\|(.+)\|(.*)\|$", page, re.M)
     assert len(tool.NAMES) == 19 and "Nineteen functions" in page      # a number in words
-    assert sorted(rows) == sorted((e.name(), e.chapter, e.question) for e in tool.EXERCISES)
+    assert [row[:3] for row in rows] == [(e.name(), e.chapter, e.question) for e in tool.EXERCISES]
+    assert f"{sum(len(e.mistakes) for e in tool.EXERCISES)} typical mistakes" in page
+    pages = {path.stem: path.read_text() for path in (ROOT / "docs/tutorial").glob("*.md")}
+    for exercise, (*_, shown) in zip(tool.EXERCISES, rows, strict=True):
+        text = (ROOT / f"{exercise.chapter}.py").read_text()
+        holes = tool.taken_out(tool.find(tool.ast.parse(text), exercise.function), exercise)
+        body = [line.partition("  #")[0].strip() for i, j in holes for line in text.splitlines()[i - 1:j]]
+        given_away = [name for name in sorted(pages) if all(line in pages[name] for line in body)]
+        assert shown == ", ".join(f"[{name}]({name}.md)" for name in given_away), exercise.name()
+    assert "**Nine of the answers" in page and sum(bool(shown) for *_, shown in rows) == 9
     for script, words in commands(page):
-        assert script != "tools.exercises" or words[1:2] == [] or words[1] in (*tool.NAMES, "--out")
+        assert script != "tools.exercises" or words[1:2] in ([], ["--out"]) or tool.meant(words[1], "check")

@@ -4,7 +4,7 @@
     python -m tools.exercises check gae      is it right? If not: the smallest case that shows it
     python -m tools.exercises hint gae       three hints, one at a time
     python -m tools.exercises solution gae   the difference between yours and ours
-    python -m tools.exercises check          the state of all
+    python -m tools.exercises check          the state of all; check ppo.py: of those in a file
 
 The list, in a good order: docs/tutorial/EXERCISES.md. What is taken out is found in the chapters
 themselves, at `start`; so the exercises follow the book when it changes. One exercise never needs
@@ -33,13 +33,17 @@ from unittest import mock
 
 from runtime import Problem, flag, write
 from runtime.flags import check_new, entry, parse
-from tools.exercises_check import judge, rows_of, show
-from tools.exercises_labels import BestOf, Bootstrap, PairwiseLoss
-from tools.exercises_ppo import EXERCISES as OF_PPO
-from tools.exercises_text import EXERCISES as OF_TEXT
+from tools import exercises_labels as of_labels
+from tools import exercises_ppo as of_ppo
+from tools import exercises_text as of_text
+from tools.exercises_check import TOLD, judge, rows_of, show
 
 ROOT = Path(__file__).resolve().parent.parent
-EXERCISES = [*OF_TEXT, PairwiseLoss, *OF_PPO, BestOf, Bootstrap]        # as in the book
+EXERCISES = [                                  # in the order of docs/tutorial/EXERCISES.md
+    of_text.Merge, of_text.Attention, of_text.LayOut, of_text.TokenLogp, of_text.Nll,
+    of_text.Choose, of_text.Last, of_text.Score, of_labels.PairwiseLoss, of_labels.BestOf,
+    of_ppo.Prepare, of_ppo.TokenRewards, of_ppo.Gae, of_ppo.Whiten, of_ppo.PolicyLoss,
+    of_ppo.ValueLoss, of_ppo.MinibatchLoss, of_labels.Bootstrap, of_text.LongestCommonSubsequence]
 NAMES = {exercise.name(): exercise for exercise in EXERCISES}
 # What a folder needs to be a project: the chapters, and what they and `make demo` use.
 COPIED = ("*.py", "toy.json", "Makefile", "requirements*.txt", ".gitignore", "runtime/*.py",
@@ -180,36 +184,40 @@ def check(exercise, folder):
               f"({exercise.question})")
         return False
     print(f"{name}: not yet right. The smallest case that shows it:\n")
-    rows = [row for pair in verdict.arguments.items() for row in rows_of(*pair)]
-    for part in ("expected", "got"):
-        rows += rows_of(part, getattr(verdict, part))
+    rows = [*verdict.rows, *rows_of("expected", verdict.expected), *rows_of("got", verdict.got)]
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
         print(f"    {label:{width}}  {text}")
     for mistake, meaning in verdict.mistakes:
-        print(f"\nThis is what comes of: {mistake}.")
+        print(f"\n{verdict.how[0].upper()}{verdict.how[1:]}: {mistake}.")
         print(textwrap.indent(textwrap.fill(meaning, 92), "    "))
-    if not verdict.mistakes:
+    if verdict.how.startswith("on this case"):
+        print("\nOn other cases it is not: there is one more mistake, or it is a different one.")
+    elif not verdict.mistakes and getattr(verdict.got, "kind", "") not in TOLD:
         print(f"\nNo typical mistake gives this. For a hint: python -m tools.exercises hint {name}")
     return False
 
 
-def check_all(folder):
-    """The state of all, a line each."""
+def check_all(exercises, folder):
+    """The state of several, a line each."""
     hints, solved = json.loads((folder / STATE / "hints.json").read_text("utf-8")), 0
     print(f"{'chapter':24}{'exercise':28}{'state':10}{'hints':>5}  what it is")
-    for exercise in EXERCISES:
+    for exercise in exercises:
         verdict, name = verdict_on(exercise, folder), exercise.name()
         if isinstance(verdict, str):
             state, what = "broken", verdict
         else:
             state = verdict.state
             what = ", ".join(dict.fromkeys(mistake for mistake, _ in verdict.mistakes))
-            if state == "broken" and not what:
+            if verdict.how.startswith("on this case"):
+                what = f"on one case: {what}"
+            elif state == "broken" and not what:
                 what = show(verdict.got)
+            elif state == "empty":
+                what = exercise.question
         solved += state == "solved"
         print(f"{exercise.chapter:24}{name:28}{state:10}{hints.get(name, 0):5}  {what}".rstrip())
-    print(f"\n{solved} of {len(EXERCISES)} solved" + (
+    print(f"\n{solved} of {len(exercises)} solved" + (
         f": now `make demo` in {folder} trains with your functions" if solved == len(EXERCISES)
         else ""))
 
@@ -236,6 +244,22 @@ def solution(exercise, folder):
     print("\n".join(lines) or f"{exercise.name()}: yours is ours, letter by letter")
 
 
+def meant(name, command):
+    """The exercises that a name means: one, those of a file, or, without a name, all."""
+    if name is None:
+        found = EXERCISES
+    elif name.endswith(".py"):
+        found = [e for e in EXERCISES if Path(name).stem == Path(e.chapter).name]
+    else:
+        found = [e for e in EXERCISES if e.name() == name.split(".")[-1]]    # also "Rows.last"
+    if not found:
+        raise Problem(f"exercise {name!r} is unknown: one of {', '.join(NAMES)}")
+    if command in ("hint", "solution") and len(found) > 1:
+        raise Problem(f"{command} of which exercise? Name one of "
+                      f"{', '.join(exercise.name() for exercise in found)}")
+    return found
+
+
 def main(argv=None):
     """Run the command that the first word names; the second may name an exercise."""
     command, *rest = (sys.argv[1:] if argv is None else argv) or [None]
@@ -246,9 +270,7 @@ def main(argv=None):
     if command not in ("start", "check", "hint", "solution"):
         asked = f"command {command!r} is unknown:" if command else "which command?"
         raise Problem(f"{asked} python -m tools.exercises start | check | hint | solution")
-    name = name and name.split(".")[-1]                          # "model.attention" is meant, too
-    if (name or command in ("hint", "solution")) and name not in NAMES:
-        raise Problem(f"exercise {name or ''!r} is unknown: one of {', '.join(NAMES)}")
+    exercises = meant(name, command)
     cfg = parse(Config, {}, rest, __doc__)
     folder = Path("." if os.path.isdir(STATE) else cfg.out)
     if command == "start":
@@ -258,13 +280,13 @@ def main(argv=None):
         raise Problem(f"{folder} is no folder of exercises: `python -m tools.exercises start` "
                       "makes one, and --out names it")
     folder = folder.resolve()
-    if name is None:
-        check_all(folder)
+    if len(exercises) > 1:
+        check_all(exercises, folder)
     elif command == "check":
-        if not check(NAMES[name], folder):
+        if not check(*exercises, folder):
             raise SystemExit(1)
     else:
-        {"hint": hint, "solution": solution}[command](NAMES[name], folder)
+        {"hint": hint, "solution": solution}[command](*exercises, folder)
 
 
 if __name__ == "__main__":

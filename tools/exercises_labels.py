@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tools.exercises_check import Exercise, Raised, mistake, same
+from tools.exercises_check import Exercise, Raised, same
 from tools.exercises_text import draw
 
 
@@ -32,56 +32,44 @@ class PairwiseLoss(Exercise):
         """chosen, rejected: (B,)."""
         t = torch.tensor
         return [(t([1.2]), t([0.3])), (t([1.2, 0.7, 0.3]), t([0.3, 0.7, 1.2])),
-                (t([0.0]), t([200.0])), (torch.zeros(2, 1), torch.zeros(2))]
+                (t([0.0, 1.0]), t([200.0, 1.0])), (torch.zeros(2, 1), torch.zeros(2))]
 
     def oracle(chosen, rejected):
         """One pair at a time: -log sigmoid(d) = log(1 + exp(-d))."""
         if chosen.shape != rejected.shape:
-            raise ValueError("shapes differ")
+            raise ValueError
         losses = [max(-d, 0) + math.log1p(math.exp(-abs(d))) for d in (chosen - rejected).tolist()]
         return torch.tensor(sum(losses) / len(losses))
 
-    def difference(chosen, rejected):
-        """What most mistakes start from."""
-        if chosen.shape != rejected.shape:
-            raise ValueError
-        return chosen - rejected
+    def of(loss):
+        """What most mistakes start from: the shapes are checked."""
+        def wrong(chosen, rejected):
+            if chosen.shape != rejected.shape:
+                raise ValueError
+            return loss(chosen, rejected)
+        return wrong
 
-    @mistake
-    def swapped(chosen, rejected):
-        """chosen and rejected swapped: this teaches to prefer what the labeller rejected."""
-        return -F.logsigmoid(-PairwiseLoss.difference(chosen, rejected)).mean()
-
-    @mistake
-    def summed(chosen, rejected):
-        """sum for mean: `loss_and_right` multiplies by the number of pairs."""
-        return -F.logsigmoid(PairwiseLoss.difference(chosen, rejected)).sum()
-
-    @mistake
-    def in_bits(chosen, rejected):
-        """log base: nats are wanted, natural logarithms, not bits."""
-        return -F.logsigmoid(PairwiseLoss.difference(chosen, rejected)).mean() / math.log(2)
-
-    @mistake
-    def no_log(chosen, rejected):
-        """log forgotten: this is minus the probability of the label."""
-        return -torch.sigmoid(PairwiseLoss.difference(chosen, rejected)).mean()
-
-    @mistake
-    def log_of_mean(chosen, rejected):
-        """log outside the mean: the mean of logs, not the log of the mean probability."""
-        d = PairwiseLoss.difference(chosen, rejected)
-        return -(F.logsigmoid(d).logsumexp(0) - math.log(len(d)))
-
-    @mistake
-    def overflows(chosen, rejected):
-        """log of 0: for a large difference sigmoid is 0, and its log -inf; use F.logsigmoid."""
-        return -torch.sigmoid(PairwiseLoss.difference(chosen, rejected)).log().mean()
-
-    @mistake
-    def broadcast(chosen, rejected):
-        """shapes not checked: (B, 1) minus (B,) is (B, B), every pair with every other."""
-        return -F.logsigmoid(chosen - rejected).mean()
+    mistakes = [
+        ("chosen and rejected swapped", "this teaches to prefer what the labeller rejected.",
+         of(lambda c, r: -F.logsigmoid(r - c).mean())),
+        ("minus forgotten", "a log-probability is below 0; the loss is minus that.",
+         of(lambda c, r: F.logsigmoid(c - r).mean())),
+        ("sum for mean", "`loss_and_right` multiplies by the number of pairs.",
+         of(lambda c, r: -F.logsigmoid(c - r).sum())),
+        ("log base", "nats are wanted, natural logarithms, not bits.",
+         of(lambda c, r: -F.logsigmoid(c - r).mean() / math.log(2))),
+        ("log forgotten", "this is minus the probability of the label.",
+         of(lambda c, r: -torch.sigmoid(c - r).mean())),
+        ("log sigmoid forgotten", "the log of the probability is wanted, not its logit.",
+         of(lambda c, r: -(c - r).mean())),
+        ("each score by itself", "a label says which one is better, not that either is good.",
+         of(lambda c, r: -(F.logsigmoid(c) + F.logsigmoid(-r)).mean())),
+        ("log outside the mean", "the mean of logs, not the log of the mean probability.",
+         of(lambda c, r: -torch.sigmoid(c - r).mean().log())),
+        ("log of 0", "for a large difference sigmoid is 0, and its log -inf; use F.logsigmoid.",
+         of(lambda c, r: -torch.sigmoid(c - r).log().mean())),
+        ("shapes not checked", "(B, 1) minus (B,) is (B, B), every pair with every other.",
+         lambda chosen, rejected: -F.logsigmoid(chosen - rejected).mean())]
 
 
 class BestOf(Exercise):
@@ -109,36 +97,28 @@ class BestOf(Exercise):
             found.append(np.mean([value[i] for i in chosen]))
         return np.array(found)
 
-    @mistake
-    def best_value(scores, values, n):
-        """best value for best score: the reward model chooses, so its choice is what counts."""
-        return BestOf.oracle(values, values, n)
-
-    @mistake
-    def first_n(scores, values, n):
-        """only the first n: correct on average, but it wastes the other samples."""
-        return BestOf.oracle(scores[:, :n], values[:, :n], n)
-
-    @mistake
     def with_replacement(scores, values, n):
-        """drawn with replacement: the n samples are different ones."""
         N = scores.shape[1]
         weights = [((i + 1) / N) ** n - (i / N) ** n for i in range(N)]
         return np.take_along_axis(values, scores.argsort(1), 1) @ np.array(weights)
 
-    @mistake
-    def worst(scores, values, n):
-        """worst of n: the lowest score was kept."""
-        return BestOf.oracle(-scores, values, n)
-
-    @mistake
-    def mean(scores, values, n):
-        """mean of all: n has no effect."""
-        return values.mean(1)
+    mistakes = [
+        ("best value for best score", "the reward model chooses, so its choice is what counts.",
+         lambda scores, values, n: BestOf.oracle(values, values, n)),
+        ("only the first n", "correct on average, but it wastes the other samples.",
+         lambda scores, values, n: BestOf.oracle(scores[:, :n], values[:, :n], n)),
+        ("drawn with replacement", "the n samples are different ones.",
+         with_replacement),
+        ("worst of n", "the lowest score was kept.",
+         lambda scores, values, n: BestOf.oracle(-scores, values, n)),
+        ("best of all N", "n of them are drawn; here n has no effect.",
+         lambda scores, values, n: BestOf.oracle(scores, values, scores.shape[1])),
+        ("mean of all", "n has no effect.",
+         lambda scores, values, n: values.mean(1))]
 
 
 class Bootstrap(Exercise):
-    chapter, function = "evaluate", "bootstrap"
+    chapter, function, results = "evaluate", "bootstrap", ("error", "interval")
     question = "How sure is a win rate?"
     told = ("Random numbers: rng = generator(seed, \"bootstrap\"), then rng.integers. Returns the "
             "standard error and [low, high].")
@@ -157,9 +137,9 @@ class Bootstrap(Exercise):
 
     def run(function, values, seed, about):
         """Twice, with the same seed."""
-        (error, ends), again = function(values, seed, about), function(values, seed, about)
-        return {"the same twice": (error, *ends) == (again[0], *again[1]),
-                "error": float(error), "interval": [float(end) for end in ends]}
+        found, again = function(values, seed, about), function(values, seed, about)
+        return {"the same twice": found == again, "error": float(found["error"]),
+                "interval": [float(end) for end in found["interval"]]}
 
     def close(got, expected):
         """It is drawn, so about equal is enough: by a tenth of the error."""
@@ -185,28 +165,27 @@ class Bootstrap(Exercise):
         means = Bootstrap.exact(values, about)
         return means.std(), np.quantile(means, [low, 1 - low]).tolist()
 
-    @mistake
-    def of_values(values, seed, about):
-        """error of one value: the standard deviation of the values, not of their mean."""
-        return np.std(values), np.quantile(values, [0.025, 0.975]).tolist()
-
-    @mistake
-    def posts_ignored(values, seed, about):
-        """posts ignored: values of one post go together, so the interval is too narrow."""
-        return Bootstrap.by_luck(values, np.random.default_rng(0))
-
-    @mistake
-    def narrow(values, seed, about):
-        """one standard error: the interval goes 1.96 of them to each side, 95 %, not 68 %."""
-        return Bootstrap.oracle(values, seed, about, low=0.16)
-
-    @mistake
-    def unseeded(values, seed, about):
-        """not repeatable: random numbers follow from the seed, so a report can be repeated."""
-        return Bootstrap.by_luck(values, np.random.default_rng())
-
     def by_luck(values, rng, resamples=2000):
         """Values drawn, not posts."""
         drawn = rng.integers(len(values), size=(resamples, len(values)))
         means = values[drawn].mean(1)
         return np.std(means), np.quantile(means, [0.025, 0.975]).tolist()
+
+    def post_means(values, about):
+        """One value a post, however many it has."""
+        return np.array([np.mean([v for v, p in zip(values, about, strict=True) if p == post])
+                         for post in sorted(set(about))]) if about else values
+
+    mistakes = [
+        ("error of one value", "the standard deviation of the values, not of their mean.",
+         lambda values, seed, about:
+             (np.std(values), np.quantile(values, [0.025, 0.975]).tolist())),
+        ("posts ignored", "values of one post go together, so the interval is too narrow.",
+         lambda values, seed, about: Bootstrap.by_luck(values, np.random.default_rng(0))),
+        ("mean of the posts' means", "posts with more values count more: the values are pooled.",
+         lambda values, seed, about:
+             Bootstrap.oracle(Bootstrap.post_means(values, about), seed, None)),
+        ("one standard error", "the interval goes 1.96 of them to each side, 95 %, not 68 %.",
+         lambda values, seed, about: Bootstrap.oracle(values, seed, about, low=0.16)),
+        ("not repeatable", "random numbers follow from the seed, so a report can be repeated.",
+         lambda values, seed, about: Bootstrap.by_luck(values, np.random.default_rng()))]

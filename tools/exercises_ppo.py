@@ -7,6 +7,7 @@ here: an oracle that used the book's own functions could not find fault with the
 
 Read after: ppo.py.
 """
+import inspect
 import itertools
 import math
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from tools.exercises_check import ByHand, Exercise, mistake
+from tools.exercises_check import ByHand, Exercise
 
 
 def tensors(**fields):
@@ -51,59 +52,57 @@ class TokenRewards(Exercise):
                 reward[i, t] += rollout.score[i]
         return reward
 
-    def right(rollout, kl_coef, column=None, price=None):
-        """What the mistakes start from."""
-        penalty = -kl_coef * (rollout.old_logp - rollout.ref_logp) if price is None else price
-        end = rollout.is_response.sum(1, keepdim=True) - 1
-        end = end if column is None else torch.full_like(end, column)
-        return penalty.scatter_add(1, end, rollout.score[:, None])
+    def right(rollout, kl_coef, reward=None, shift=0, column=None):
+        """What the mistakes start from: the penalty, or another reward, and somewhere the score."""
+        if reward is None:
+            reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)
+        end = rollout.is_response.sum(1) - 1 + shift if column is None else column
+        reward[torch.arange(len(reward)), end] += rollout.score
+        return reward
 
-    @mistake
-    def wrong_sign(rollout, kl_coef):
-        """KL with the wrong sign: the policy is paid for leaving the reference."""
-        return TokenRewards.right(rollout, -kl_coef)
+    def all_at_the_end(rollout, kl_coef):
+        price = kl_coef * (rollout.old_logp - rollout.ref_logp).sum(1)                   # (B,)
+        fields = vars(rollout) | {"score": rollout.score - price}
+        return TokenRewards.right(SimpleNamespace(**fields), 0.0)
 
-    @mistake
-    def at_padding(rollout, kl_coef):
-        """reward on padding: the score stands in the table's last column, not at each row's end."""
-        return TokenRewards.right(rollout, kl_coef, column=rollout.is_response.shape[1] - 1)
-
-    @mistake
-    def everywhere(rollout, kl_coef):
-        """score at every token: a longer summary would earn more for the same score."""
-        penalty = -kl_coef * (rollout.old_logp - rollout.ref_logp)
-        return penalty + rollout.score[:, None] * rollout.is_response
-
-    @mistake
-    def everywhere_and_padding(rollout, kl_coef):
-        """reward on padding: the score was added in all columns, also where no token stands."""
-        return -kl_coef * (rollout.old_logp - rollout.ref_logp) + rollout.score[:, None]
-
-    @mistake
-    def at_the_start(rollout, kl_coef):
-        """reward at the first token: nothing that is written later could earn the score."""
-        return TokenRewards.right(rollout, kl_coef, column=0)
-
-    @mistake
-    def no_price(rollout, kl_coef):
-        """beta forgotten: the log ratio is multiplied by kl_coef."""
-        return TokenRewards.right(rollout, 1.0)
-
-    @mistake
-    def no_kl(rollout, kl_coef):
-        """KL forgotten: nothing keeps the policy near the reference."""
-        return TokenRewards.right(rollout, 0.0)
-
-    @mistake
     def replaced(rollout, kl_coef):
-        """KL of the last token lost: the score is added to it and does not replace it."""
         penalty = -kl_coef * (rollout.old_logp - rollout.ref_logp)
         end = rollout.is_response.sum(1, keepdim=True) - 1
         return penalty.scatter(1, end, rollout.score[:, None])
 
+    mistakes = [
+        ("KL with the wrong sign", "the policy is paid for leaving the reference.",
+         lambda rollout, kl_coef: TokenRewards.right(rollout, -kl_coef)),
+        ("reward on padding", "the score stands in the table's last column, not at each row's end.",
+         lambda rollout, kl_coef: TokenRewards.right(rollout, kl_coef, column=-1)),
+        ("reward on padding", "the score was added in all columns, also where no token stands.",
+         lambda rollout, kl_coef:
+             -kl_coef * (rollout.old_logp - rollout.ref_logp) + rollout.score[:, None]),
+        ("score at every token", "a longer summary would earn more for the same score.",
+         lambda rollout, kl_coef: -kl_coef * (rollout.old_logp - rollout.ref_logp)
+             + rollout.score[:, None] * rollout.is_response),
+        ("reward at the first token", "nothing that is written later could earn the score.",
+         lambda rollout, kl_coef: TokenRewards.right(rollout, kl_coef, column=0)),
+        ("score one column early", "the last of n tokens stands in column n - 1.",
+         lambda rollout, kl_coef: TokenRewards.right(rollout, kl_coef, shift=-1)),
+        ("score one column late", "the last of n tokens stands in column n - 1.",
+         lambda rollout, kl_coef: TokenRewards.right(rollout, kl_coef, shift=1),
+         lambda rollout, kl_coef: (rollout.old_logp - rollout.ref_logp).scatter_add(
+             1, rollout.is_response.sum(1, keepdim=True), rollout.score[:, None])),
+        ("beta forgotten", "the log ratio is multiplied by kl_coef.",
+         lambda rollout, kl_coef: TokenRewards.right(rollout, 1.0)),
+        ("KL forgotten", "nothing keeps the policy near the reference.",
+         lambda rollout, kl_coef: TokenRewards.right(rollout, 0.0)),
+        ("exp of the log ratio", "the KL is a mean of log ratios: the difference, as it is.",
+         lambda rollout, kl_coef: TokenRewards.right(
+             rollout, kl_coef, -kl_coef * (rollout.old_logp - rollout.ref_logp).exp())),
+        ("all KL at the end", "each token pays for its own log ratio.", all_at_the_end),
+        ("KL of the last token lost", "the score is added to it and does not replace it.",
+         replaced)]
+
 
 class Gae(Exercise):
-    chapter, function = "ppo", "gae"
+    chapter, function, results = "ppo", "gae", ("advantage", "returns")
     question = "How much better than expected was each token?"
     hints = (
         "delta[t] = reward[t] + gamma * value[t + 1] - value[t]: one step's surprise. After the "
@@ -117,14 +116,10 @@ class Gae(Exercise):
     def cases():
         """reward, value: (B, R); gamma, lam."""
         t = torch.tensor
-        return [(t([[2.0]]), t([[0.5]]), 1.0, 0.95),
+        return [(t([[-0.2, 2.0]]), t([[0.5, 1.0]]), 1.0, 0.95),
                 (t([[-0.02, 0.01, 1.995]]), t([[1.0, 1.2, 1.5]]), 1.0, 0.95),
                 (t([[0.1, 1.0, 0], [0.2, 0.3, -1.0]]),
                  t([[0.4, 0.6, 0], [0.1, 0.5, 0.7]]), 0.9, 0.5)]
-
-    def run(function, *args):
-        """By name."""
-        return dict(zip(("advantage", "returns"), function(*args), strict=True))
 
     def oracle(reward, value, gamma, lam):
         """A[t] = sum over k >= t of (gamma lam)^(k - t) delta[k], each t on its own."""
@@ -137,53 +132,56 @@ class Gae(Exercise):
                     reward[i, k] + gamma * after - value[i, k])
         return advantage, advantage + value
 
-    @mistake
-    def no_next_value(reward, value, gamma, lam):
-        """next value left out: a token is also worth what is expected after it."""
-        return Gae.oracle(reward - gamma * F.pad(value[:, 1:], (0, 1)), value, gamma, lam)
+    def after_the_end(column):
+        """This value is taken as the next one of the last token."""
+        def wrong(reward, value, gamma, lam):
+            reward = reward.clone()
+            reward[:, -1] += gamma * value[:, column]
+            return Gae.oracle(reward, value, gamma, lam)
+        return wrong
 
-    @mistake
-    def round_the_end(reward, value, gamma, lam):
-        """value after the end: nothing is expected there, but this takes the row's first value."""
-        wrapped = reward.clone()
-        wrapped[:, -1] += gamma * value[:, 0]
-        return Gae.oracle(wrapped, value, gamma, lam)
+    def after(value):
+        """What stands behind each value."""
+        return F.pad(value[:, 1:], (0, 1))
 
-    @mistake
-    def no_lambda(reward, value, gamma, lam):
-        """lambda forgotten: later surprises count a little less, lam for each token."""
-        return Gae.oracle(reward, value, gamma, 1.0)
-
-    @mistake
-    def only_delta(reward, value, gamma, lam):
-        """later surprises left out: this is delta alone, as at lambda = 0."""
-        return Gae.oracle(reward, value, gamma, 0.0)
-
-    @mistake
-    def no_gamma(reward, value, gamma, lam):
-        """gamma forgotten: it discounts the next value and the next advantage."""
-        return Gae.oracle(reward, value, 1.0, lam)
-
-    @mistake
     def from_the_left(reward, value, gamma, lam):
-        """from the left: a token cannot earn what came before it; start at the end."""
-        delta = reward + gamma * F.pad(value[:, 1:], (0, 1)) - value
-        zero = torch.zeros_like(value)
+        delta, zero = reward + gamma * Gae.after(value) - value, torch.zeros_like(value)
         advantage = Gae.oracle(delta.flip(1), zero, gamma, lam)[0].flip(1)
         return advantage, advantage + value
 
-    @mistake
     def no_value(reward, value, gamma, lam):
-        """value not subtracted: these are sums of rewards, not how they differ from what was
-        expected."""
         returns = Gae.oracle(reward, torch.zeros_like(value), gamma, lam)[0]
         return returns, returns
 
-    @mistake
-    def rewards_to_go(reward, value, gamma, lam):
-        """return of rewards alone: here it is advantage + value, which uses lambda as well."""
-        return (Gae.oracle(reward, value, gamma, lam)[0],
-                Gae.oracle(reward, torch.zeros_like(value), gamma, 1.0)[0])
+    mistakes = [
+        ("next value left out", "a token is also worth what is expected after it.",
+         lambda reward, value, gamma, lam:
+             Gae.oracle(reward - gamma * Gae.after(value), value, gamma, lam)),
+        ("value after the end", "nothing is expected there: 0; this takes the row's first value.",
+         after_the_end(0)),
+        ("last value used again", "after the last token nothing is expected: 0.",
+         after_the_end(-1)),
+        ("lambda forgotten", "later surprises count a little less, lam for each token.",
+         lambda reward, value, gamma, lam: Gae.oracle(reward, value, gamma, 1.0)),
+        ("later surprises left out", "this is delta alone, as at lambda = 0.",
+         lambda reward, value, gamma, lam: Gae.oracle(reward, value, gamma, 0.0)),
+        ("gamma forgotten", "it discounts the next value and the next advantage.",
+         lambda reward, value, gamma, lam: Gae.oracle(reward, value, 1.0, lam)),
+        ("gamma forgotten", "the next advantage, too, is multiplied by it: gamma * lam.",
+         lambda reward, value, gamma, lam:
+             Gae.oracle(reward + (gamma - 1) * Gae.after(value), value, 1.0, lam)),
+        ("from the left", "a token cannot earn what came before it; start at the end.",
+         from_the_left),
+        ("value not subtracted",
+         "these are sums of rewards, not how they differ from what was expected.", no_value),
+        ("return of rewards alone", "here it is advantage + value, which uses lambda as well.",
+         lambda reward, value, gamma, lam: (
+             Gae.oracle(reward, value, gamma, lam)[0],
+             Gae.oracle(reward, torch.zeros_like(value), gamma, 1.0)[0])),
+        ("reward for value", "the return is advantage + value, what the critic has to learn.",
+         lambda reward, value, gamma, lam: (
+             Gae.oracle(reward, value, gamma, lam)[0],
+             Gae.oracle(reward, value, gamma, lam)[0] + reward))]
 
 
 class Whiten(Exercise):
@@ -212,72 +210,46 @@ class Whiten(Exercise):
         return torch.tensor([[(a - mean) / size if k else 0.0 for a, k in zip(*row, strict=True)]
                              for row in zip(advantage.tolist(), is_response.tolist(), strict=True)])
 
-    def scaled(advantage, among, keep, unbiased=False, power=-0.5):
-        """What the mistakes start from: mean and variance among some tokens."""
-        real = advantage[among]
-        x = (advantage - real.mean()) * (real.var(unbiased=unbiased) + 1e-8) ** power
-        return x.masked_fill(~keep, 0)
+    def of(among, into, unbiased=False, power=-0.5):
+        """Mean and variance among some tokens, put into some: "all", or the "real" ones."""
+        def wrong(advantage, is_response):
+            tokens = {"all": torch.ones_like(is_response), "real": is_response}
+            some = advantage[tokens[among]]
+            x = (advantage - some.mean()) * (some.var(unbiased=unbiased) + 1e-8) ** power
+            return x.masked_fill(~tokens[into], 0)
+        return wrong
 
-    @mistake
-    def over_padding(advantage, is_response):
-        """whitening over padding: the zeros past the end change mean and variance."""
-        return Whiten.scaled(advantage, torch.ones_like(is_response), is_response)
-
-    @mistake
-    def over_and_into_padding(advantage, is_response):
-        """whitening over padding: the zeros past the end change mean and variance, and move."""
-        every = torch.ones_like(is_response)
-        return Whiten.scaled(advantage, every, every)
-
-    @mistake
-    def over_padding_by_std(advantage, is_response):
-        """whitening over padding: the zeros past the end change mean and variance."""
-        every = torch.ones_like(is_response)
-        return Whiten.scaled(advantage, every, is_response, unbiased=True)
-
-    @mistake
-    def over_and_into_padding_by_std(advantage, is_response):
-        """whitening over padding: the zeros past the end change mean and variance, and move."""
-        every = torch.ones_like(is_response)
-        return Whiten.scaled(advantage, every, every, unbiased=True)
-
-    @mistake
-    def into_padding(advantage, is_response):
-        """padding moved: past the end the advantage has to stay 0."""
-        return Whiten.scaled(advantage, is_response, torch.ones_like(is_response))
-
-    @mistake
     def by_row(advantage, is_response):
-        """each row by itself: then a bad summary's tokens look as good as a good one's."""
-        return torch.cat([Whiten.scaled(a[None], k[None], k[None])
-                          for a, k in zip(advantage, is_response, strict=True)])
+        rows = zip(advantage.split(1), is_response.split(1), strict=True)
+        return torch.cat([Whiten.of("real", "real")(*row) for row in rows])
 
-    @mistake
-    def mean_left(advantage, is_response):
-        """mean not subtracted: it has to be 0 afterwards."""
-        return advantage * (advantage[is_response].var(unbiased=False) + 1e-8).rsqrt()
-
-    @mistake
-    def sample_variance(advantage, is_response):
-        """N - 1: the variance's sum is divided by N here."""
-        return Whiten.scaled(advantage, is_response, is_response, unbiased=True)
-
-    @mistake
-    def by_the_variance(advantage, is_response):
-        """root forgotten: divide by the standard deviation, not by the variance."""
-        return Whiten.scaled(advantage, is_response, is_response, power=-1)
+    mistakes = [
+        ("whitening over padding", "the zeros past the end change mean and variance.",
+         of("all", "real"), of("all", "real", unbiased=True)),
+        ("whitening over padding", "the zeros past the end change mean and variance, and move.",
+         of("all", "all"), of("all", "all", unbiased=True)),
+        ("padding moved", "past the end the advantage has to stay 0.", of("real", "all")),
+        ("each row by itself", "then a bad summary's tokens look as good as a good one's.", by_row),
+        ("mean not subtracted", "it has to be 0 afterwards.",
+         lambda advantage, is_response:
+             advantage * (advantage[is_response].var(unbiased=False) + 1e-8).rsqrt()),
+        ("N - 1", "the variance's sum is divided by N here.", of("real", "real", unbiased=True)),
+        ("root forgotten", "divide by the standard deviation, not by the variance.",
+         of("real", "real", power=-1))]
 
 
 def with_slope(function, x, *args):
-    """A loss of each token, and its gradient for x. A second result says where it is flat."""
+    """A loss of each token (and what is returned with it), and its gradient for x."""
     x = x.clone().requires_grad_()
-    loss, *more = found if isinstance(found := function(x, *args), tuple) else (found,)
+    found = function(x.clone(), *args)         # a copy may be changed: that is told elsewhere
+    found = found if isinstance(found, dict) else {"loss": found}
+    loss = found["loss"]
     slope = torch.autograd.grad(loss.sum(), x)[0] if loss.requires_grad else torch.zeros_like(x)
-    return {"loss": loss.detach(), **({"is_flat": more[0]} if more else {}), "gradient": slope}
+    return {**found, "loss": loss.detach(), "gradient": slope}
 
 
 class PolicyLoss(Exercise):
-    chapter, function = "ppo", "policy_loss"
+    chapter, function, results = "ppo", "policy_loss", ("loss", "is_flat")
     question = "How far may one batch move the policy?"
     hints = (
         "ratio = pi / pi_old = exp(logp - old_logp). Without clipping the loss is -advantage * "
@@ -310,74 +282,57 @@ class PolicyLoss(Exercise):
             losses, flat = torch.cat([losses, loss[None]]), [*flat, bool(far)]
         return losses[None], torch.tensor([flat])
 
-    def parts(logp, old_logp, advantage, clip):
-        """What the mistakes start from."""
-        ratio = (logp - old_logp).exp()
-        return -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
+    def of(ratio=lambda new, old: (new - old).exp(), loss=torch.maximum, flat=torch.lt):
+        """What somebody writes who differs in one of these. loss, flat: of plain, clipped."""
+        def wrong(logp, old_logp, advantage, clip):
+            r = ratio(logp, old_logp)
+            plain, clipped = -advantage * r, -advantage * r.clamp(1 - clip, 1 + clip)
+            return loss(plain, clipped), flat(plain, clipped)
+        return wrong
 
-    @mistake
-    def upside_down(logp, old_logp, advantage, clip):
-        """ratio upside down: it is pi / pi_old; the other way, good tokens become rarer."""
-        plain, clipped = PolicyLoss.parts(-logp, -old_logp, advantage, clip)
-        return torch.maximum(plain, clipped), clipped > plain
-
-    @mistake
-    def always_clipped(logp, old_logp, advantage, clip):
-        """clip outside the minimum: the clipped loss alone also stops what has gone wrong from
-        being repaired; take the larger of both losses."""
-        plain, clipped = PolicyLoss.parts(logp, old_logp, advantage, clip)
-        return clipped, clipped > plain
-
-    @mistake
     def product_clipped(logp, old_logp, advantage, clip):
-        """clip outside the minimum: the ratio is clamped, not its product with the advantage."""
-        plain, clipped = PolicyLoss.parts(logp, old_logp, advantage, clip)
-        return -(-plain).clamp(1 - clip, 1 + clip), clipped > plain
+        loss, flat = PolicyLoss.of(loss=lambda plain, _: plain)(logp, old_logp, advantage, clip)
+        return -(-loss).clamp(1 - clip, 1 + clip), flat
 
-    @mistake
     def smaller_ratio(logp, old_logp, advantage, clip):
-        """clip outside the minimum: the smaller of two ratios was taken, and then multiplied; for a
-        negative advantage that is the wrong one."""
-        plain, clipped = PolicyLoss.parts(logp, old_logp, advantage, clip)
         ratio = (logp - old_logp).exp()
-        return -advantage * torch.minimum(ratio, ratio.clamp(1 - clip, 1 + clip)), clipped > plain
+        return (-advantage * torch.minimum(ratio, ratio.clamp(1 - clip, 1 + clip)),
+                PolicyLoss.oracle(logp, old_logp, advantage, clip)[1])
 
-    @mistake
     def flat_by_ratio(logp, old_logp, advantage, clip):
-        """flat where it is not: far from 1, the loss is flat only on the side to which the
-        advantage pushes."""
-        plain, clipped = PolicyLoss.parts(logp, old_logp, advantage, clip)
-        return torch.maximum(plain, clipped), ((logp - old_logp).exp() - 1).abs() > clip
+        loss, _ = PolicyLoss.oracle(logp, old_logp, advantage, clip)
+        return loss, ((logp - old_logp).exp() - 1).abs() > clip
 
-    @mistake
-    def optimistic(logp, old_logp, advantage, clip):
-        """smaller for larger: of two losses the larger; the minimum is of what is gained."""
-        plain, clipped = PolicyLoss.parts(logp, old_logp, advantage, clip)
-        return torch.minimum(plain, clipped), clipped > plain
-
-    @mistake
-    def unclipped(logp, old_logp, advantage, clip):
-        """clip forgotten: nothing stops the policy once the ratio has moved far."""
-        plain, clipped = PolicyLoss.parts(logp, old_logp, advantage, clip)
-        return plain, clipped > plain
-
-    @mistake
-    def gain(logp, old_logp, advantage, clip):
-        """wrong sign: this is what is gained; the loss is minus that."""
-        plain, clipped = PolicyLoss.parts(logp, old_logp, advantage, clip)
-        return -torch.maximum(plain, clipped), clipped > plain
-
-    @mistake
-    def no_exp(logp, old_logp, advantage, clip):
-        """exp forgotten: log-probabilities are subtracted, so the ratio is exp of that."""
-        ratio = logp - old_logp
-        plain, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
-        return torch.maximum(plain, clipped), clipped > plain
-
-    @mistake
-    def detached(logp, old_logp, advantage, clip):
-        """ratio without gradient: detached from logp, this loss teaches nothing."""
-        return PolicyLoss.oracle(logp.detach(), old_logp, advantage, clip)
+    mistakes = [
+        ("ratio upside down", "it is pi / pi_old; the other way, good tokens become rarer.",
+         of(lambda new, old: (old - new).exp())),
+        ("exp forgotten", "log-probabilities are subtracted, so the ratio is exp of that.",
+         of(lambda new, old: new - old)),
+        ("quotient of logs", "a quotient of probabilities is exp of a difference of logs.",
+         of(lambda new, old: new / old)),
+        ("clip outside the minimum",
+         "the clipped loss alone also stops what has gone wrong from being repaired; take the "
+         "larger of both losses.", of(loss=lambda plain, clipped: clipped)),
+        ("clip outside the minimum", "the ratio is clamped, not its product with the advantage.",
+         product_clipped),
+        ("clip outside the minimum",
+         "the smaller of two ratios was taken, and then multiplied; for a negative advantage that "
+         "is the wrong one.", smaller_ratio),
+        ("flat where it is not",
+         "far from 1, the loss is flat only on the side to which the advantage pushes.",
+         flat_by_ratio),
+        ("flat where it is not", "equal losses are those of an unclipped ratio: > and not >=.",
+         of(flat=torch.le)),
+        ("smaller for larger", "of two losses the larger; the minimum is of what is gained.",
+         of(loss=torch.minimum)),
+        ("clip forgotten", "nothing stops the policy once the ratio has moved far.",
+         of(loss=lambda plain, clipped: plain)),
+        ("wrong sign", "this is what is gained; the loss is minus that.",
+         of(loss=lambda plain, clipped: -torch.maximum(plain, clipped))),
+        ("mean returned", "the loss of each token is wanted, (b, R); `update` divides later.",
+         of(loss=lambda plain, clipped: torch.maximum(plain, clipped).mean())),
+        ("ratio without gradient", "detached from logp, this loss teaches nothing.",
+         lambda logp, *rest: PolicyLoss.oracle(logp.detach(), *rest))]
 
 
 class ValueLoss(Exercise):
@@ -408,36 +363,23 @@ class ValueLoss(Exercise):
             losses.append(clipped if clipped > plain else plain)
         return torch.stack(losses)[None]
 
-    def parts(value, old_value, returns, clip):
-        """What the mistakes start from."""
-        clipped = torch.clamp(value, old_value - clip, old_value + clip)
-        return 0.5 * (value - returns) ** 2, 0.5 * (clipped - returns) ** 2
+    def of(loss, near=lambda value, old, clip: torch.clamp(value, old - clip, old + clip)):
+        """What somebody writes who differs in one of these. loss: of plain, clipped."""
+        def wrong(value, old_value, returns, clip):
+            clipped = near(value, old_value, clip)
+            return loss(0.5 * (value - returns) ** 2, 0.5 * (clipped - returns) ** 2)
+        return wrong
 
-    @mistake
-    def always_clipped(value, old_value, returns, clip):
-        """clip outside the maximum: take the larger of both errors, not the clipped one alone."""
-        return ValueLoss.parts(value, old_value, returns, clip)[1]
-
-    @mistake
-    def optimistic(value, old_value, returns, clip):
-        """smaller for larger: of two losses the larger."""
-        return torch.minimum(*ValueLoss.parts(value, old_value, returns, clip))
-
-    @mistake
-    def unclipped(value, old_value, returns, clip):
-        """clip forgotten: nothing stops the critic once the value has moved far."""
-        return ValueLoss.parts(value, old_value, returns, clip)[0]
-
-    @mistake
-    def whole(value, old_value, returns, clip):
-        """half forgotten: half the squared error, whose gradient is the error itself."""
-        return 2 * torch.maximum(*ValueLoss.parts(value, old_value, returns, clip))
-
-    @mistake
-    def as_a_ratio(value, old_value, returns, clip):
-        """clipped as a ratio: a value is limited to old_value plus or minus clip."""
-        clipped = torch.clamp(value / old_value, 1 - clip, 1 + clip) * old_value
-        return 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2)
+    mistakes = [
+        ("clip outside the maximum", "take the larger of both errors, not the clipped one alone.",
+         of(lambda plain, clipped: clipped)),
+        ("smaller for larger", "of two losses the larger.", of(torch.minimum)),
+        ("clip forgotten", "nothing stops the critic once the value has moved far.",
+         of(lambda plain, clipped: plain)),
+        ("half forgotten", "half the squared error, whose gradient is the error itself.",
+         of(lambda plain, clipped: 2 * torch.maximum(plain, clipped))),
+        ("clipped as a ratio", "a value is limited to old_value plus or minus clip.",
+         of(torch.maximum, lambda value, old, clip: old * (value / old).clamp(1 - clip, 1 + clip)))]
 
 
 LOSSES = "policy_loss", "value_loss", "clip_fraction", "approx_kl", "rollout_mismatch"
@@ -506,27 +448,21 @@ class MinibatchLoss(Exercise):
                 sums[name] = sums[name] + x
         return sums
 
-    @mistake
-    def live_advantage(policy, critic, micro, T, R, cfg):
-        """advantage not detached: computed from the critic as it is now, it lets the policy's loss
-        move the critic; take the batch's own, which is fixed."""
-        return MinibatchLoss.oracle(policy, critic, micro, T, R, cfg, live=True)
-
-    @mistake
-    def padding(policy, critic, micro, T, R, cfg):
-        """losses on padding: past the end the new numbers must be 0, as the old ones are."""
-        return MinibatchLoss.oracle(policy, critic, micro, T, R, cfg, past_the_end=True)
-
-    @mistake
-    def mean(policy, critic, micro, T, R, cfg):
-        """mean over padding: the sum is wanted; `update` divides by the number of real tokens."""
-        sums = MinibatchLoss.oracle(policy, critic, micro, T, R, cfg)
+    def mean(policy, critic, micro, *rest):
+        sums = MinibatchLoss.oracle(policy, critic, micro, *rest)
         return {name: x / micro.is_response.numel() for name, x in sums.items()}
 
-    @mistake
-    def cold(policy, critic, micro, T, R, cfg):
-        """temperature forgotten: old_logp is that of softmax(logits / temperature)."""
-        return MinibatchLoss.oracle(policy, critic, micro, T, R, cfg, cold=True)
+    mistakes = [
+        ("advantage not detached",
+         "computed from the critic as it is now, it lets the policy's loss move the critic; take "
+         "the batch's own, which is fixed.",
+         lambda *args: MinibatchLoss.oracle(*args, live=True)),
+        ("losses on padding", "past the end the new numbers must be 0, as the old ones are.",
+         lambda *args: MinibatchLoss.oracle(*args, past_the_end=True)),
+        ("mean over padding", "the sum is wanted; `update` divides by the number of real tokens.",
+         mean),
+        ("temperature forgotten", "old_logp is that of softmax(logits / temperature).",
+         lambda *args: MinibatchLoss.oracle(*args, cold=True))]
 
 
 def load_model(folder, world=None, head=None, seed=0, frozen=False):
@@ -559,7 +495,8 @@ class Prepare(Exercise):
         """Of the four networks: from which folder, frozen or not, and which of them are one."""
         nothing = SimpleNamespace(load_tokenizer=str, same_tokenizer=lambda a, b: True,
                                   read_posts=lambda *a, **b: [], check_queries=lambda *a: None)
-        with mock.patch.dict(function.__globals__, load_model=load_model, data=nothing):
+        chapter = inspect.unwrap(function).__globals__
+        with mock.patch.dict(chapter, load_model=load_model, data=nothing):
             networks = dict(zip(("policy", "reference", "critic", "reward model"),
                                 function(cfg, world)[-4:], strict=True))
         one = [f"{a} and {b}" for a, b in itertools.combinations(networks, 2)
@@ -572,35 +509,21 @@ class Prepare(Exercise):
         return (load_model("P"), load_model("P", frozen=True), load_model("R"),
                 load_model("R", frozen=True))
 
-    @mistake
-    def one_policy(cfg, world):
-        """reference updated along with the policy: they are one network, so the KL is always 0."""
-        policy = load_model("P")
-        return policy, policy, load_model("R"), load_model("R", frozen=True)
+    def loaded(which):
+        """P and R are trained, p and r frozen; the same letter twice is one network."""
+        def wrong(cfg, world):
+            made = {each: load_model(each.upper(), frozen=each.islower()) for each in which}
+            return [made[each] for each in which]
+        return wrong
 
-    @mistake
-    def one_reward_model(cfg, world):
-        """reward model updated along with the critic: they are one network, so scores move."""
-        critic = load_model("R")
-        return load_model("P"), load_model("P", frozen=True), critic, critic
-
-    @mistake
-    def both(cfg, world):
-        """reference updated along with the policy: they are one network; so are the reward model
-        and the critic."""
-        policy, critic = load_model("P"), load_model("R")
-        return policy, policy, critic, critic
-
-    @mistake
-    def warm(cfg, world):
-        """nothing frozen: a network that is not trained needs no gradients: frozen=True."""
-        return load_model("P"), load_model("P"), load_model("R"), load_model("R")
-
-    @mistake
-    def critic_from_policy(cfg, world):
-        """critic from the policy: the paper's starts as the reward model."""
-        return (load_model("P"), load_model("P", frozen=True), load_model("P"),
-                load_model("R", frozen=True))
-
-
-EXERCISES = [TokenRewards, Gae, Whiten, PolicyLoss, ValueLoss, MinibatchLoss, Prepare]
+    mistakes = [
+        ("reference updated along with the policy", "they are one network, so the KL is always 0.",
+         loaded("PPRr")),
+        ("reward model updated along with the critic", "they are one network, so scores move.",
+         loaded("PpRR")),
+        ("reference updated along with the policy",
+         "they are one network; so are the reward model and the critic.", loaded("PPRR")),
+        ("nothing frozen", "a network that is not trained needs no gradients: frozen=True.",
+         lambda cfg, world: [load_model(each) for each in "PPRR"]),
+        ("critic from the policy", "the paper's starts as the reward model.",
+         lambda cfg, world: [load_model(each.upper(), frozen=each.islower()) for each in "PpPr"])]

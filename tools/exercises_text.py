@@ -13,12 +13,13 @@ from collections import Counter
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 
-from tools.exercises_check import ByHand, Exercise, mistake
+from tools.exercises_check import ByHand, Exercise, Told
 
 
 class Merge(Exercise):
-    chapter, function = "tools/tokenizer", "merge"
+    chapter, function, in_place = "tools/tokenizer", "merge", True
     question = "How does a word become tokens?"
     hints = (
         "Look at all pairs of neighbours. Joined, a + b is in `ranks` or not; a low rank is early.",
@@ -48,9 +49,8 @@ class Merge(Exercise):
                     parts[i:i + 2] = [token]
                 i += 1
 
-    @mistake
     def leftmost(parts, ranks):
-        """leftmost first: the leftmost pair that is a token is joined, not the earliest token."""
+        """Joins whatever can be joined, from the left."""
         i = 0
         while i + 1 < len(parts):
             if parts[i] + parts[i + 1] in ranks:
@@ -59,14 +59,18 @@ class Merge(Exercise):
             else:
                 i += 1
 
-    @mistake
     def once(parts, ranks):
-        """only once: one pair is joined, then it stops."""
+        """Joins the earliest token, and no second one."""
         found = [(ranks[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts))
                  if a + b in ranks]
         if found:
             i = min(found)[1]
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
+
+    mistakes = [
+        ("leftmost first", "the leftmost pair that is a token is joined, not the earliest token.",
+         leftmost),
+        ("only once", "one pair is joined, then it stops.", once)]
 
 
 class LongestCommonSubsequence(Exercise):
@@ -94,17 +98,15 @@ class LongestCommonSubsequence(Exercise):
                     return n
         return 0
 
-    @mistake
-    def in_any_order(a, b):
-        """order forgotten: words are counted wherever they stand, as in ROUGE-1."""
-        return (Counter(a) & Counter(b)).total()
-
-    @mistake
     def without_gaps(a, b):
-        """no gaps allowed: this is the longest run of words that both have."""
         runs = {tuple(a[i:j]) for i in range(len(a)) for j in range(i + 1, len(a) + 1)}
         return max((len(run) for run in runs for i in range(len(b))
                     if tuple(b[i:i + len(run)]) == run), default=0)
+
+    mistakes = [
+        ("order forgotten", "words are counted wherever they stand, as in ROUGE-1.",
+         lambda a, b: (Counter(a) & Counter(b)).total()),
+        ("no gaps allowed", "this is the longest run of words that both have.", without_gaps)]
 
 
 def draw(*shape, seed=0):
@@ -137,27 +139,23 @@ class Attention(Exercise):
             found[b, h, t] = sum(fit / sum(fits) * v[b, h, s] for s, fit in enumerate(fits))
         return found
 
-    @mistake
-    def of_the_future(q, k, v):
-        """sees the future: each column also looks at those after it, which it has to predict."""
-        return (q @ k.mT / math.sqrt(q.shape[3])).softmax(-1) @ v
-
-    @mistake
     def unscaled(q, k, v):
-        """not divided by sqrt(D): with many channels, one column gets all of the weight."""
         seen = torch.ones(q.shape[2], q.shape[2]).tril() > 0
         return (q @ k.mT).masked_fill(~seen, -math.inf).softmax(-1) @ v
 
-    @mistake
-    def masked_late(q, k, v):
-        """mask after softmax: what is left no longer adds up to 1."""
-        return (q @ k.mT / math.sqrt(q.shape[3])).softmax(-1).tril() @ v
-
-    @mistake
     def over_queries(q, k, v):
-        """softmax over the wrong dimension: the weights of one column have to add up to 1."""
         seen = torch.ones(q.shape[2], q.shape[2]).tril() > 0
         return (q @ k.mT / math.sqrt(q.shape[3])).masked_fill(~seen, -math.inf).softmax(-2) @ v
+
+    mistakes = [
+        ("sees the future", "each column also looks at those after it, which it has to predict.",
+         lambda q, k, v: (q @ k.mT / math.sqrt(q.shape[3])).softmax(-1) @ v),
+        ("not divided by sqrt(D)", "with many channels, one column gets all of the weight.",
+         unscaled),
+        ("mask after softmax", "what is left no longer adds up to 1.",
+         lambda q, k, v: (q @ k.mT / math.sqrt(q.shape[3])).softmax(-1).tril() @ v),
+        ("softmax over the wrong dimension", "the weights of one column have to add up to 1.",
+         over_queries)]
 
 
 ROWS = "tokens", "columns", "targets", "is_response"       # the four fields of Rows
@@ -178,7 +176,7 @@ def laid_out(queries, responses, pad, length=None, shift=-1, ends_early=0, all_r
 
 
 class LayOut(Exercise):
-    chapter, function = "model", "lay_out"
+    chapter, function, results = "model", "lay_out", ROWS
     question = "Which columns predict the response, and which count?"
     hints = (
         "Draw one row with a query of 2 and a response of 2 tokens. In which column is the first "
@@ -194,32 +192,18 @@ class LayOut(Exercise):
                 ([[5, 6, 4], [5]], [[7, 9], [7, 8, 9]], 10, None),
                 ([[5, 6], [5, 6, 7]], [[9], [7, 9]], 10, 4)]
 
-    def run(function, *args):
-        """By name, as a dict."""
-        return dict(zip(ROWS, function(*args), strict=True))
-
     def oracle(queries, responses, pad, length):
         return laid_out(queries, responses, pad, length)
 
-    @mistake
-    def off_by_one(queries, responses, pad, length):
-        """logits off by one: a token is predicted in the column before it, not in its own."""
-        return laid_out(queries, responses, pad, length, shift=0)
-
-    @mistake
-    def too_early(queries, responses, pad, length):
-        """one column too early: the query's last column already predicts the response's first."""
-        return laid_out(queries, responses, pad, length, shift=-2)
-
-    @mistake
-    def padding(queries, responses, pad, length):
-        """padding learned from: is_response is True past the end."""
-        return laid_out(queries, responses, pad, length, all_real=True)
-
-    @mistake
-    def no_end(queries, responses, pad, length):
-        """end left out: <|endoftext|>, too, is a response token; a policy has to learn to stop."""
-        return laid_out(queries, responses, pad, length, ends_early=1)
+    mistakes = [
+        ("logits off by one", "a token is predicted in the column before it, not in its own.",
+         lambda *args: laid_out(*args, shift=0)),
+        ("one column too early", "the query's last column already predicts the response's first.",
+         lambda *args: laid_out(*args, shift=-2)),
+        ("padding learned from", "is_response is True past the end.",
+         lambda *args: laid_out(*args, all_real=True)),
+        ("end left out", "<|endoftext|>, too, is a response token; a policy has to learn to stop.",
+         lambda *args: laid_out(*args, ends_early=1))]
 
 
 class Last(Exercise):
@@ -239,30 +223,19 @@ class Last(Exercise):
         return [(SimpleNamespace(**dict(zip(ROWS, laid_out(*some), strict=True))),)
                 for some in texts]
 
-    def run(function, rows):
-        """`last` is a property."""
-        return getattr(function, "fget", function)(rows)
-
     def oracle(rows):
         """Walk from the left to the last token that is not padding."""
         real = rows.is_response.tolist()
         return torch.tensor([[first + sum(1 for each in row if each)]
                              for (first, *_), row in zip(rows.columns.tolist(), real, strict=True)])
 
-    @mistake
-    def truncated(rows):
-        """score of the truncated row: one column too early, before the last token is seen."""
-        return rows.columns[:, :1] + rows.is_response.sum(1, keepdim=True) - 1
-
-    @mistake
-    def at_padding(rows):
-        """score at padding: the last column of the table is padding in all but the longest row."""
-        return torch.full_like(rows.columns[:, :1], rows.tokens.shape[1] - 1)
-
-    @mistake
-    def behind(rows):
-        """one column too late: the column after the last token is padding, or outside the row."""
-        return rows.columns[:, :1] + rows.is_response.sum(1, keepdim=True) + 1
+    mistakes = [
+        ("score of the truncated row", "one column too early, before the last token is seen.",
+         lambda rows: rows.columns[:, :1] + rows.is_response.sum(1, keepdim=True) - 1),
+        ("score at padding", "the last column of the table is padding in all but the longest row.",
+         lambda rows: torch.full_like(rows.columns[:, :1], rows.tokens.shape[1] - 1)),
+        ("one column too late", "the column after the last token is padding, or outside the row.",
+         lambda rows: rows.columns[:, :1] + rows.is_response.sum(1, keepdim=True) + 1)]
 
 
 def log_prob(logits, token, temperature=1.0):
@@ -284,15 +257,18 @@ class TokenLogp(Exercise):
 
     def cases():
         """logits (B, R, V), tokens (B, R), temperature."""
-        return [(torch.tensor([[[1.0, 2.0, 0.0]]]), torch.tensor([[1]]), 1.0),
+        return [(torch.tensor([[[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]]]), torch.tensor([[1, 2]]), 1.0),
                 (draw(2, 3, 4), torch.tensor([[1, 3, 4], [2, 0, 1]]), 0.5),
                 (draw(1, 2, 3) * 100, torch.tensor([[0, 2]]), 1.0)]
 
     def run(function, logits, tokens, temperature):
-        """Without what stands at padding, which nobody reads."""
+        """At padding, which nobody reads, any number will do."""
         found = function(logits, tokens, temperature)
-        real = tokens < logits.shape[-1]
-        return torch.where(real, found, 0.0) if found.shape == tokens.shape else found
+        if found.shape != tokens.shape:
+            return found
+        real = (tokens < logits.shape[-1]).tolist()
+        return [[logp if keep else "any" for logp, keep in zip(*row, strict=True)]
+                for row in zip(found.tolist(), real, strict=True)]
 
     def oracle(logits, tokens, temperature):
         """One token at a time."""
@@ -301,60 +277,40 @@ class TokenLogp(Exercise):
                               for at, token in zip(*row, strict=True)]
                              for row in zip(logits, tokens, strict=True)])
 
-    def right(logits, tokens, temperature=1.0):
-        """What the mistakes start from."""
-        tokens = tokens.masked_fill(tokens >= logits.shape[-1], 0)
-        return (logits / temperature).log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    def of(change=lambda logp: logp, heat=lambda temperature: temperature):
+        """What somebody writes who does one thing more, or has another temperature."""
+        def wrong(logits, tokens, temperature):
+            tokens = tokens.masked_fill(tokens >= logits.shape[-1], 0)[..., None]
+            logp = (logits / heat(temperature)).log_softmax(-1)
+            return change(logp.gather(-1, tokens)[..., 0])
+        return wrong
 
-    @mistake
-    def off_by_one(logits, tokens, temperature):
-        """logits off by one: these are aligned already, logits[:, t] belongs to tokens[:, t]."""
-        return TokenLogp.right(logits[:, :-1], tokens[:, 1:], temperature)
-
-    @mistake
-    def rolled(logits, tokens, temperature):
-        """logits off by one: these are aligned already, logits[:, t] belongs to tokens[:, t]."""
-        return TokenLogp.right(logits.roll(1, 1), tokens, temperature)
-
-    @mistake
-    def in_bits(logits, tokens, temperature):
-        """log base: nats are wanted, natural logarithms, not bits."""
-        return TokenLogp.right(logits, tokens, temperature) / math.log(2)
-
-    @mistake
-    def in_bits_of_0(logits, tokens, temperature):
-        """log base: nats are wanted, natural logarithms, not bits. (And the log of a probability
-        that is rounded to 0 is -inf: log_softmax knows better.)"""
-        return (TokenLogp.right(logits, tokens, temperature).exp()).log2()
-
-    @mistake
-    def of_0(logits, tokens, temperature):
-        """log of 0: a small probability is rounded to 0, and its log is -inf; use log_softmax."""
-        return TokenLogp.right(logits, tokens, temperature).exp().log()
-
-    @mistake
-    def loss(logits, tokens, temperature):
-        """wrong sign: this is the loss, minus the log-probability."""
-        return -TokenLogp.right(logits, tokens, temperature)
-
-    @mistake
-    def probability(logits, tokens, temperature):
-        """log forgotten: this is the probability."""
-        return TokenLogp.right(logits, tokens, temperature).exp()
-
-    @mistake
-    def cold(logits, tokens, temperature):
-        """temperature forgotten: the policy sampled from softmax(logits / temperature)."""
-        return TokenLogp.right(logits, tokens)
-
-    @mistake
-    def times(logits, tokens, temperature):
-        """temperature multiplied: it divides the logits."""
-        return TokenLogp.right(logits, tokens, 1 / temperature)
+    mistakes = [
+        ("logits off by one", "these are aligned already, logits[:, t] belongs to tokens[:, t].",
+         lambda logits, tokens, T: TokenLogp.of()(logits[:, :-1], tokens[:, 1:], T),
+         lambda logits, tokens, T: TokenLogp.of()(logits[:, :-1], tokens, T),
+         lambda logits, tokens, T: TokenLogp.of()(logits.roll(1, 1), tokens, T)),
+        ("padding not replaced", "padding is id V, outside of the logits: make it 0 first.",
+         lambda logits, tokens, T:
+             (logits / T).log_softmax(-1).gather(-1, tokens[..., None])[..., 0],
+         lambda logits, tokens, T: -F.cross_entropy((logits / T).mT, tokens, reduction="none")),
+        ("log base", "nats are wanted, natural logarithms, not bits.",
+         of(lambda logp: logp / math.log(2))),
+        ("log base", "nats are wanted, natural logarithms, not bits. (And the log of a probability "
+         "that is rounded to 0 is -inf: log_softmax knows better.)",
+         of(lambda logp: logp.exp().log2())),
+        ("log of 0", "a small probability is rounded to 0, and its log is -inf; use log_softmax.",
+         of(lambda logp: logp.exp().log())),
+        ("wrong sign", "this is the loss, minus the log-probability.", of(lambda logp: -logp)),
+        ("log forgotten", "this is the probability.", of(lambda logp: logp.exp())),
+        ("temperature forgotten", "the policy sampled from softmax(logits / temperature).",
+         of(heat=lambda temperature: 1)),
+        ("temperature multiplied", "it divides the logits.",
+         of(heat=lambda temperature: 1 / temperature))]
 
 
 class Choose(Exercise):
-    chapter, function = "model", "choose"
+    chapter, function, results = "model", "choose", ("token", "logp")
     question = "How is a token drawn from logits and one random number?"
     hints = (
         "Probabilities, then their running sum: .5 .3 .2 becomes .5 .8 1. Where in it is u?",
@@ -366,13 +322,19 @@ class Choose(Exercise):
     def cases():
         """logits (B, V), temperature, u (B,)."""
         p = torch.tensor([[0.5, 0.3, 0.2]]).log()
+        below_1 = torch.tensor([[-2.0, 0, 1, 0, 1]])   # in fp32 its sum is rounded to .9999998
         return [(p, 1.0, torch.tensor([0.6]).double()), (p, 1.0, None),
                 (torch.tensor([[-math.inf, 0.0, 0.0]]), 1.0, torch.zeros(1).double()),
-                (torch.cat([p, p, p.flip(1)]), 0.5, torch.tensor([0.6, 0.9, 0.1]).double())]
+                (torch.cat([p, p, p.flip(1)]), 0.5, torch.tensor([0.6, 0.9, 0.1]).double()),
+                (below_1, 1.0, torch.tensor([1 - 2**-24]).double())]
 
     def run(function, logits, temperature, u):
-        """By name."""
-        return dict(zip(("token", "logp"), function(logits, temperature, u), strict=True))
+        """Where u is the only random number."""
+        before = torch.get_rng_state()
+        found = function(logits, temperature, u)
+        if not torch.equal(before, torch.get_rng_state()):
+            raise Told("a random number was drawn (by multinomial?): u is the one to use")
+        return found
 
     def oracle(logits, temperature, u):
         """Walk along the probabilities until they add up to more than u."""
@@ -387,41 +349,39 @@ class Choose(Exercise):
             logps.append(logp[tokens[-1]])
         return torch.tensor(tokens), torch.tensor(logps)
 
-    def right(logits, temperature, u, border=0, report=None):
-        """What the mistakes start from."""
+    def right(logits, temperature, u, below=torch.le, report=None):
+        """What most mistakes start from."""
         logp = (logits / temperature).log_softmax(-1)
-        if u is None:
-            token = logp.argmax(-1)
-        else:
-            sums = logp.exp().double().cumsum(-1)
-            token = ((sums < u[:, None]) if border else (sums <= u[:, None])).sum(-1)
+        sums = logp.exp().double().cumsum(-1)
+        token = logp.argmax(-1) if u is None else below(sums, u[:, None]).sum(-1)
+        token = token.clamp(max=logits.shape[1] - 1)
         logp = logp if report is None else (logits / report).log_softmax(-1)
         return token, logp.gather(-1, token[:, None])[:, 0]
 
-    @mistake
-    def at_the_border(logits, temperature, u):
-        """border: at u = 0 the first token would be chosen even if its probability is 0."""
-        return Choose.right(logits, temperature, u, border=1)
+    def in_fp32(token_of, read=lambda logp, token: logp.gather(-1, token[:, None])[:, 0]):
+        """The running sum as it is rounded. token_of: where it is above u, (B, V) bool -> (B,)."""
+        def wrong(logits, temperature, u):
+            logp = (logits / temperature).log_softmax(-1)
+            token = logp.argmax(-1) if u is None else token_of(logp.exp().cumsum(-1) > u[:, None])
+            return token, read(logp, token)
+        return wrong
 
-    @mistake
-    def cold(logits, temperature, u):
-        """temperature forgotten: it divides the logits before softmax."""
-        return Choose.right(logits, 1.0, u)
-
-    @mistake
-    def times(logits, temperature, u):
-        """temperature multiplied: it divides the logits."""
-        return Choose.right(logits, 1 / temperature, u)
-
-    @mistake
-    def reported(logits, temperature, u):
-        """log-prob at another temperature: PPO needs that of the distribution it was drawn from."""
-        return Choose.right(logits, temperature, u, report=1.0)
-
-    @mistake
-    def greedy(logits, temperature, u):
-        """always the most probable: u has no effect."""
-        return Choose.right(logits, temperature, None)
+    mistakes = [
+        ("border", "at u = 0 the first token would be chosen even if its probability is 0.",
+         lambda logits, temperature, u: Choose.right(logits, temperature, u, torch.lt)),
+        ("sum below 1", "rounded probabilities may add up to 0.9999998, and u may be above that: "
+         "then it is the last token.",
+         in_fp32(lambda above: above.int().argmax(-1)),
+         in_fp32(lambda above: (~above).sum(-1)),
+         in_fp32(lambda above: (~above).sum(-1), lambda logp, t: logp[torch.arange(len(t)), t])),
+        ("temperature forgotten", "it divides the logits before softmax.",
+         lambda logits, temperature, u: Choose.right(logits, 1.0, u)),
+        ("temperature multiplied", "it divides the logits.",
+         lambda logits, temperature, u: Choose.right(logits, 1 / temperature, u)),
+        ("log-prob at another temperature", "PPO needs that of the distribution it was drawn from.",
+         lambda logits, temperature, u: Choose.right(logits, temperature, u, report=1.0)),
+        ("always the most probable", "u has no effect.",
+         lambda logits, temperature, u: Choose.right(logits, temperature, None))]
 
 
 class Score(Exercise):
@@ -444,22 +404,19 @@ class Score(Exercise):
         return torch.stack([model(torch.tensor([q + r]))[0, -1]
                             for q, r in zip(queries, responses, strict=True)]).detach()
 
-    @mistake
-    def truncated(model, queries, responses):
-        """score of the truncated row: read one column too early, before the last token is seen."""
-        return Score.oracle(model, queries, [r[:-1] for r in responses])
-
-    @mistake
     def at_padding(model, queries, responses):
-        """score at padding: read in the table's last column, which in shorter rows is padding."""
         T = max(len(q + r) for q, r in zip(queries, responses, strict=True))
         return Score.oracle(model, [(q + r + [6] * T)[:T] for q, r in
                                     zip(queries, responses, strict=True)], [[]] * len(queries))
 
-    @mistake
-    def no_query(model, queries, responses):
-        """query left out: the reward model has to see the post, too."""
-        return Score.oracle(model, [[]] * len(queries), responses)
+    mistakes = [
+        ("score of the truncated row", "read one column too early, before the last token is seen.",
+         lambda model, queries, responses:
+             Score.oracle(model, queries, [r[:-1] for r in responses])),
+        ("score at padding", "read in the table's last column, which in shorter rows is padding.",
+         at_padding),
+        ("query left out", "the reward model has to see the post, too.",
+         lambda model, queries, responses: Score.oracle(model, [[]] * len(queries), responses))]
 
 
 def nats(network, rows, shift=-1, query=False, padding=False):
@@ -498,41 +455,21 @@ class Nll(Exercise):
     def oracle(network, rows):
         return nats(network, rows)
 
-    @mistake
-    def off_by_one(network, rows):
-        """logits off by one: each token is predicted in the column before it, not in its own."""
-        return nats(network, rows, shift=0)
+    def mean_of_all(padding):
+        """Divided by the size of the table; padding: whether it was learned from, too."""
+        return lambda network, rows: (
+            nats(network, rows, padding=padding) / (len(rows) * max(len(r) for _, r in rows)))
 
-    @mistake
-    def everything(network, rows):
-        """query learned from: only the response counts here."""
-        return nats(network, rows, query=True)
-
-    @mistake
-    def padding(network, rows):
-        """padding learned from: what stands past a row's end must add nothing."""
-        return nats(network, rows, padding=True)
-
-    @mistake
-    def padding_in_the_mean(network, rows):
-        """mean over padding: the sum is wanted; and a mean over (B, R) also counts padding."""
-        return nats(network, rows) / (len(rows) * max(len(r) for _, r in rows))
-
-    @mistake
-    def padding_in_both(network, rows):
-        """mean over padding: the sum is wanted; and a mean over (B, R) also counts padding."""
-        return nats(network, rows, padding=True) / (len(rows) * max(len(r) for _, r in rows))
-
-    @mistake
-    def mean(network, rows):
-        """mean for sum: divided here, every micro-batch counts the same, however long it is."""
-        return nats(network, rows) / sum(len(r) for _, r in rows)
-
-    @mistake
-    def gain(network, rows):
-        """wrong sign: this one is to be minimised, so minus the log-probability."""
-        return -nats(network, rows)
-
-
-EXERCISES = [Merge, LongestCommonSubsequence, Attention, LayOut, Last, TokenLogp, Choose, Score,
-             Nll]
+    mistakes = [
+        ("logits off by one", "each token is predicted in the column before it, not in its own.",
+         lambda network, rows: nats(network, rows, shift=0)),
+        ("query learned from", "only the response counts here.",
+         lambda network, rows: nats(network, rows, query=True)),
+        ("padding learned from", "what stands past a row's end must add nothing.",
+         lambda network, rows: nats(network, rows, padding=True)),
+        ("mean over padding", "the sum is wanted; and a mean over (B, R) also counts padding.",
+         mean_of_all(padding=False), mean_of_all(padding=True)),
+        ("mean for sum", "divided here, every micro-batch counts the same, however long it is.",
+         lambda network, rows: nats(network, rows) / sum(len(r) for _, r in rows)),
+        ("wrong sign", "this one is to be minimised, so minus the log-probability.",
+         lambda network, rows: -nats(network, rows))]
