@@ -47,8 +47,8 @@ from sft import cosine, start, summary_rows
 @dataclass(frozen=True)
 class Config(Common):
     init: str = flag(..., "the supervised policy to start from", what="DIR")
-    comparisons: str = flag(..., "OpenAI's records; several: comma between", what="FILE")
-    data: str = flag("", "posts whose summaries score 0; none: those of --init", what="DIR")
+    comparisons: str = flag(..., "in OpenAI's format; several: comma between", what="FILE")
+    data: str = flag("", "posts whose summaries average 0; none: those of --init", what="DIR")
     query_length: int = flag(512, "tokens of a post; longer ones lose paragraphs", least=1)
     response_length: int = flag(128, "tokens of a summary, <|endoftext|> included", least=2)
     limit: int = flag(0, "learn from the first so many comparisons; 0: all")
@@ -88,7 +88,7 @@ Pair = namedtuple("Pair", "query chosen rejected")       # a comparison as lists
 
 
 def encode(tokenizer, comparison, cfg):
-    """A comparison as a Pair."""
+    """A comparison as tokens: its query, the summary that was chosen, and the other one."""
     query = data.encode_query(tokenizer, comparison["info"], cfg.query_length, cfg.fill)
     responses = [data.encode_response(tokenizer, summary["text"], cfg.response_length)
                  for summary in comparison["summaries"]]
@@ -131,7 +131,7 @@ def zero_at_references(network, tokenizer, posts, cfg, world):
     no difference changes. Returns: the mean that was taken away."""
     total, posts = 0.0, world.share(posts)
     with world.gathered(network), world.mixed():
-        for part in accumulate(posts, 2 * cfg.micro_batch):
+        for part in accumulate(posts, 2 * cfg.micro_batch):        # a pair has two rows, a post one
             queries, responses = zip(*summary_rows(tokenizer, part, cfg), strict=True)
             total += score(network, queries, responses).cpu().double().sum().item()
     total, n = world.sum([total, len(posts)])
