@@ -161,8 +161,9 @@ def main(argv=None):
     texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / PAGES).glob("*.md")}
     if cfg.check:
         faults += tutorial_notebook.faults_of(texts, ROOT)
-    elif making and not faults:
+    elif making:
         tutorial_notebook.make(texts, ROOT)
+        faults = look_at_pages(check=True)                # now that links to it lead somewhere
     if faults:
         print("\n".join(faults))
         raise SystemExit(1)
