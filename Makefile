@@ -1,7 +1,7 @@
 # make quick       three minutes: toy posts, from nothing to a report with wide intervals (SEED=1)
 # make demo        five minutes: the same with the numbers of the README (SEED=1)
 # make rounds      perhaps ten minutes: the paper's outer loop, sample, label, reward, ppo, ROUNDS=3 times
-# make figures     ninety minutes: the paper's figures in miniature (SEEDS=1 JOBS=2)
+# make figures     an hour: the paper's figures in miniature (SEEDS=1 JOBS=2)
 # make test        five minutes: the tests; as on a processor without AVX-512: KERNELS=avx2, without
 #                  AVX: KERNELS=default
 # make check-gpu   two minutes: to run before paying for a night (GPUS=8 SIZE=1.3b PARALLEL=fsdp)

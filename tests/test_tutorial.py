@@ -1,4 +1,5 @@
 """The tutorial: its code is the book's, its links lead somewhere, its pictures can be drawn."""
+import json
 import re
 import shutil
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import label
 import sft
 import toy
 from runtime import Problem
@@ -200,7 +202,7 @@ def run(tmp_path_factory):
     return base
 
 
-@pytest.mark.parametrize("name", ["path", "rows", "grades", "attention", "loss"])
+@pytest.mark.parametrize("name", ["path", "rows", "grades", "attention", "loss", "sweeps"])
 def test_pictures_are_800_pixels_wide_and_their_letters_large_enough(name, run, tmp_path):
     figure = getattr(tutorial_draw, f"draw_{name}")(run)
     figure.savefig(tmp_path / "figure.png")                     # fills in what is drawn late
@@ -215,6 +217,43 @@ def test_the_picture_of_attention_hides_what_the_mask_forbids(run):
     shown = axes.images[0].get_array()                          # (7 columns that ask or more, 26)
     assert not shown.mask[-1].any() and shown.mask[0].sum() == len(shown) - 1
     assert 0 <= shown.min() <= shown.max() <= 1
+
+
+def test_the_measured_sweeps_are_means_within_their_intervals():
+    sweeps = json.loads((ROOT / "reference/sweeps.json").read_text())
+    shape = {"noise": ("sharpness", {"agreement"}, {"people", "judge"}),
+             "temperature": ("temperature", set(),
+                             {"supervised", "PPO", "supervised grade", "PPO grade"})}
+    assert set(sweeps) == set(shape)
+    for name, (at, single, intervals) in shape.items():
+        rows = sweeps[name]
+        assert len(rows) == 5 and [row[at] for row in rows] == sorted({row[at] for row in rows})
+        for row in rows:
+            assert set(row) == {at} | single | intervals
+            for key in intervals:
+                value, low, high = row[key]
+                least, most = (1, 7) if key.endswith("grade") else (0, 1)
+                assert least <= low < value < high <= most, (name, row[at], key)
+    noise = [row["agreement"] for row in sweeps["noise"]]
+    assert noise == sorted(noise) and .5 < noise[0] < noise[-1] < 1     # sharper: more agreement
+    assert label.SHARPNESS == pytest.approx(sweeps["noise"][2]["sharpness"], abs=.005)
+    told = (ROOT / "docs/tutorial/EXPERIMENTS.md").read_text()
+    for share in (noise[0], sweeps["noise"][0]["judge"][0], sweeps["temperature"][0]["supervised"][0],
+                  sweeps["temperature"][2]["supervised"][0]):
+        assert f" {100 * share:.0f} %" in told
+
+
+def test_the_picture_of_sweeps_shows_the_recorded_numbers():
+    axes = tutorial_draw.draw_sweeps(None).axes
+    by_title = {ax.get_title(): ax for ax in axes if ax.get_title()}
+    assert len(by_title) == 6 and len(axes) == 8                # two have a second axis
+    rows = json.loads((ROOT / "reference/sweeps.json").read_text())["temperature"]
+    shown = {line.get_label(): line for line in by_title["temperature: preferred"].lines}
+    assert list(shown["PPO"].get_xdata()) == [row["temperature"] for row in rows]
+    assert list(shown["PPO"].get_ydata()) == [row["PPO"][0] for row in rows]
+    bands = json.loads((ROOT / "reference/toy.json").read_text())["numbers"]
+    last = by_title["number of labels: accuracy"].lines[0].get_ydata()[-1]
+    assert last == pytest.approx(sum(bands["figure 3: toy: 9600"]) / 2)
 
 
 def test_every_drawing_function_belongs_to_a_page():

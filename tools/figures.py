@@ -9,7 +9,7 @@
 An interrupted sweep goes on where it stopped, another beta costs one PPO run, and every command is
 listed in commands.sh, to be repeated by hand.
 
-    python -m tools.figures sweep --out runs/figures --jobs 2      # an hour and a half on two cores
+    python -m tools.figures sweep --out runs/figures --jobs 2      # an hour on two cores
     python -m tools.figures sweep --out runs/figures --seeds 3     # two more worlds: wider bands
     python -m tools.figures sweep --out runs/figures --seeds 0 --frontier 10      # figure 10 alone
     python -m tools.figures draw --out runs/figures             # figures and report.md once more

@@ -5,8 +5,8 @@ snapshots, if --snapshot-every made some) and for the best of n, this measures a
 win rate that the reward model predicts and the true one, of samples. Of a run without a price of
 KL (docs/FIGURES.md):
 
-    KL from the supervised policy     0      2.4     48
-    true win rate                    39 %    71 %    11 %       predicted at the end: 80 %
+    KL from the supervised policy     0      3.0     56
+    true win rate                    41 %    63 %    22 %       predicted at the end: 87 %
 
 Where they differ, optimising has gone too far: the policy has found what the reward model mistakes
 for quality. The rows go to report.json:

@@ -8,6 +8,7 @@ its letters are no smaller than 8 points: so they can be read at half the size, 
 Read after: tutorial.py.
 """
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from model import lay_out, load_model
 from ppo import policy_loss
 from runtime import Problem, config_of
 from runtime.files import json_of, read_jsonl, read_log, read_text
+from tools.figures_numbers import FRONTIER, over_worlds
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
@@ -415,4 +417,86 @@ def draw_overoptimised(run):
         ax.set_xticks([0, 1, 4, 10, 20, 40])
         ax.set_xlabel("KL, nats", fontsize=9)
         ax.legend(fontsize=8.5, frameon=False, loc=place)
+    return figure
+
+
+# ------------------------------------------------------- EXPERIMENTS.md: one variable at a time
+
+REFERENCE = Path(__file__).resolve().parent.parent / "reference"
+
+
+def curve(ax, x, value, ends, colour, told):
+    """A curve with its 95 % band. x, value: (K,). ends: (2, K), low and high."""
+    ax.fill_between(x, *ends, color=colour, alpha=.2, lw=0)
+    ax.plot(x, value, "o-", color=colour, lw=1.8, ms=4, label=told)
+
+
+def panel(ax, title, ticks, x=None):
+    """The axes' title and its ticks, at equal distances if no x (K,) is given. Returns: x."""
+    x = range(len(ticks)) if x is None else x
+    ax.set_title(title, fontsize=9)
+    ax.set_xticks(x, ticks)
+    ax.tick_params(labelsize=8)
+    percent(ax.yaxis)
+    return x
+
+
+def two_of_worlds(ax, x, worlds):
+    """Share preferred (left) and grade (right), each the mean of worlds with its 95 % interval."""
+    curve(ax, x, *over_worlds([world["win_rate"] for world in worlds]), BLUE, "preferred (left)")
+    right = ax.twinx()
+    curve(right, x, *over_worlds([world["gold"] for world in worlds]), ORANGE, "grade (right)")
+    ax.plot([], [], "o-", color=ORANGE, lw=1.8, ms=4, label="grade (right)")
+    right.set_ylim(2.2, 5)
+    right.tick_params(labelsize=8)
+
+
+def accuracy_of(ax, x, bands, colour, told):
+    """Reward models' accuracy: the bands in which another sweep's should be, [low, high] each."""
+    curve(ax, x, np.mean(bands, 1), np.transpose(bands), colour, told)
+
+
+def measured(ax, x, rows, key, colour, told):
+    """rows: {key: [value, low, high], ...} each."""
+    value, *ends = np.transpose([row[key] for row in rows])
+    curve(ax, x, value, ends, colour, told)
+
+
+def draw_sweeps(run):
+    """Six variables, each changed alone, from the numbers in reference/; no run is read."""
+    frontier, bands, sweeps = (json_of(read_text(REFERENCE / f"{name}.json"))
+                               for name in ("frontier", "toy", "sweeps"))
+    worlds, bands = frontier["frontier"], bands["numbers"]
+    noise, temperature = sweeps["noise"], sweeps["temperature"]
+    figure = chart(6.3)
+    beta, best, labels, size, sharp, warm = figure.subplots(3, 2).flatten()
+
+    two_of_worlds(beta, panel(beta, "beta", FRONTIER), [world["PPO"] for world in worlds])
+    n = worlds[0]["best of n"]["n"]
+    two_of_worlds(best, panel(best, "best of n", n), [world["best of n"] for world in worlds])
+
+    counts, sizes = (600, 1200, 2400, 4800, 9600), ("tiny", "small", "toy", "large")
+    names = ("toy-tiny", "toy-small", "toy", "toy-large")
+    x = panel(labels, "number of labels: accuracy", counts)
+    for name, colour in (("toy", BLUE), ("toy-tiny", ORANGE)):
+        accuracy_of(labels, x, [bands[f"figure 3: {name}: {count}"] for count in counts], colour,
+                    f"size {name}")
+    x = panel(size, "size: accuracy", sizes)
+    for count, colour in ((9600, BLUE), (600, ORANGE)):
+        accuracy_of(size, x, [bands[f"figure 3: {name}: {count}"] for name in names], colour,
+                    f"{count:,} labels")
+
+    x = panel(sharp, "SHARPNESS of labels: accuracy", [row["sharpness"] for row in noise])
+    measured(sharp, x, noise, "judge", GREEN, "against the judge")
+    measured(sharp, x, noise, "people", BLUE, "against people")
+    x = [row["temperature"] for row in temperature]
+    panel(warm, "temperature: preferred", x, x)
+    measured(warm, x, temperature, "PPO", ORANGE, "PPO")
+    measured(warm, x, temperature, "supervised", BLUE, "supervised")
+
+    for ax, ends, place in ((beta, (.6, .9), "lower left"), (best, (.36, .9), "lower right"),
+                            (labels, (.6, .8), "lower right"), (size, (.6, .8), "lower right"),
+                            (sharp, (.6, .9), "lower right"), (warm, (0, 1), "lower center")):
+        ax.set_ylim(ends)
+        ax.legend(fontsize=8, frameon=False, loc=place, ncols=2 if ax is warm else 1)
     return figure
