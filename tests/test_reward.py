@@ -150,7 +150,7 @@ def test_pairs_that_are_cut_and_equal_once_cut_are_counted_by_the_doctor(supervi
     with pytest.raises(SystemExit):
         doctor.main([str(tmp_path / "run")])
     said = capsys.readouterr().out
-    assert "pairs are equal once cut: share of comparisons that teach nothing 0.25" in said
+    assert "pairs are equal once cut: share of comparisons that teach nothing = 0.25 " in said
     reward.main(line(supervised, comparisons, tmp_path / "whole"))
     flags = config_of(tmp_path / "whole")["flags"]
     assert doctor.cut([], flags) == [(0, 0)] == doctor.equal_once_cut([], flags)
