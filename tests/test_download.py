@@ -521,13 +521,17 @@ def test_describe_prints_the_table_beside_the_papers(server, tmp_path, capsys, m
     assert "exactly the paper's splits" in capsys.readouterr().out
 
 
-def test_a_toy_is_not_held_against_the_papers_counts(tmp_path, capsys):
+def test_a_toy_and_own_text_are_not_held_against_the_papers_counts(tmp_path, capsys):
     toy.main(["--out", str(tmp_path / "toy"), "--posts", "30"])
     capsys.readouterr()
     download.main(["describe", str(tmp_path / "toy")])
     told = capsys.readouterr().out
     assert "\ntrain           30           0   " in told and "paper" not in told
     assert "train is from: " in told and "--- toy" in told
+    own = {"id": "mine", "subreddit": "pets", "title": "My cat", "post": "It left.", "summary": "Gone."}
+    (tmp_path / "train.jsonl").write_bytes(lines(own))
+    download.main(["describe", str(tmp_path)])
+    assert "paper" not in capsys.readouterr().out
 
 
 def test_describe_knows_articles_and_says_when_there_is_nothing(tmp_path, capsys):

@@ -558,10 +558,10 @@ def spread(lengths):
 
 
 def describe_posts(splits, unit, measure):
-    """Counts and lengths, of posts from Reddit beside the paper's; subreddits, what splits share,
-    three samples."""
+    """Counts and lengths, of posts from Reddit (ids t3_...) beside the paper's; subreddits, what
+    splits share, three samples."""
     first = next(post for posts in splits.values() for post in posts)
-    reddit = "post" in first and not first["id"].startswith("toy")
+    reddit = first["id"].startswith("t3_")
     counts = PAPER_COUNT if reddit else {}
 
     def beside(count):
