@@ -144,7 +144,7 @@ def load_tokenizer(where):
     except (OSError, ValueError):
         raise Problem(f"{path}: no such tokenizer, or a damaged one (is the path right?): `python "
                       "-m tools.tokenizer --data DIR` trains one, `python -m tools.convert import` "
-                      "reads one; for gpt2 connect once, or set TIKTOKEN_CACHE_DIR") from None
+                      "is for Hugging Face's; gpt2: connect or set TIKTOKEN_CACHE_DIR") from None
 
 
 def same_tokenizer(a, b):

@@ -167,8 +167,7 @@ def train(cfg, world):
         # 1. batch: this rank's share of cfg.batch comparisons
         mine = [encode(tokenizer, comparisons[i], cfg) for i in world.share(batches.at(step))]
 
-        # 2. weigh: each comparison of the global batch the same, 1 / cfg.batch
-
+        # 2. weigh each comparison of the global batch the same, by 1 / cfg.batch,
         # 3. gradients. DDP divides by the number of ranks; "* world.size" undoes it, as in sft.py.
         total = torch.zeros(2, device=world.device)                  # loss, accuracy
         for part in accumulate(mine, cfg.micro_batch, network):

@@ -181,7 +181,7 @@ def test_faults_of_links_and_pictures_are_told(project, text, told):
 
 
 def test_a_picture_is_drawn_and_an_unknown_one_is_told(tmp_path, monkeypatch):
-    (tmp_path / tutorial.PAGES).mkdir(parents=True)
+    (tmp_path / tutorial.FOLDER).mkdir(parents=True)
     monkeypatch.setattr(tutorial, "ROOT", tmp_path)
     tutorial.main(["draw", "path"])
     assert (tmp_path / "docs/tutorial/path.png").read_bytes().startswith(b"\x89PNG")

@@ -27,9 +27,9 @@ from pathlib import Path
 from runtime import Problem, flag, write
 from runtime.flags import entry, parse
 from tools import tutorial_draw, tutorial_notebook
+from tools.tutorial_notebook import FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = "docs/tutorial"
 DRAW = "tools/tutorial_draw.py"
 CODE = re.compile(r"^<!-- code: (\S+) (\S+?)( nodoc)? -->\n(?:```python\n(.*?)^```$)?", re.M | re.S)
 FIGURE = re.compile(r"^<!-- figure: (\S+) -->\n(?:!\[[^\]]*\]\((\S+)\))?", re.M)
@@ -123,7 +123,7 @@ def look_at_pages(check, root=ROOT):
     """Copy the code into all pages; with `check`, change nothing. Returns: what is wrong, lines.
     Raises: Problem, before anything is written, for code that is not there."""
     pages = {str(path.relative_to(root)): path.read_text(encoding="utf-8")
-             for path in sorted((root / PAGES).glob("*.md"))}
+             for path in sorted((root / FOLDER).glob("*.md"))}
     new = {page: refreshed(page, text, root) for page, text in pages.items()}
     faults = []
     for page, text in new.items():
@@ -142,7 +142,7 @@ def draw(name, run):
     if figure is None:
         known = [key.removeprefix("draw_") for key in vars(tutorial_draw) if "draw_" in key]
         raise Problem(f"figure {name!r} is unknown: one of {', '.join(known)}")
-    path = ROOT / PAGES / f"{name}.png"
+    path = ROOT / FOLDER / f"{name}.png"
     figure(Path(run)).savefig(path, dpi=160)
     print(f"wrote {path.relative_to(ROOT)}")
 
@@ -158,7 +158,7 @@ def main(argv=None):
         draw(words[1], cfg.run)
         return
     faults = look_at_pages(cfg.check)
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / PAGES).glob("*.md")}
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / FOLDER).glob("*.md")}
     if cfg.check:
         faults += tutorial_notebook.faults_of(texts, ROOT)
     elif making:
