@@ -98,7 +98,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder with one of two heads: "lm" predicts the next token, "scalar" gives one number."""
+    """A decoder with a head: "lm" predicts the next token; "scalar" gives one number, and so does
+    "sum", which reads the sum over the columns it is given, up to this one."""
 
     def __init__(self, config, block=Block):
         super().__init__()
@@ -107,7 +108,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.context, C)                               # of positions
         self.blocks = nn.ModuleList(block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(C)
-        if config.head == "scalar":
+        if config.head != "lm":
             self.head = nn.Linear(C, 1)
         elif not config.tied:
             self.head = nn.Embedding(config.rows, C)
@@ -129,7 +130,9 @@ class GPT(nn.Module):
         x = self.norm(x)
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            if self.config.head == "scalar":
+            if self.config.head == "sum":        # DIFFERS: an option; what was said so far
+                x = x.cumsum(1) / 10                                             # (B, R, C)
+            if self.config.head != "lm":
                 return F.linear(x, self.head.weight.to(x), self.head.bias.to(x))[..., 0]  # (B, T)
             table = self.wte.weight if self.config.tied else self.head.weight    # (rows, C)
             return F.linear(x, table[:self.config.n_vocab].to(x))                # (B, T, V)
@@ -271,9 +274,17 @@ class FastGPT(GPT):
 
 
 def score(model, queries, responses):
-    """A scalar network's number at each row's last token: the reward model's score. (B,)"""
+    """The reward model's score of each response to a query, both token lists. (B,)"""
     rows = lay_out(queries, responses, model.config.n_vocab).to(model.wte.weight.device)
-    return model(rows.tokens, at=rows.last)[:, 0]                                    # (B,)
+    return score_rows(model, rows)
+
+
+def score_rows(model, rows):
+    """A scalar network's number at each row's last token; "sum" reads the whole response. (B,)"""
+    if model.config.head == "scalar":
+        return model(rows.tokens, at=rows.last)[:, 0]                                # (B,)
+    seen = model(rows.tokens, at=torch.minimum(rows.columns + 1, rows.last))         # (B, R)
+    return seen.gather(1, rows.is_response.sum(1, keepdim=True) - 1)[:, 0]           # (B,)
 
 # --------------------------------------------------------------------- first values, loading, sizes
 
@@ -334,10 +345,10 @@ def build(config, seed=0, world=ALONE):
 
 def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
     """The network in a checkpoint folder. Raises: Problem when it is missing or damaged.
-    head: "scalar" puts a new scalar head, made from `seed`, on a language model's blocks, as the
+    head: not "lm" puts a new head, made from `seed`, on a language model's blocks, as the
         reward model starts out (section 3.4). frozen: not to be trained, so bf16 may be enough."""
     config, weights, path = read_network(folder, ModelConfig, ACTIVATIONS)
-    fresh = ("head.",) if head == "scalar" and config.head != "scalar" else ()
+    fresh = ("head.",) if head and head != "lm" == config.head else ()
     config = replace(config, head=head or config.head)
     model = skeleton(config, world, frozen)
     world.load(model, path, fresh, weights)

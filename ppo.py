@@ -72,7 +72,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import data
-from model import Rows, lay_out, load_model, token_logp
+from model import Rows, lay_out, load_model, score_rows, token_logp
 from runtime import Common, Problem, Run, accumulate, adam, flag, generator, launch, optimizer_step
 from sample import generate, uniforms
 from sft import filled
@@ -156,7 +156,7 @@ def roll_out(policy, reference, critic, reward_model, queries, ids, iteration, c
                 old_logp = log_probs(policy, rows, cfg.temperature)                     # (b, R)
             ref_logp = log_probs(reference, rows, cfg.temperature)                      # (b, R)
             value = critic(rows.tokens, at=rows.columns)                                # (b, R)
-            score = reward_model(rows.tokens, at=rows.last)[:, 0]                       # (b,)
+            score = score_rows(reward_model, rows)                                      # (b,)
             score = score.masked_fill(~(said == eot).any(1), cfg.missing_eot)
             old_logp, ref_logp, value = [x.masked_fill(~rows.is_response, 0)
                                          for x in (old_logp, ref_logp, value)]
@@ -325,7 +325,7 @@ def prepare(cfg, world):
     policy, critic = load_model(cfg.policy, world), load_model(cfg.reward, world)
     reference = load_model(cfg.policy, world, frozen=True)
     reward_model = load_model(cfg.reward, world, frozen=True)
-    if (policy.config.head, critic.config.head) != ("lm", "scalar"):
+    if policy.config.head != "lm" or critic.config.head == "lm":
         raise Problem(f"{cfg.policy} is no policy, or {cfg.reward} no reward model: swapped?")
     for network in (policy, critic):
         network.check(cfg.query_length + cfg.response_length)

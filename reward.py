@@ -55,6 +55,8 @@ class Config(Common):
     batch: int = flag(64, "comparisons an optimizer step, over all processes", least=1)
     micro_batch: int = flag(16, "comparisons a forward pass; what fits the device", least=1)
     lr: float = flag(1.5e-5, "peak learning rate")
+    head: str = flag("scalar", "scores the last token; sum: all of a summary's tokens",
+                     choices=("scalar", "sum"))
 
 
 PRESETS = {     # the paper's in the last two rows (appendix B.1)
@@ -152,7 +154,7 @@ def read(tokenizer, cfg, world):
 
 def train(cfg, world):
     """The loop of sft.py with another loss, then the zero."""
-    cfg, tokenizer, network = start(cfg, world, "scalar")      # the policy with a new scalar head
+    cfg, tokenizer, network = start(cfg, world, cfg.head)      # the policy with a new head
     comparisons, held_out, posts = read(tokenizer, cfg, world)
     batches = data.Batches([data.characters(c["info"]) for c in comparisons], cfg.batch, cfg.seed)
     steps = EPOCHS * batches.steps_per_epoch

@@ -76,10 +76,11 @@ def load_checkpoint(folder, world=ALONE, head="lm", like=None):
     """A Checkpoint. head: "lm" for a policy, "scalar" for a reward model. like: another Checkpoint,
     whose tokens it should read. Raises: Problem when it is of another kind, or of another run."""
     flags, model = config_of(folder)["flags"], load_model(folder, world, frozen=True)
-    tokenizer, kinds = data.load_tokenizer(folder), {"lm": "policy", "scalar": "reward model"}
-    if model.config.head != head:
-        raise Problem(f"{folder} holds a {kinds[model.config.head]}, not a {kinds[head]}: are the "
-                      "folders swapped?")
+    tokenizer, kinds = data.load_tokenizer(folder), ("reward model", "policy")
+    wanted, found = head == "lm", model.config.head == "lm"
+    if wanted != found:
+        raise Problem(f"{folder} holds a {kinds[found]}, not a {kinds[wanted]}: are the folders "
+                      "swapped?")
     if tokenizer.n_vocab != model.config.n_vocab or (
             like and not data.same_tokenizer(tokenizer, like.tokenizer)):
         raise Problem(f"{folder} has another tokenizer than the rest: use networks of one run")

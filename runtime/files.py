@@ -329,7 +329,7 @@ def check_config(config, activations, where):
     values = dataclasses.asdict(config)
     typed = all(type(values[field.name]) is field.type for field in dataclasses.fields(config))
     if not (typed and all(n > 0 for n in values.values() if type(n) is int)
-            and config.width % config.heads == 0 and config.head in ("lm", "scalar")
+            and config.width % config.heads == 0 and config.head in ("lm", "scalar", "sum")
             and config.activation in activations):
         raise Problem(f"{where} does not describe a network of this code: {config}"[:500])
 
