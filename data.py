@@ -181,8 +181,7 @@ def encode_query(tokenizer, record, limit, fill=False):
         while there are more than `limit` tokens:
             cut the post at its last newline, or drop its last character when no newline is left
 
-    fill: put spaces before the query, `limit` tokens in all.
-    """
+    fill: put spaces before the query, `limit` tokens in all."""
     text = text_of(record)[:limit * LONGEST]
     while len(tokens := tokenizer.encode_ordinary(query_text(record, text))) > limit:
         if not text:
@@ -233,8 +232,7 @@ class Batches:
         and its batches are shuffled: little padding            8 9  2 3  4 5 | 3 6  6 7  1 2
 
     Rows that fill no last batch are left out of that epoch. PPO, with few large batches, sorts each
-    alone: window = 1.
-    """
+    alone: window = 1."""
 
     def __init__(self, lengths, batch, seed, window=50):
         if not 0 < batch <= len(lengths):

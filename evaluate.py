@@ -64,8 +64,7 @@ def wins(ours, theirs):
 class Judge(namedtuple("Judge", "grade")):
     """One to whom the text with the higher overall grade is better.
 
-    grade: (posts, texts) -> {axis: (n,)}; None for a judge (of tools.judges) that only compares.
-    """
+    grade: (posts, texts) -> {axis: (n,)}; None for a judge (of tools.judges) that only compares."""
     def compare(self, posts, ours, theirs):
         """(n,), 1 where our text is better, 0 where theirs is, 1/2 for a tie."""
         return wins(self.grade(posts, ours)["overall"], self.grade(posts, theirs)["overall"])

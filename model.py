@@ -98,8 +98,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder with a head: "lm" predicts the next token; "scalar" gives one number, and so does
-    "sum", which reads the sum over the columns it is given, up to this one."""
+    """A decoder with a head: "lm" predicts the next token, "scalar" or "sum" gives one number."""
 
     def __init__(self, config, block=Block):
         super().__init__()
@@ -130,8 +129,8 @@ class GPT(nn.Module):
         x = self.norm(x)
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            if self.config.head == "sum":        # DIFFERS: an option; what was said so far
-                x = x.cumsum(1) / 10                                             # (B, R, C)
+            if self.config.head == "sum":        # DIFFERS: of all columns up to this; a tenth, or
+                x = x.cumsum(1) / 10             # steps would be too large              (B, T, C)
             if self.config.head != "lm":
                 return F.linear(x, self.head.weight.to(x), self.head.bias.to(x))[..., 0]  # (B, T)
             table = self.wte.weight if self.config.tied else self.head.weight    # (rows, C)

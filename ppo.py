@@ -138,8 +138,7 @@ def roll_out(policy, reference, critic, reward_model, queries, ids, iteration, c
     """Let the policy summarise this process's queries, and the other networks read the summaries.
 
     queries: token lists. ids: a number for each, from which (with seed and iteration) all its
-    random numbers follow. Returns: Rollout of the global batch, the same in every process.
-    """
+    random numbers follow. Returns: Rollout of the global batch, the same in every process."""
     pad, eot, R = policy.config.n_vocab, policy.config.n_vocab - 1, cfg.response_length
     u = uniforms(cfg.seed, "rollout", iteration, ids, R)                                # (b, R)
     parts = []
@@ -170,8 +169,7 @@ def token_rewards(rollout, kl_coef):
     """What each token earns: minus beta times its log ratio; the last one also the score. (B, R)
 
     A row sums to the total of section 3.4. Why is the log ratio not in the loss? There its gradient
-    is grad log pi, whose mean is 0. As a reward it also counts for the tokens before it (`gae`).
-    """
+    is grad log pi, whose mean is 0. As a reward it also counts for the tokens before it (`gae`)."""
     reward = -kl_coef * (rollout.old_logp - rollout.ref_logp)                           # (B, R)
     end = rollout.is_response.sum(1, keepdim=True) - 1                                  # (B, 1)
     return reward.scatter_add(1, end, rollout.score[:, None])
@@ -182,8 +180,7 @@ def gae(reward, value, gamma, lam):
 
     reward, value: (B, R), 0 past the end, where nothing more is expected. At lam = 1 the values
     cancel: A[t] is the rewards from t on minus value[t], right but noisy. At lam = 0 it is delta[t]
-    alone: quiet, but only as good as the critic. Returns: advantage and return, both (B, R).
-    """
+    alone: quiet, but only as good as the critic. Returns: advantage and return, both (B, R)."""
     advantage = torch.zeros_like(reward)                                                # (B, R)
     next_advantage = next_value = torch.zeros_like(reward[:, 0])                        # (B,)
     for t in reversed(range(reward.shape[1])):
@@ -198,8 +195,7 @@ def whiten(advantage, is_response):
     """Mean 0, variance 1 (over N, not N - 1) of the batch's response tokens. (B, R), 0 past the end
 
     Variance 1: the size of a step no longer depends on the unit of the scores. Mean 0 is allowed:
-    one number that is taken from every advantage is a c of step 2 above (exactly so at ratio 1).
-    """
+    one number that is taken from every advantage is a c of step 2 above (exactly so at ratio 1)."""
     real = advantage[is_response]                                                       # (N,)
     scaled = (real - real.mean()) * (real.var(unbiased=False) + 1e-8).rsqrt()
     return torch.zeros_like(advantage).masked_scatter(is_response, scaled)
@@ -219,8 +215,7 @@ def policy_loss(logp, old_logp, advantage, clip):
         -1    1.5    bad, but more probable             1.5      1.2    lowers pi
         -1     .5    bad, and already less probable      .5       .8    flat: enough for this batch
 
-    Of each token, and whether it is flat: (b, R), (b, R) bool.
-    """
+    Of each token, and whether it is flat: (b, R), (b, R) bool."""
     ratio = (logp - old_logp).exp()                                                     # (b, R)
     plain, clipped = -advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip)
     return torch.maximum(plain, clipped), clipped > plain
@@ -262,8 +257,7 @@ def update(policy, critic, optimizer, rollout, lr, iteration, cfg, world):
 
     All losses are means over the minibatch's tokens, not over its summaries. Each token counts the
     same, as in the gradient of step 2; so a summary of 40 tokens counts twice as much as one of 20.
-    Returns: for the log, means over all optimizer steps; of rollout_mismatch, the first step's.
-    """
+    Returns: for the log, means over all optimizer steps; of rollout_mismatch, the first step's."""
     # Known to the CPU once, so that no micro-batch has to wait for the device to say its size.
     lengths, ends = torch.stack([rollout.is_response.sum(1), rollout.columns.amax(1)]).cpu()  # (B,)
     losses, norms = [], []                            # of each optimizer step

@@ -27,6 +27,9 @@ Training sees differences only, so a constant may be added to all scores. It is 
 2,000 summaries by the posts' own authors score 0 on average. ppo.py relies on that: it gives a
 summary without an end the score -1, which is less than most summaries have.
 
+DIFFERS: with --head sum the number is read from the sum over all of a summary's tokens. A network
+of two layers sees more so: docs/FIGURES.md, "Where the reward model is blind".
+
     python reward.py --preset toy --init runs/demo/supervised \
                      --comparisons runs/demo/comparisons.jsonl --out runs/demo/reward   # a minute
 
@@ -55,8 +58,7 @@ class Config(Common):
     batch: int = flag(64, "comparisons an optimizer step, over all processes", least=1)
     micro_batch: int = flag(16, "comparisons a forward pass; what fits the device", least=1)
     lr: float = flag(1.5e-5, "peak learning rate")
-    head: str = flag("scalar", "scores the last token; sum: all of a summary's tokens",
-                     choices=("scalar", "sum"))
+    head: str = flag("scalar", "reads the last token; sum: all of them", choices=("scalar", "sum"))
 
 
 PRESETS = {     # the paper's in the last two rows (appendix B.1)

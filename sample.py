@@ -73,14 +73,13 @@ class Checkpoint(NamedTuple):
 
 
 def load_checkpoint(folder, world=ALONE, head="lm", like=None):
-    """A Checkpoint. head: "lm" for a policy, "scalar" for a reward model. like: another Checkpoint,
+    """A Checkpoint. head: "lm" for a policy, else it is a reward model. like: another Checkpoint,
     whose tokens it should read. Raises: Problem when it is of another kind, or of another run."""
     flags, model = config_of(folder)["flags"], load_model(folder, world, frozen=True)
-    tokenizer, kinds = data.load_tokenizer(folder), ("reward model", "policy")
-    wanted, found = head == "lm", model.config.head == "lm"
-    if wanted != found:
-        raise Problem(f"{folder} holds a {kinds[found]}, not a {kinds[wanted]}: are the folders "
-                      "swapped?")
+    tokenizer, kinds = data.load_tokenizer(folder), ("policy", "reward model")
+    if (head == "lm") != (model.config.head == "lm"):
+        raise Problem(f"{folder} holds a {kinds[head == 'lm']}, not a {kinds[head != 'lm']}: are "
+                      "the folders swapped?")
     if tokenizer.n_vocab != model.config.n_vocab or (
             like and not data.same_tokenizer(tokenizer, like.tokenizer)):
         raise Problem(f"{folder} has another tokenizer than the rest: use networks of one run")
@@ -173,8 +172,7 @@ def spread(act, network, first, second, rows_at_once=128, bar="rows"):
     """What act says of each row, in their order. A row is an item of `first` and one of `second`.
 
     act(items, items) -> a result for each of some rows. Each process takes its share; rows of
-    similar length come together, so that little is padding. network: Checkpoint.
-    """
+    similar length come together, so that little is padding. network: Checkpoint."""
     lengths = [len(a) + len(b) for a, b in zip(first, second, strict=True)]
     world, found = network.world, {}
     mine = world.share(sorted(range(len(lengths)), key=lengths.__getitem__))
@@ -194,8 +192,7 @@ def respond(policy, queries, temperature=0.0, seed=0, purpose="summary", attempt
 
     rows: B numbers, by default 0, 1, ...; the random numbers of row i follow from (seed, purpose,
         attempt, rows[i]) alone, so it is continued in the same way whatever other rows there are.
-    how: rows_at_once, and bar, the name of a progress bar.
-    """
+    how: rows_at_once, and bar, the name of a progress bar."""
     length, vocab = policy.response_length, policy.tokenizer.n_vocab
     draws = uniforms(seed, purpose, attempt, rows or range(len(queries)), length)        # (B, R)
 
@@ -210,8 +207,7 @@ def summarise(policy, posts, examples=(), **how):
     """One summary for each post or article -> texts. policy: Checkpoint. how: as for `respond`.
 
     examples: solved posts, which a policy that was only pretrained sees first. Of its answer the
-    first line counts, for after that it makes up the next post.
-    """
+    first line counts, for after that it makes up the next post."""
     room = policy.model.config.context - policy.response_length
     queries = ([encode_examples(policy.tokenizer, p, examples, room) for p in posts] if examples
                else policy.queries(posts))       # DIFFERS: the paper shows 13, in a larger context
@@ -239,8 +235,7 @@ def worked_examples(folder, seed, count=3):
 def score_texts(reward, posts, texts, rows_at_once=128):
     """The reward model's score of each text as a summary of its post -> floats. reward: Checkpoint.
 
-    A summary that was cut gets an <|endoftext|>, as in comparisons; PPO scores such a one low.
-    """
+    A summary that was cut gets an <|endoftext|>, as in comparisons; PPO scores such a one low."""
     def act(queries, responses):
         return score(reward.model, queries, responses).tolist()              # (b,)
     scores = spread(act, reward, reward.queries(posts), reward.responses(texts), rows_at_once)
@@ -306,8 +301,7 @@ def pair_of(post, row, texts, names, cfg):
     """OpenAI's comparison before anybody chose, and the author's summary as its `reference`.
 
     names: who wrote the texts. In a share --with-reference of the pairs the author's summary takes
-    the place of the second text, and it is drawn which of the two comes first.
-    """
+    the place of the second text, and it is drawn which of the two comes first."""
     rng, reference = generator(cfg.seed, "with reference", row=row), post.get("summary", "").strip()
     summaries = [{"text": " " + text, "policy": name, "note": None}
                  for text, name in zip(texts, names, strict=True)]
@@ -323,8 +317,7 @@ def make_pairs(cfg, posts, count, write_texts, names_of):
 
     write_texts(rows, attempt): a text for each row of the posts; another attempt, another text. A
     second text that equals the first is drawn again, until TRIES are made; if it still does,
-    another post takes that one's place. names_of(row): who writes the two.
-    """
+    another post takes that one's place. names_of(row): who writes the two."""
     order, pairs = generator(cfg.seed, "pairs").permutation(len(posts)).tolist(), []
     while order and len(pairs) < count:
         missing = count - len(pairs)

@@ -70,8 +70,7 @@ def running_rows(tokenizer, texts, length):
     The query is one token: <|endoftext|>, or the token before the response. For length = 4 the text
     "a b c d e" and its end become the rows   <|endoftext|> | a b c   and   c | d e <|endoftext|>
     DIFFERS: GPT-3 packs many texts into one row. In a row of its own a text has nobody else's facts
-    to confuse with its own, and a small network learns to copy in a fifth of the steps.
-    """
+    to confuse with its own, and a small network learns to copy in a fifth of the steps."""
     eot, rows = tokenizer.eot_token, []
     for tokens in tokenizer.encode_ordinary_batch(texts, num_threads=2):
         tokens = [eot, *tokens, eot]

@@ -242,6 +242,19 @@ def test_a_score_is_read_at_the_last_real_token(tiny):
         assert abs(score(net, [q], [r]) - everywhere[len(q) + len(r) - 1]) < 1e-5
 
 
+def test_the_sum_head_reads_every_token_of_the_response_and_none_of_the_query(tiny):
+    net = tiny(head="sum")
+    for q, r in zip(QUERIES, RESPONSES, strict=True):
+        x = net.embed(torch.tensor([q + r]), torch.arange(len(q + r)))
+        for block in net.blocks:
+            x = model.Block.forward(block, x)                          # the plain one
+        said = net.norm(x)[0, len(q):].sum(0) / 10                     # (C,)
+        by_hand = said @ net.head.weight[0] + net.head.bias[0]
+        assert abs(score(net, [q], [r]) - by_hand) < 1e-5
+    alone = torch.cat([score(net, [q], [r]) for q, r in zip(QUERIES, RESPONSES, strict=True)])
+    assert (score(net, QUERIES, RESPONSES) - alone).abs().max() < 1e-5 and alone.std() > .01
+
+
 @pytest.mark.parametrize("head", ["lm", "scalar"])
 def test_reading_some_columns_gives_the_numbers_of_the_full_forward(tiny, head):
     net = tiny(head=head)

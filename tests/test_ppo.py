@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -421,7 +422,7 @@ class Table(torch.nn.Module):
 
     def __init__(self, scores):
         super().__init__()
-        self.scores = scores
+        self.scores, self.config = scores, SimpleNamespace(head="scalar")
 
     def forward(self, tokens, at):
         rows = zip(tokens.tolist(), at[:, 0].tolist(), strict=True)

@@ -13,12 +13,14 @@ from conftest import ROOT, write_comparisons, write_posts
 from test_sft import Killed, kill_at, log_of, weights_of
 
 import data
+import ppo
 import reward
 import sft
 from model import lay_out, load_model, score
 from reward import encode, pairwise_loss, score_pairs, zero_at_references
 from runtime import Problem, config_of
 from runtime.flags import parse
+from sample import load_checkpoint, score_texts
 from tools import doctor
 
 
@@ -215,6 +217,29 @@ def test_it_starts_as_the_supervised_policy_with_a_fresh_head(supervised, compar
     assert all(torch.equal(a[k], old[k]) for k in old) and a.keys() - old.keys() == {
         "head.weight", "head.bias"}
     assert not torch.equal(a["head.weight"], b["head.weight"])
+
+
+def test_a_model_that_reads_the_sum_serves_where_any_other_does(supervised, comparisons, data_dir,
+                                                               tokenizer, posts, tmp_path):
+    """Its folder says so: no other script has to be told."""
+    out = tmp_path / "reward"
+    reward.main(line(supervised, comparisons, out, "--head sum"))
+    assert config_of(out)["model"]["head"] == "sum"
+    checkpoint = load_checkpoint(out, head="scalar")
+    texts = [post["summary"] for post in posts[:9]]
+    together = score_texts(checkpoint, posts[:9], texts)
+    assert np.std(together) > 0 and together == pytest.approx(
+        [score_texts(checkpoint, [p], [t])[0] for p, t in zip(posts, texts, strict=False)], abs=1e-5)
+    references = score_texts(checkpoint, *zip(*((p, p["summary"]) for p in data.read_posts(
+        data_dir, "train")), strict=True))
+    assert abs(np.mean(references)) < 1e-4
+    with pytest.raises(Problem, match="holds a reward model, not a policy"):
+        load_checkpoint(out)
+    ppo.main(f"--policy {supervised} --reward {out} --data {data_dir} --query-length 80 --device cpu "
+             f"--response-length 16 --episodes 16 --batch 8 --out {tmp_path / 'ppo'}".split())
+    first = log_of(tmp_path / "ppo")[0]
+    assert config_of(tmp_path / "ppo")["model"]["head"] == "lm" and np.isfinite(first["value_loss"])
+    assert load_model(tmp_path / "ppo").config.head == "lm"
 
 
 def test_an_interrupted_run_resumes_bit_for_bit(supervised, comparisons, tmp_path, monkeypatch,

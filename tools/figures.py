@@ -34,6 +34,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -628,7 +629,7 @@ class Table(torch.nn.Module):
 
     def __init__(self, scores, n):
         super().__init__()
-        self.scores, self.n = scores, n
+        self.scores, self.n, self.config = scores, n, SimpleNamespace(head="scalar")
 
     def forward(self, tokens, at):
         rows = zip(tokens.tolist(), at[:, 0].tolist(), strict=True)
