@@ -144,7 +144,8 @@ def zero_at_references(network, tokenizer, posts, cfg, world):
 
 
 def read(tokenizer, cfg, world):
-    """Comparisons to learn from, this rank's held-out Pairs, posts whose summaries will score 0."""
+    """Comparisons to learn from, this process's share of the held-out Pairs (split valid1; valid2 is
+    for the report: sample.py), posts whose summaries will score 0."""
     comparisons = data.read_comparisons(cfg.comparisons, "train")[:cfg.limit or None]
     held_out = data.read_comparisons(cfg.comparisons, "valid1")[:EVAL_ROWS]
     folder = cfg.data or config_of(cfg.init)["flags"].get("data")
