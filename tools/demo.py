@@ -41,6 +41,7 @@ class Scale(NamedTuple):
 
 
 FULL = Scale(None, None, None, 4000, None, 1000, (8, 4, 14, 59, 20, 8, 45, 82, 28))
+EARLY = 1024                   # summaries that PPO writes in a round before the last
 QUICK = Scale(4000, 120, 700, 500, 1536, 300, (4, 3, 9, 32, 5, 3, 9, 41, 17))
 
 
@@ -106,18 +107,18 @@ def imitation(cfg, scale):
               (imitate,), took[3])]
 
 
-def feedback(cfg, scale, folder, seed, pairs, sources, earlier=()):
+def feedback(cfg, scale, folder, seed, pairs, sources, earlier=(), head=None):
     """The stages from pairs to a report, which make files in `folder`.
 
     pairs: the command that writes them; sources: what it reads. seed: of pairs and labels. earlier:
-    labels of earlier rounds, from which the reward model learns, too.
+    labels of earlier rounds, from which the reward model learns, too. head: of the reward model.
     """
     supervised, reward, ppo = Path(cfg.run, "supervised"), folder / "reward", folder / "ppo"
     unlabelled, labels = folder / "pairs.jsonl", folder / "comparisons.jsonl"
     page = folder / "report/report.html"
     write = [*pairs, "--out", unlabelled.as_posix()]
     label = words("label.py simulate --labels 3", pairs=unlabelled, seed=seed, out=labels)
-    learn = words("reward.py --preset toy --resume", init=supervised, seed=cfg.seed, out=reward,
+    learn = words("reward.py --preset toy --resume", init=supervised, seed=cfg.seed, out=reward, head=head,
                   comparisons=",".join(path.as_posix() for path in (*earlier, labels)))
     improve = words("ppo.py --preset toy --resume", policy=supervised, reward=reward, data=cfg.data,
                     episodes=scale.episodes, seed=cfg.seed, out=ppo)
@@ -140,7 +141,8 @@ def outer_loop(cfg, scale):
     """The stages of section 3.1's loop: every round asks about summaries of the newest policy, of
     the best of 4 of its own, of the supervised one and of the authors (--by uncertainty: about
     those of which the reward model is least sure). A new reward model learns from *all* labels so
-    far, and PPO starts again from the supervised policy."""
+    far, and PPO starts again from the supervised policy. DIFFERS: the reward models read the sum of
+    a summary's columns: otherwise several rounds do not pay (docs/LABELLING.md)."""
     run, found, earlier = Path(cfg.run), [], []
     supervised, before = run / "supervised", None
     for number in range(1, cfg.rounds + 1):
@@ -152,7 +154,9 @@ def outer_loop(cfg, scale):
             sources, pairs = (*sources, before / "ppo/model.pt"), words(
                 "-m tools.pairs --best-of 4 --with-reference 0.2", policy=before / "ppo",
                 others=supervised, reward=before / "reward", by=cfg.by, **more)
-        found += feedback(cfg, scale, folder, seed, pairs, sources, earlier)
+        early = scale._replace(episodes=EARLY) if number < cfg.rounds else scale
+        found += feedback(cfg, early, folder, seed, pairs, sources, earlier,
+                          "sum" if cfg.rounds > 1 else None)
         earlier.append(folder / "comparisons.jsonl")
         before = folder
     return found
