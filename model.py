@@ -98,7 +98,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder with a head: "lm" predicts the next token, "scalar" or "sum" gives one number."""
+    """A decoder with a head: "lm" predicts the next token, "scalar" gives one number, "sum" one
+    number of the columns that are read, up to this one."""
 
     def __init__(self, config, block=Block):
         super().__init__()
@@ -129,8 +130,8 @@ class GPT(nn.Module):
         x = self.norm(x)
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            if self.config.head == "sum":        # DIFFERS: of all columns up to this; a tenth, or
-                x = x.cumsum(1) / 10             # steps would be too large              (B, T, C)
+            if self.config.head == "sum":        # DIFFERS: an option. A tenth: else the steps of
+                x = x.cumsum(1) / 10             # learning are too large                (B, R, C)
             if self.config.head != "lm":
                 return F.linear(x, self.head.weight.to(x), self.head.bias.to(x))[..., 0]  # (B, T)
             table = self.wte.weight if self.config.tied else self.head.weight    # (rows, C)
@@ -279,7 +280,7 @@ def score(model, queries, responses):
 
 
 def score_rows(model, rows):
-    """A scalar network's number at each row's last token; "sum" reads the whole response. (B,)"""
+    """The score at each row's last token; "sum" reads all of the response's columns. (B,)"""
     if model.config.head == "scalar":
         return model(rows.tokens, at=rows.last)[:, 0]                                # (B,)
     seen = model(rows.tokens, at=torch.minimum(rows.columns + 1, rows.last))         # (B, R)
@@ -344,11 +345,11 @@ def build(config, seed=0, world=ALONE):
 
 def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
     """The network in a checkpoint folder. Raises: Problem when it is missing or damaged.
-    head: not "lm" puts a new head, made from `seed`, on a language model's blocks, as the
+    head: "scalar" or "sum" puts a new one, from `seed`, on a language model's blocks, as the
         reward model starts out (section 3.4). frozen: not to be trained, so bf16 may be enough."""
     config, weights, path = read_network(folder, ModelConfig, ACTIVATIONS)
     fresh = ("head.",) if head and head != "lm" == config.head else ()
-    config = replace(config, head=head or config.head)
+    config = replace(config, head=head if fresh or head == "lm" else config.head)
     model = skeleton(config, world, frozen)
     world.load(model, path, fresh, weights)
     for name, p in model.named_parameters():

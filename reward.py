@@ -28,7 +28,7 @@ Training sees differences only, so a constant may be added to all scores. It is 
 summary without an end the score -1, which is less than most summaries have.
 
 DIFFERS: with --head sum the number is read from the sum over all of a summary's tokens. A network
-of two layers sees more so: docs/FIGURES.md, "Where the reward model is blind".
+of two layers sees more that way: docs/FIGURES.md, "Where the reward model is blind".
 
     python reward.py --preset toy --init runs/demo/supervised \
                      --comparisons runs/demo/comparisons.jsonl --out runs/demo/reward   # a minute
@@ -58,7 +58,8 @@ class Config(Common):
     batch: int = flag(64, "comparisons an optimizer step, over all processes", least=1)
     micro_batch: int = flag(16, "comparisons a forward pass; what fits the device", least=1)
     lr: float = flag(1.5e-5, "peak learning rate")
-    head: str = flag("scalar", "reads the last token; sum: all of them", choices=("scalar", "sum"))
+    head: str = flag("scalar", "what is read: the last token; sum: all of a summary's",
+                     choices=("scalar", "sum"))
 
 
 PRESETS = {     # the paper's in the last two rows (appendix B.1)
@@ -103,8 +104,8 @@ def encode(tokenizer, comparison, cfg):
 def score_pairs(network, pairs):
     """Scores of b Pairs, as 2 b rows of one forward pass: chosen (b,), rejected (b,).
 
-        query | chosen <|endoftext|>   padding              `score` reads the scalar head at
-        query | rejected   <|endoftext|>                    the column of the <|endoftext|>
+        query | chosen <|endoftext|>   padding              `score` reads the scalar head at the
+        query | rejected   <|endoftext|>                    <|endoftext|> ("sum": the response)
     """
     queries = [pair.query for pair in pairs]
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
@@ -144,8 +145,8 @@ def zero_at_references(network, tokenizer, posts, cfg, world):
 
 
 def read(tokenizer, cfg, world):
-    """Comparisons to learn from, this process's share of the held-out Pairs (split valid1; valid2 is
-    for the report: sample.py), posts whose summaries will score 0."""
+    """Comparisons to learn from, this process's share of the held-out Pairs (valid1; valid2 is for
+    the report), posts whose summaries will score 0."""
     comparisons = data.read_comparisons(cfg.comparisons, "train")[:cfg.limit or None]
     held_out = data.read_comparisons(cfg.comparisons, "valid1")[:EVAL_ROWS]
     folder = cfg.data or config_of(cfg.init)["flags"].get("data")

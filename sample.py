@@ -73,8 +73,8 @@ class Checkpoint(NamedTuple):
 
 
 def load_checkpoint(folder, world=ALONE, head="lm", like=None):
-    """A Checkpoint. head: "lm" for a policy, else it is a reward model. like: another Checkpoint,
-    whose tokens it should read. Raises: Problem when it is of another kind, or of another run."""
+    """A Checkpoint. head: "lm" for a policy, "scalar" for a reward model, whatever it reads. like:
+    another, whose tokens it should read. Raises: Problem when its kind, or its run, is another."""
     flags, model = config_of(folder)["flags"], load_model(folder, world, frozen=True)
     tokenizer, kinds = data.load_tokenizer(folder), ("policy", "reward model")
     if (head == "lm") != (model.config.head == "lm"):

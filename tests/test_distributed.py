@@ -99,14 +99,14 @@ def assert_alike(a, b, rel, names):
 
 # ----------------------------------------------------------------------------- the same numbers
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_one_process_two_under_ddp_and_two_under_fsdp_end_alike(script, line, tmp_path, float64):
+@pytest.mark.parametrize("script, more", [*((script, "") for script in SCRIPTS), ("reward", "--head sum")])
+def test_one_process_two_under_ddp_and_two_under_fsdp_end_alike(script, more, line, tmp_path, float64):
     main = SCRIPTS[script].main
-    main(line(script, tmp_path / "alone"))
+    main(line(script, tmp_path / "alone", more))
     names = ["model.pt", "critic.pt"] if script == "ppo" else ["model.pt"]
     for how in ("ddp", "fsdp --micro-batch 3 --checkpointing"):
         out = tmp_path / how.split()[0]
-        assert ranks(2, main, line(script, out, f"--parallel {how}")) == [0, 0]
+        assert ranks(2, main, line(script, out, f"--parallel {how} {more}")) == [0, 0]
         assert_alike(out, tmp_path / "alone", 1e-9, names)
 
 

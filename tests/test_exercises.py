@@ -235,11 +235,10 @@ MISTAKES = [                       # as a student would write them
         return -advantage * torch.min(ratio, ratio.clamp(1 - clip, 1 + clip)), ratio > 1 + clip"""),
     ("score of the truncated row", "last", """
         return self.columns.gather(1, self.is_response.sum(1, keepdim=True) - 1)"""),
-    ("score of the truncated row", "score", """
-        rows = lay_out(queries, responses, model.config.n_vocab)
+    ("score of the truncated row", "score_rows", """
         return model(rows.tokens, at=rows.last - 1)[:, 0]"""),
-    ("score at padding", "score", """
-        return model(lay_out(queries, responses, model.config.n_vocab).tokens)[:, -1]"""),
+    ("score at padding", "score_rows", """
+        return model(rows.tokens)[:, -1]"""),
     ("reference updated along with the policy", "prepare", """
         policy = reference = load_model(cfg.policy, world)
         critic = load_model(cfg.reward, world)
@@ -480,7 +479,7 @@ def test_the_state_of_all_is_a_line_each(folder, capsys):
 
 def test_a_files_name_means_its_exercises(folder, capsys):
     write(folder, "nll", "return 0")
-    for name, meant in (("model.py", ["attention", "lay_out", "token_logp", "choose", "last", "score"]),
+    for name, meant in (("model.py", ["attention", "lay_out", "token_logp", "choose", "last", "score_rows"]),
                         ("exercises/tools/rouge.py", ["longest_common_subsequence"]), ("sft.py", ["nll"])):
         assert [exercise.name() for exercise in tool.meant(name, "check")] == meant
     text, code = said(capsys, "check", "model.py", "--out", str(folder))

@@ -347,3 +347,8 @@ def test_a_critic_that_shares_the_policys_layers_is_looked_at_too(run, posts, tm
     shared = look(tmp_path / "run", posts[:1])
     first, second = ([s["rows"][0]["value"] for s in seen["stops"][:2]] for seen in (shared, own))
     assert first[0] != second[0] and first[1] == second[1]     # the new head; critic-000002.pt
+    judge = tmp_path / "run/reward/config.json"                # a reward model that reads the sum
+    summed = json.loads(judge.read_text())
+    judge.write_text(json.dumps(summed | {"model": summed["model"] | {"head": "sum"}}))
+    third = [s["rows"][0]["value"] for s in look(tmp_path / "run", posts[:1])["stops"][:2]]
+    assert third == first                                      # the critic has the head it was made with

@@ -167,7 +167,8 @@ def use_model(pretend, *_):
     model.GPT(net.config).to(pretend.device).write(tokens, 2)
     said, _ = sample.generate(net, QUERIES, 12, 1.0, sample.uniforms(0, "pretend", 0, range(8), 12))
     assert 1 < (said == 39).any(1).sum() < 8
-    model.score(net_on(pretend, "scalar"), QUERIES, [[1, 2]] * 8)
+    for head in ("scalar", "sum"):
+        model.score(net_on(pretend, head), QUERIES, [[1, 2]] * 8)
 
 
 def use_evaluate(pretend, out, needs):

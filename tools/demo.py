@@ -118,8 +118,8 @@ def feedback(cfg, scale, folder, seed, pairs, sources, earlier=(), head=None):
     page = folder / "report/report.html"
     write = [*pairs, "--out", unlabelled.as_posix()]
     label = words("label.py simulate --labels 3", pairs=unlabelled, seed=seed, out=labels)
-    learn = words("reward.py --preset toy --resume", init=supervised, seed=cfg.seed, out=reward, head=head,
-                  comparisons=",".join(path.as_posix() for path in (*earlier, labels)))
+    learn = words("reward.py --preset toy --resume", init=supervised, seed=cfg.seed, out=reward,
+                  head=head, comparisons=",".join(path.as_posix() for path in (*earlier, labels)))
     improve = words("ppo.py --preset toy --resume", policy=supervised, reward=reward, data=cfg.data,
                     episodes=scale.episodes, seed=cfg.seed, out=ppo)
     evaluate = words("evaluate.py", run=folder, data=cfg.data, posts=cfg.posts, seed=cfg.seed,
@@ -141,8 +141,9 @@ def outer_loop(cfg, scale):
     """The stages of section 3.1's loop: every round asks about summaries of the newest policy, of
     the best of 4 of its own, of the supervised one and of the authors (--by uncertainty: about
     those of which the reward model is least sure). A new reward model learns from *all* labels so
-    far, and PPO starts again from the supervised policy. DIFFERS: the reward models read the sum of
-    a summary's columns: otherwise several rounds do not pay (docs/LABELLING.md)."""
+    far, and PPO starts again from the supervised policy. Before the last round it writes fewer
+    summaries. DIFFERS: of several rounds, the reward models have the head "sum"
+    (docs/LABELLING.md)."""
     run, found, earlier = Path(cfg.run), [], []
     supervised, before = run / "supervised", None
     for number in range(1, cfg.rounds + 1):

@@ -385,38 +385,38 @@ class Choose(Exercise):
 
 
 class Score(Exercise):
-    chapter, function = "model", "score"
+    chapter, function = "model", "score_rows"
     question = "What does a reward model say of a whole summary?"
     hints = (
-        "One row for each query and response together; the network gives a number in each column.",
+        "A row is a query and a response; the network gives a number in each column.",
         "Only the number at the last real token has seen the whole summary: `last` of Rows says "
         "where that is.",
-        "rows = lay_out(queries, responses, model.config.n_vocab), moved to the device of "
-        "model.wte.weight; model(rows.tokens, at=rows.last)[:, 0]")
+        'model(rows.tokens, at=rows.last)[:, 0]. (The head "sum", which reads all columns of the '
+        "response, is not asked for.)")
 
     def cases():
-        """A network, queries, responses."""
-        return [(ByHand(6, "scalar"), [[1, 2]], [[3, 5]]),
-                (ByHand(6, "scalar"), [[1, 2], [4]], [[3, 4, 4, 5], [3, 5]])]
+        """A network, Rows."""
+        found = []
+        for texts in (([[1, 2]], [[3, 5]], 6), ([[1, 2], [4]], [[3, 4, 4, 5], [3, 5]], 6)):
+            rows = SimpleNamespace(**dict(zip(ROWS, laid_out(*texts), strict=True)))
+            rows.last = Last.oracle(rows)
+            found.append((ByHand(6, "scalar"), rows))
+        return found
 
-    def oracle(model, queries, responses):
+    def oracle(model, rows, begin=0, end=0):
         """Each row alone: then there is no padding, and its last column is the last."""
-        return torch.stack([model(torch.tensor([q + r]))[0, -1]
-                            for q, r in zip(queries, responses, strict=True)]).detach()
-
-    def at_padding(model, queries, responses):
-        T = max(len(q + r) for q, r in zip(queries, responses, strict=True))
-        return Score.oracle(model, [(q + r + [6] * T)[:T] for q, r in
-                                    zip(queries, responses, strict=True)], [[]] * len(queries))
+        first = [begin * n for n in (rows.columns[:, 0] + 1).tolist()]
+        stop = (rows.last[:, 0] + 1 + end).tolist()
+        return torch.stack([model(tokens[None, i:j])[0, -1] for tokens, i, j in
+                            zip(rows.tokens, first, stop, strict=True)]).detach()
 
     mistakes = [
         ("score of the truncated row", "read one column too early, before the last token is seen.",
-         lambda model, queries, responses:
-             Score.oracle(model, queries, [r[:-1] for r in responses])),
+         lambda model, rows: Score.oracle(model, rows, end=-1)),
         ("score at padding", "read in the table's last column, which in shorter rows is padding.",
-         at_padding),
+         lambda model, rows: model(rows.tokens)[:, -1].detach()),
         ("query left out", "the reward model has to see the post, too.",
-         lambda model, queries, responses: Score.oracle(model, [[]] * len(queries), responses))]
+         lambda model, rows: Score.oracle(model, rows, begin=1))]
 
 
 def nats(network, rows, shift=-1, query=False, padding=False):

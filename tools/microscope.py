@@ -53,7 +53,7 @@ def stops(supervised, ppo, reward, cfg):
     folder, final = Path(ppo.folder), ppo.flags["episodes"] // ppo.flags["batch"]
     critic = first_critic(ppo.flags.get("critic", "reward"), cfg, supervised.model, ppo.world)
     yield "supervised", supervised.model, critic
-    critic = skeleton(reward.model.config, ppo.world, frozen=True)      # whatever it started from
+    critic = skeleton(critic.config, ppo.world, frozen=True)
     steps = [step for step in sorted(int(path.stem[7:]) for path in
                                      folder.glob("snapshots/critic-*.pt")) if step < final]
     chosen = torch.linspace(0, len(steps) - 1, min(SNAPSHOTS, len(steps))).round().int().tolist()
