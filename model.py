@@ -99,7 +99,7 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """A decoder with a head: "lm" predicts the next token, "scalar" gives one number, "sum" one
-    number of the columns that are read, up to this one."""
+    number from the sum of this column and those that are read before it."""
 
     def __init__(self, config, block=Block):
         super().__init__()
@@ -126,12 +126,12 @@ class GPT(nn.Module):
         return self.wte(tokens) + self.wpe(columns)
 
     def predict(self, x):
-        """The head, in fp32: bf16's 8 bits are too few for log-probs. (B, T, C) -> (B, T, V)"""
+        """The head, in fp32: bf16 has too few bits for log-probs. (B, T, C) -> (B, T, V), (B, T)"""
         x = self.norm(x)
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            if self.config.head == "sum":        # DIFFERS: an option. A tenth: else the steps of
-                x = x.cumsum(1) / 10             # learning are too large                (B, R, C)
+            if self.config.head == "sum":        # DIFFERS: an option. / 10: the sum is large, and
+                x = x.cumsum(1) / 10             # steps of learning would be, too       (B, T, C)
             if self.config.head != "lm":
                 return F.linear(x, self.head.weight.to(x), self.head.bias.to(x))[..., 0]  # (B, T)
             table = self.wte.weight if self.config.tied else self.head.weight    # (rows, C)
@@ -280,7 +280,7 @@ def score(model, queries, responses):
 
 
 def score_rows(model, rows):
-    """The score at each row's last token; "sum" reads all of the response's columns. (B,)"""
+    """The head at each row's last token; "sum": over all response tokens (`columns` + 1). (B,)"""
     if model.config.head == "scalar":
         return model(rows.tokens, at=rows.last)[:, 0]                                # (B,)
     seen = model(rows.tokens, at=torch.minimum(rows.columns + 1, rows.last))         # (B, R)
@@ -348,7 +348,7 @@ def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
     head: "scalar" or "sum" puts a new one, from `seed`, on a language model's blocks, as the
         reward model starts out (section 3.4). frozen: not to be trained, so bf16 may be enough."""
     config, weights, path = read_network(folder, ModelConfig, ACTIVATIONS)
-    fresh = ("head.",) if head and head != "lm" == config.head else ()
+    fresh = ("head.",) if config.head == "lm" and head not in (None, "lm") else ()
     config = replace(config, head=head if fresh or head == "lm" else config.head)
     model = skeleton(config, world, frozen)
     world.load(model, path, fresh, weights)

@@ -27,8 +27,8 @@ Training sees differences only, so a constant may be added to all scores. It is 
 2,000 summaries by the posts' own authors score 0 on average. ppo.py relies on that: it gives a
 summary without an end the score -1, which is less than most summaries have.
 
-DIFFERS: with --head sum the number is read from the sum over all of a summary's tokens. A network
-of two layers sees more that way: docs/FIGURES.md, "Where the reward model is blind".
+DIFFERS: --head sum reads the sum over all of a summary's columns. It predicts answers about PPO's
+own summaries better, but needs a higher beta: docs/FIGURES.md, "Where the reward model is blind".
 
     python reward.py --preset toy --init runs/demo/supervised \
                      --comparisons runs/demo/comparisons.jsonl --out runs/demo/reward   # a minute
@@ -58,12 +58,12 @@ class Config(Common):
     batch: int = flag(64, "comparisons an optimizer step, over all processes", least=1)
     micro_batch: int = flag(16, "comparisons a forward pass; what fits the device", least=1)
     lr: float = flag(1.5e-5, "peak learning rate")
-    head: str = flag("scalar", "what is read: the last token; sum: all of a summary's",
+    head: str = flag("scalar", "what is read: scalar: the last token; sum: all of a summary",
                      choices=("scalar", "sum"))
 
 
 PRESETS = {     # the paper's in the last two rows (appendix B.1)
-    # DIFFERS: 16 comparisons a step, not 64: of the few labels there are, 64 make too few steps.
+    # DIFFERS: 16 comparisons a step, not 64: with few labels, 64 a step would be too few steps.
     "toy": dict(query_length=256, response_length=48, batch=16, lr=1e-3),
     "laptop": dict(query_length=320, response_length=32, batch=16, lr=3e-4),
     "gpt2": dict(lr=1.5e-5),
@@ -104,8 +104,8 @@ def encode(tokenizer, comparison, cfg):
 def score_pairs(network, pairs):
     """Scores of b Pairs, as 2 b rows of one forward pass: chosen (b,), rejected (b,).
 
-        query | chosen <|endoftext|>   padding              `score` reads the scalar head at the
-        query | rejected   <|endoftext|>                    <|endoftext|> ("sum": the response)
+        query | chosen <|endoftext|>   padding              `score` reads the head at the row's
+        query | rejected   <|endoftext|>                    last token ("sum": the whole response)
     """
     queries = [pair.query for pair in pairs]
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]

@@ -138,12 +138,12 @@ def feedback(cfg, scale, folder, seed, pairs, sources, earlier=(), head=None):
 
 
 def outer_loop(cfg, scale):
-    """The stages of section 3.1's loop: every round asks about summaries of the newest policy, of
-    the best of 4 of its own, of the supervised one and of the authors (--by uncertainty: about
-    those of which the reward model is least sure). A new reward model learns from *all* labels so
-    far, and PPO starts again from the supervised policy. Before the last round it writes fewer
-    summaries. DIFFERS: of several rounds, the reward models have the head "sum"
-    (docs/LABELLING.md)."""
+    """The stages of section 3.1's loop. Round 1 asks about summaries of the supervised policy and
+    of the authors, later ones also about those of the newest policy and the best of 4 of its own
+    (--by uncertainty: about those of which the reward model is least sure). A new reward model
+    learns from *all* labels so far, and PPO starts again from the supervised policy; before the
+    last round it writes fewer summaries. DIFFERS: with two rounds or more the reward models have
+    the head "sum" (docs/LABELLING.md)."""
     run, found, earlier = Path(cfg.run), [], []
     supervised, before = run / "supervised", None
     for number in range(1, cfg.rounds + 1):
