@@ -60,6 +60,17 @@ def test_the_outer_loop_learns_from_all_labels_so_far():
                        "r/rounds-2/1/comparisons.jsonl,r/rounds-2/2/comparisons.jsonl"]
 
 
+def test_several_rounds_read_the_sum_and_write_less_before_the_last():
+    def of(script, flag, *argv):
+        return [words[words.index(flag) + 1] if flag in words else None
+                for name, words in typed(stages(*argv)) if name == script]
+    for argv, heads, episodes in (((), [None], [None]), (("--rounds", "1"), [None], [None]),
+                                  (("--rounds", "3"), ["sum"] * 3, ["1024", "1024", None]),
+                                  (("--quick", "--rounds", "2"), ["sum"] * 2, ["1024", "1536"])):
+        assert of("reward.py", "--head", *argv) == heads
+        assert of("ppo.py", "--episodes", *argv) == episodes
+
+
 unix = pytest.mark.skipif(not hasattr(os, "killpg"), reason="takes away what only Unix has")
 make = pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 

@@ -235,6 +235,7 @@ def test_a_model_that_reads_the_sum_serves_where_any_other_does(supervised, comp
     assert abs(np.mean(references)) < 1e-4
     with pytest.raises(Problem, match="holds a reward model, not a policy"):
         load_checkpoint(out)
+    assert load_model(out, head="scalar").config.head == "sum"         # it stays what it was made as
     ppo.main(f"--policy {supervised} --reward {out} --data {data_dir} --query-length 80 --device cpu "
              f"--response-length 16 --episodes 16 --batch 8 --out {tmp_path / 'ppo'}".split())
     first = log_of(tmp_path / "ppo")[0]

@@ -155,8 +155,8 @@ def outer_loop(cfg, scale):
             sources, pairs = (*sources, before / "ppo/model.pt"), words(
                 "-m tools.pairs --best-of 4 --with-reference 0.2", policy=before / "ppo",
                 others=supervised, reward=before / "reward", by=cfg.by, **more)
-        early = scale._replace(episodes=EARLY) if number < cfg.rounds else scale
-        found += feedback(cfg, early, folder, seed, pairs, sources, earlier,
+        own = scale._replace(episodes=EARLY) if number < cfg.rounds else scale
+        found += feedback(cfg, own, folder, seed, pairs, sources, earlier,
                           "sum" if cfg.rounds > 1 else None)
         earlier.append(folder / "comparisons.jsonl")
         before = folder
