@@ -1,15 +1,33 @@
 """What the tests share: a town of 60 posts, a tokenizer of 300 tokens, networks of width 16."""
+import faulthandler
 import itertools
 import json
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)           # the same sums in the same order, and no fight for the cores
+tqdm.monitor_interval = 0          # a fork copies locks, but not the thread that would open them, and
+tqdm.set_lock(threading.RLock())   # tqdm's own lock is one for all: who dies with it stops the others
+
+
+def end_when_hanging(seconds=600):
+    """A forked process that never ends says where it is, and ends: its test fails, and does not
+    wait for ever. (pyproject.toml has the same for the tests themselves.)"""
+    faulthandler.register(signal.SIGALRM, file=2, chain=True)
+    signal.alarm(seconds)
+
+
+if hasattr(os, "fork"):
+    os.register_at_fork(after_in_child=end_when_hanging)
 
 import data  # noqa: E402
 import model  # noqa: E402

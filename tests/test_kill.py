@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,6 @@ import torch
 from conftest import ROOT
 from test_distributed import free_port, ranks
 from test_runtime import Killed, little_run, log_of
-from tqdm import tqdm
 
 import ppo
 import reward
@@ -332,7 +330,6 @@ def fork(processes, main, argv):
             code = 1
             try:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-                tqdm.set_lock(threading.RLock())       # a sibling died holding the one they share
                 runtime.flags.entry(lambda: main(argv))
                 code = 0
             except SystemExit as left:
