@@ -137,6 +137,16 @@ def feedback(cfg, scale, folder, seed, pairs, sources, earlier=(), head=None):
               tuple(copies if folder != Path(cfg.run) else ()))]
 
 
+def of_round(scale, number, rounds):
+    """The scale of one round: it asks about a share of the pairs, learns from all labels so far,
+    and PPO writes less, but in the last round."""
+    *before, pairs, labels, reward, ppo, judging = scale.seconds
+    episodes = scale.episodes if number == rounds else EARLY
+    ppo *= (episodes or 3072) / (scale.episodes or 3072)                # 3,072: ppo.py --preset toy
+    return scale._replace(episodes=episodes, seconds=(
+        *before, pairs / rounds, labels / rounds, reward * number / rounds, ppo, judging))
+
+
 def outer_loop(cfg, scale):
     """The stages of section 3.1's loop. Round 1 asks about summaries of the supervised policy and
     of the authors, later ones also about those of the newest policy and the best of 4 of its own
@@ -155,9 +165,8 @@ def outer_loop(cfg, scale):
             sources, pairs = (*sources, before / "ppo/model.pt"), words(
                 "-m tools.pairs --best-of 4 --with-reference 0.2", policy=before / "ppo",
                 others=supervised, reward=before / "reward", by=cfg.by, **more)
-        own = scale._replace(episodes=EARLY) if number < cfg.rounds else scale
-        found += feedback(cfg, own, folder, seed, pairs, sources, earlier,
-                          "sum" if cfg.rounds > 1 else None)
+        found += feedback(cfg, of_round(scale, number, cfg.rounds), folder, seed, pairs, sources,
+                          earlier, "sum" if cfg.rounds > 1 else None)
         earlier.append(folder / "comparisons.jsonl")
         before = folder
     return found
