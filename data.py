@@ -111,7 +111,7 @@ def pretraining_texts(folder):
 # The pieces, which no token crosses: 've | word | number | punctuation (each with a space before
 # it) | white space. "++" is "+" that never tries a shorter match, which could not help here.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-LONGEST = 128              # bytes of a token; a row of 10,000 dashes is counted as many pieces
+LONGEST = 128              # bytes of a token at most
 BYTES = [bytes([byte]) for byte in range(256)]         # the first 256 tokens
 ENDOFTEXT = "<|endoftext|>"
 

@@ -6,9 +6,9 @@
 The paper's labellers see the post and both summaries and answer on a scale from 1 ("A is surely
 better") to 9 ("B is"). Mostly one person sees a pair: another pair teaches a reward model more than
 a second opinion does (section 3.3, appendix C). A test run has nobody to ask, so here eight people
-of the toy world answer. Each has a taste: mostly a number r for every summary of a post. They feel
-the difference of two numbers, but with noise, and choose the second summary when what they feel is
-above 0:
+of the toy world answer. Each has a taste: a number r for every summary of a post (one of them also
+likes what is shown first). They feel the difference of two numbers, but with noise, and choose the
+second summary when what they feel is above 0:
 
     felt = r_B - r_A + noise        P(choose B) = P(noise > -(r_B - r_A)) = sigmoid(r_B - r_A)
 
@@ -23,7 +23,8 @@ shocked." What B has more, in points of quality, times `SHARPNESS`, 1.35, is r_B
     ben, who wants it short     1.08       1.46         .81
     gus, who does not            .40        .54         .63
 
-    python label.py simulate --pairs runs/demo/pairs.jsonl --out runs/demo/comparisons.jsonl  # 5 s
+    python label.py simulate --labels 3 --pairs runs/mine/pairs.jsonl \
+                    --out runs/mine/comparisons.jsonl              # seconds
 
 Yourself and other people, in a terminal or on a website, are asked by python -m tools.labelling.
 
@@ -83,7 +84,7 @@ LABELLERS = [Taste("toy-ada"), Taste("toy-ben", length=1.), Taste("toy-cleo", ac
              Taste("toy-finn", coverage=.6, first=.1), Taste("toy-gus", coverage=1.3, length=.1),
              Taste("toy-hana", accuracy=1.6, question=-.2)]
 # What a point of quality is worth, in units of the noise. At 0 two labellers agree on half of all
-# pairs of two authors' summaries, at this value on 73 %, as in section 3.3 (a test computes it).
+# pairs of two authors' summaries, at this value on 73 %, as in appendix C.2 (a test computes it).
 SHARPNESS = 1.35164966868615
 
 

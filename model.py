@@ -222,7 +222,7 @@ def choose(logits, temperature=1.0, u=None):
 #    A tensor (B, 2H, S, D) a block keeps them: one column is computed, not all T.
 # 3. A fused kernel does what `attention` does, and stores no (T, T) table.
 #
-#    the last block, when     at       columns   q              k, v           cache
+#    the last block, when     at       new       q              k, v           cache
 #    training                 (B, R)   None      (B, H, R, D)   (B, H, T, D)   None
 #    reading the queries      (B, 1)   None      (B, H, 1, D)   (B, H, T, D)   filled; S = T
 #    writing one token        None     (B, 1)    (B, H, 1, D)   (B, H, S, D)   one column more
@@ -230,19 +230,19 @@ def choose(logits, temperature=1.0, u=None):
 
 
 class FastBlock(Block):
-    def forward(self, x, at=None, columns=None, cache=None):
+    def forward(self, x, at=None, new=None, cache=None):
         """(B, T, C) -> (B, R, C): of the columns `at` (B, R), or all. cache: keys and values, kept.
-        columns: where x stands; None: at 0 .. T - 1, and with a cache that is the whole query."""
+        new: where x stands; None: at 0 .. T - 1, and with a cache that is the whole query."""
         normed = self.norm_1(x)                                                  # (B, T, C)
         kv = self.to_heads(self.attention.kv(normed))                            # (B, 2H, T, D)
-        if cache is not None and columns is None:        # whole queries fill the cache: S = T
+        if cache is not None and new is None:            # whole queries fill the cache: S = T
             kv = cache.copy_(kv)                                                 # (B, 2H, S, D)
         elif cache is not None:                          # one token a row, to its own column
-            kv = cache.scatter_(2, columns[:, None, :, None].expand_as(kv), kv)  # (B, 2H, S, D)
+            kv = cache.scatter_(2, new[:, None, :, None].expand_as(kv), kv)      # (B, 2H, S, D)
         if at is not None:
             some = at[..., None].expand(-1, -1, x.shape[-1])                     # (B, R, C)
             x, normed = x.gather(1, some), normed.gather(1, some)                # (B, R, C) each
-        asking = columns if at is None else at           # the columns of q: (B, R), None: all
+        asking = new if at is None else at               # the columns of q: (B, R), None: all
         q = self.to_heads(self.attention.q(normed))                              # (B, H, R, D)
         k, v = kv.chunk(2, 1)                                                    # (B, H, S, D) each
         seen = None                                                              # causal
@@ -257,19 +257,19 @@ class FastGPT(GPT):
     def __init__(self, config):
         super().__init__(config, FastBlock)
 
-    def forward(self, tokens, at=None, columns=None, cache=None):
+    def forward(self, tokens, at=None, new=None, cache=None):
         """Logits (B, R, V) or scalars (B, R):
             model(tokens)                             of all columns, as GPT
             model(tokens, at=at)                      of the columns `at` (B, R) alone
             model(tokens, at=at, cache=cache)         the same, and fills the cache
-            model(token, columns=new, cache=cache)    of one more token a row, in column `new`"""
+            model(token, new=new, cache=cache)        of one more token a row, in column `new`"""
         self.check(tokens.shape[1])
-        here = torch.arange(tokens.shape[1], device=tokens.device) if columns is None else columns
+        here = torch.arange(tokens.shape[1], device=tokens.device) if new is None else new
         x = self.embed(tokens, here)                                             # (B, T, C)
         cache = cache or [None] * len(self.blocks)
         for block, kept in zip(self.blocks[:-1], cache, strict=False):
-            x = block(x, None, columns, kept)                                    # (B, T, C)
-        x = self.blocks[-1](x, at, columns, cache[-1])                           # (B, R, C)
+            x = block(x, None, new, kept)                                        # (B, T, C)
+        x = self.blocks[-1](x, at, new, cache[-1])                               # (B, R, C)
         return self.predict(x)                                                   # (B, R, V)
 
 

@@ -57,8 +57,8 @@ Read downwards: "He" stands in column n, but is chosen, and its value read, one 
 critic expects 1.00 before "He" and 1.20 after it: with the reward of -.02, this token was .18
 better than expected. It also made possible what followed: A[0] = .18 + .95 * .31 + .95^2 * .495.
 
-    python ppo.py --preset toy --policy runs/demo/supervised --reward runs/demo/reward \
-                  --data data/toy --out runs/demo/ppo                       # two minutes
+    python ppo.py --preset toy --policy runs/mine/supervised --reward runs/mine/reward \
+                  --data data/toy --out runs/mine/ppo                       # two minutes
 
 Before:  reward.py.    After: evaluate.py (is it really better?).
 """

@@ -30,8 +30,8 @@ summary without an end the score -1, which is less than most summaries have.
 DIFFERS: --head sum reads the sum over all of a summary's columns. It predicts answers about PPO's
 own summaries better, but needs a higher beta: docs/FIGURES.md, "Where the reward model is blind".
 
-    python reward.py --preset toy --init runs/demo/supervised \
-                     --comparisons runs/demo/comparisons.jsonl --out runs/demo/reward   # a minute
+    python reward.py --preset toy --init runs/mine/supervised \
+                     --comparisons runs/mine/comparisons.jsonl --out runs/mine/reward   # a minute
 
 Before:  label.py (where comparisons come from).    After: ppo.py (what the score is good for).
 """

@@ -7,8 +7,8 @@ r"""Chapter 5. Let a policy write: one summary, the best of n, pairs of summarie
     python sample.py --policy runs/demo/ppo                       # a post nobody trained on; 2 s
     python sample.py --policy runs/demo/supervised --post "My sister sold my bike." \
                      --best-of 16 --reward runs/demo/reward
-    python sample.py --policy runs/demo/supervised --data data/toy --pairs 4000 \
-                     --out runs/demo/pairs.jsonl                  # half a minute on two cores
+    python sample.py --policy runs/mine/supervised --data data/toy --pairs 4000 \
+                     --with-reference 0.5 --out runs/mine/pairs.jsonl    # half a minute, two cores
 
 Before:  sft.py (where a policy comes from).    After: label.py (which of two summaries is better?).
 """
@@ -130,7 +130,7 @@ def generate(model, queries, length, temperature=1.0, u=None, look_every=8, toge
     With look_every = 2, queries of 3, 2 and 4 tokens, of which the second ends at once:
         t           0        1        2      3
         row         1 0 2    1 0 2    0 2    0 2    which queries are in the cache, shortest first
-        column      1 2 3    2 3 4    4 5    5 6    where the newest token of each stands
+        column      1 2 3    2 3 4    4 5    5 6    where the model is read for it
         token       E a b    - c d    e f    ...    E: <|endoftext|>, so at t = 1 left is 1 2
     queries: B token lists. u: (B, length) in [0, 1), a number for each token; None: greedy.
     Returns: tokens (B, length) long, padding after <|endoftext|>; log-probs (B, length), there 0"""
@@ -159,7 +159,7 @@ def generate(model, queries, length, temperature=1.0, u=None, look_every=8, toge
                     cache[i] = cache[i][left]                                        # (b, 2H, S, D)
         if t + 1 < length:
             column, S = column + 1, longest + t + 1                                  # (b, 1), ()
-            logits = model(token[:, None], columns=column,                           # (b, V)
+            logits = model(token[:, None], new=column,                               # (b, V)
                            cache=[kv[:, :, :S] for kv in cache])[:, 0]
     ends = (out == eot).long()                           # 0 0 1 0 1: a row goes on until it leaves
     after = ends.cumsum(1) - ends > 0                    # F F F T T
@@ -355,8 +355,7 @@ def write_pairs(cfg, policy, folder):
 def work(cfg, world):
     """Show one post's summaries, or write pairs of them."""
     if cfg.temperature is None:
-        several = 1.0 if cfg.pairs else 0.7
-        cfg = replace(cfg, temperature=several if cfg.pairs or cfg.best_of > 1 else 0.0)
+        cfg = replace(cfg, temperature=1.0 if cfg.pairs else 0.7 if cfg.best_of > 1 else 0.0)
     if cfg.best_of > 1 and not cfg.reward:
         raise Problem(f"--best-of {cfg.best_of} needs a --reward model to choose with")
     if bool(cfg.pairs) != bool(cfg.out):

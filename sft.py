@@ -8,14 +8,14 @@ r"""Chapter 4. Imitation: predict the next token of what people wrote.
 
 A token that was given the probability 1/2 costs -log 1/2 = 0.69 nats. A new network gives each of
 the toy's 1,024 tokens about 1/1024, which costs 6.93 (a little more, as its logits are not equal).
-From the demo's two logs; the second begins with a network that knows no summaries:
+From the demo's two logs (loss: of 16 rows alone). The second network knows no summaries yet:
 
     pretraining    step 0: loss 7.31        step  199: loss 1.46, valid_loss 1.44
-    fine-tuning    step 0: loss 4.71        step 1299: loss 0.51, valid_loss 0.33
+    fine-tuning    step 0: loss 4.71        step 1299: loss 0.52, valid_loss 0.32
 
-    python sft.py --preset toy --data data/toy --loss-on all     --out runs/demo/pretrained
-    python sft.py --preset toy --data data/toy --loss-on summary --init runs/demo/pretrained \
-                  --out runs/demo/supervised                     # a minute or two on two cores
+    python sft.py --preset toy --data data/toy --loss-on all     --out runs/mine/pretrained
+    python sft.py --preset toy --data data/toy --loss-on summary --init runs/mine/pretrained \
+                  --out runs/mine/supervised                     # a minute or two on two cores
 
 The loop's five numbered steps come back in reward.py and ppo.py: compare the files.
 Before:  model.py.    After: sample.py (what it writes), reward.py (what people think of it).
@@ -47,7 +47,7 @@ class Config(Common):
 
 
 GPT3 = dict(query_length=2000, batch=512, warmup=500, weight_decay=0.1)
-PRESETS = {     # of the last two: the paper's for `summary` (Table 3, B.1), GPT-3's for `all`
+PRESETS = {     # of the last two: the paper's (B.1; `all`: Table 3, warmup and decay as in GPT-3)
     "toy": dict(all=dict(query_length=208, batch=16, lr=1e-3, warmup=50, steps=200),
                 summary=dict(query_length=256, batch=16, lr=3e-3, warmup=50, steps=1300)),
     "laptop": dict(

@@ -147,7 +147,7 @@ def write_summary(facts, rng):
     parts = parts or [sentence("event")]
     if mistake == "repeated":
         parts.insert(1, parts[0])
-    while len(re.findall(r"\w+|'s|[^\w\s']", " ".join(parts))) > 42:   # a response has 48 tokens
+    while len(re.findall(r"\w+|'s|[^\w\s']", " ".join(parts))) > 42:   # of 48 tokens, with room
         parts.pop(rng.randrange(1, len(parts)))
     if mistake == "cut short":
         words = parts[-1].split()
@@ -222,7 +222,7 @@ def shares(record, summary):
 
         coverage   weight of the post's facts that are stated / weight of all
         accuracy   .75 ^ (statements made up) * .85 ^ (signs of exaggeration); 0 without any fact
-        coherence  .8 ^ defects
+        coherence  .8 ^ defects; 0 without any word
         length     words that the ideal summary has for the same facts / words; at most 1
     """
     post, stated, words = text_of(record), statements(summary), summary.split()

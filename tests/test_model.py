@@ -133,9 +133,9 @@ def turn(x, columns=None):       # (B, n, R, D): each pair of channels turns by 
 class Block("""
 ROTARY = [("\nclass Block(", TURN),
           ("attention(q, k, v))", "attention(turn(q), turn(k), v))"),
-          ("        if cache is not None and columns is None:", "        k, v = kv.chunk(2, 1)\n"
-           "        kv = torch.cat([turn(k, columns), v], 1)\n"
-           "        if cache is not None and columns is None:"),
+          ("        if cache is not None and new is None:", "        k, v = kv.chunk(2, 1)\n"
+           "        kv = torch.cat([turn(k, new), v], 1)\n"
+           "        if cache is not None and new is None:"),
           ("normed))                              # (B, H, R, D)\n        k, v = kv",
            "normed))\n        q = turn(q, asking)\n        k, v = kv"),
           ("        self.wpe = nn.Embedding(config.context, C)                               "
@@ -276,7 +276,7 @@ def test_the_plain_forward_equals_the_one_with_extras(tiny, head):
         assert torch.equal(plain, net(tokens, cache=(cache := empty())))
         assert all(kv.isfinite().all() for kv in cache)    # filled
         again = net(tokens, at=everywhere, cache=empty())
-        last = net(tokens[:, -1:], columns=everywhere[:, -1:], cache=cache)
+        last = net(tokens[:, -1:], new=everywhere[:, -1:], cache=cache)
     assert (plain - net(tokens, at=everywhere)).abs().max() < 1e-5
     assert (plain - again).abs().max() < 1e-5 and (plain[:, -1:] - last).abs().max() < 1e-5
 
