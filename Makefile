@@ -56,7 +56,8 @@ gpu-proof: $(READY)
 	$(PY) tests/gpu_proof.py --device $(DEVICE) --size $(SIZE) --out gpu.json
 
 clean:
-	rm -rf runs/demo* data/toy* runs/quick-* data/quick-*
+	rm -rf runs/demo-[0-9]* data/toy-[0-9]* runs/quick-[0-9]* data/quick-[0-9]*
+	@for link in runs/demo data/toy; do test ! -L $$link || rm $$link; done
 
 $(READY): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -68,8 +68,8 @@ def read_posts(folder, split, need_summary=True):
             raise Problem(f"{where}: field 'summary' is blank: write one, or delete the line")
         posts.append({name: value for name, value in record.items() if value is not None})
     if not posts:
-        raise Problem(f"{folder or '--data'}: {split}.jsonl (or {split}.jsonl.gz) is missing or "
-                      "empty: use another folder; `python toy.py --out data/toy` makes one")
+        raise Problem(f"{folder or 'no --data'}: {split}.jsonl (or {split}.jsonl.gz) is missing or "
+                      "empty: give --data a folder of posts; `python toy.py` makes one, data/toy")
     return posts
 
 

@@ -133,14 +133,14 @@ class GPT(nn.Module):
             if self.config.head == "sum":        # DIFFERS: an option. / 10: the sum is large, and
                 x = x.cumsum(1) / 10             # steps of learning would be, too       (B, T, C)
             if self.config.head != "lm":
-                return F.linear(x, self.head.weight.to(x), self.head.bias.to(x))[..., 0]  # (B, T)
+                return F.linear(x, self.head.weight.to(x), self.head.bias.to(x)).sum(-1)  # (B, T)
             table = self.wte.weight if self.config.tied else self.head.weight    # (rows, C)
             return F.linear(x, table[:self.config.n_vocab].to(x))                # (B, T, V)
 
     def check(self, T):
         if T > self.config.context:
             raise Problem(f"{T} tokens do not fit this network's context of {self.config.context}: "
-                          "lower --query-length or --response-length, or take a larger --size")
+                          "lower --query-length or --response-length, or take a larger network")
 
     @torch.no_grad()
     def write(self, tokens, length, temperature=1.0):
@@ -349,7 +349,7 @@ def load_model(folder, world=ALONE, head=None, seed=0, frozen=False):
         reward model starts out (section 3.4). frozen: not to be trained, so bf16 may be enough."""
     config, weights, path = read_network(folder, ModelConfig, ACTIVATIONS)
     fresh = ("head.",) if config.head == "lm" and head not in (None, "lm") else ()
-    config = replace(config, head=head if fresh or head == "lm" else config.head)
+    config = replace(config, head=head) if fresh else config
     model = skeleton(config, world, frozen)
     world.load(model, path, fresh, weights)
     for name, p in model.named_parameters():

@@ -17,8 +17,7 @@ Each summary becomes more probable in proportion to its total.
 
     mean of  c * grad log pi(token) = c * sum of  grad pi = c * grad of  sum of  pi = c * grad 1 = 0
 
-So c may be subtracted from the total: no mean changes, but there is less noise. (For the same
-reason the log pi inside the total adds nothing to the gradient.) We subtract, before token t,
+So c may be subtracted from the total: no mean changes, but there is less noise. Before token t,
 
     c[t] = the rewards of the tokens before t + value[t], what is then expected of the rest
 

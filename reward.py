@@ -66,8 +66,7 @@ PRESETS = {     # the paper's in the last two rows (appendix B.1)
     # DIFFERS: 16 comparisons a step, not 64: with few labels, 64 a step would be too few steps.
     "toy": dict(query_length=256, response_length=48, batch=16, lr=1e-3),
     "laptop": dict(query_length=320, response_length=32, batch=16, lr=3e-4),
-    "gpt2": dict(lr=1.5e-5),
-    "1.3b": dict(lr=1.5e-5, micro_batch=4),
+    "gpt2": {}, "1.3b": dict(micro_batch=4),           # batch and lr: see above
     "6.7b": dict(lr=5e-6, micro_batch=1)}
 # DIFFERS: the paper trains 3 to 10 reward models, each with another --seed, and keeps the best on
 # valid1: a loop in the shell, and the last valid_accuracy of each log.jsonl.

@@ -348,7 +348,7 @@ def write_pairs(cfg, policy, folder):
               seconds=round(time.perf_counter() - began, 1))
         if len(pairs) < cfg.pairs:
             print(f"warning: {len(pairs)} pairs, not {cfg.pairs}: {folder} has {len(posts)} "
-                  "training posts, and some got the same summary twice", file=sys.stderr)
+                  "training posts; who wrote the same summary twice makes no pair", file=sys.stderr)
     print(f"{cfg.out}: {len(pairs)} pairs by {name}")
 
 

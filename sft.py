@@ -150,6 +150,8 @@ def start(cfg, world, head="lm"):
     tokenizer = data.load_tokenizer(cfg.init or cfg.data)
     network = (load_model(cfg.init, world, head, cfg.seed) if cfg.init else
                build(sized(cfg.size, tokenizer.n_vocab), cfg.seed, world))
+    if network.config.head != head:
+        raise Problem(f"{cfg.init} has a head {network.config.head!r}, not {head!r}: give another")
     network.check(cfg.query_length + cfg.response_length)
     if cfg.batch % world.size:
         raise Problem(f"--batch {cfg.batch} does not divide over {world.size} processes")

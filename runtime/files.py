@@ -124,13 +124,13 @@ def texts_from_outside(cfg):
 
 def write_config(path, cfg, **more):
     """How a file or folder came to be: all flags, the code's commit, torch's version, `more`."""
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=pathlib.Path(__file__).parent,
-                                capture_output=True, encoding="utf-8").stdout.strip()
+    try:                                             # -dirty: files were changed since that commit
+        git = subprocess.run("git describe --always --dirty --abbrev=40".split(), errors="replace",
+                             cwd=os.path.dirname(__file__), capture_output=True).stdout.strip()
     except OSError:                                  # a machine without git
-        commit = ""
-    write(path, dict(flags=dataclasses.asdict(cfg), commit=commit or None,
-                     torch=torch.__version__, **more))
+        git = ""
+    write(path, dict(flags=dataclasses.asdict(cfg), commit=git or None, torch=torch.__version__,
+                     **more))
 
 
 def read_log(path):
@@ -174,7 +174,7 @@ def config_of(folder):
     except (FileNotFoundError, NotADirectoryError):
         inside = [str(other.parent) for other in sorted(pathlib.Path(folder).glob("*/config.json"))]
         near = f"did you mean {' or '.join(inside)}?" if inside else f"{path} is missing"
-        raise Problem(f"{folder} is no checkpoint folder, as runs/demo/ppo is: {near}") from None
+        raise Problem(f"{folder} is no checkpoint folder, as runs/quick-0/ppo is: {near}") from None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Problem(f"{path} is damaged ({in_brief(error)}): run that stage again") from None
 

@@ -183,6 +183,15 @@ def test_links_name_the_seed_asked_for_last_and_nothing_of_anybodys_is_replaced(
         demo.point(alias, tmp_path / "runs/demo-0")
 
 
+def test_where_one_link_is_in_the_way_none_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/toy").mkdir(parents=True)                # `python toy.py` has made it
+    with pytest.raises(SystemExit):
+        demo.main([])
+    assert "data/toy is in the way of a link" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_missing_package_and_a_wrong_flag_are_one_line(monkeypatch, capsys):
     def missing(name):
         raise demo.importlib.metadata.PackageNotFoundError(name)

@@ -170,6 +170,32 @@ def test_all_is_said_by_the_same_judge_when_a_tool_or_the_chapter_asks_it(world,
     assert {**other, "seconds": 0} == {**report, "seconds": 0}
 
 
+def test_a_judge_of_ones_own_is_a_row_of_the_table(world, tmp_path, monkeypatch):
+    def short(posts, texts):
+        return {"overall": np.array([-len(text) for text in texts])}
+    monkeypatch.setitem(judges.JUDGES, "short", evaluate.Judge(short))
+    report = report_of(world, tmp_path, "--judge", "short")
+    assert report["judge"] == "short"
+    lines = [json.loads(line) for line in (tmp_path / "summaries.jsonl").read_text().splitlines()]
+    assert report["policies"]["reference"]["axes"]["overall"] == pytest.approx(
+        -np.mean([len(said["reference"]) for said in lines]), abs=1e-4)
+
+
+def test_another_judges_report_is_not_overwritten_unasked(world, tmp_path):
+    out = shutil.copytree(world / "run", tmp_path / "run") / "report"
+    say = ["--run", str(tmp_path / "run"), "--device", "cpu"]
+    judges.main(say)                                           # gold's, in the usual place
+    kept = (out / "report.json").read_text()
+    with pytest.raises(Problem, match="is the report of the judge gold: name another --out"):
+        judges.main([*say, "--judge", "rouge"])
+    assert (out / "report.json").read_text() == kept
+    judges.main([*say, "--judge", "rouge", "--out", str(out)])
+    assert json.loads((out / "report.json").read_text())["judge"] == "rouge"
+    judges.main([*say, "--judge", "rouge"])                    # its own
+    (out / "report.json").write_text("{")
+    judges.main([*say, "--judge", "gold"])                     # a damaged one may go
+
+
 def test_against_itself_a_policy_ties(world, tmp_path, capsys):
     report = report_of(world, tmp_path, "--against", world / "run/ppo")
     assert (f"`{world}/run/ppo` is preferred to `{world}/run/ppo` on 50.0% [50, 50] of 8 posts (in "

@@ -118,6 +118,13 @@ def test_the_command_of_a_plan_parses():
     assert runtime.flags.parse(ppo.Config, ppo.PRESETS, line.split(), "").micro_batch == 4
 
 
+def test_a_size_of_ones_own_borrows_the_toys_preset(monkeypatch, capsys):
+    monkeypatch.setitem(plan.sized.__globals__["SIZES"], "mine", plan.sized.__globals__["Size"](4, 96, 4, 512))
+    for stage in ("sft", "reward", "ppo"):
+        plan.main(["--size", "mine", "--stage", stage])
+        assert "fits with micro-batch" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flags, match", [("--size 5b", "unknown"), ("--gpus 7", "divide"),
                                           ("--memory 0", "--memory"), ("--stage x", "--stage")])
 def test_plans_of_nothing_are_problems(flags, match):

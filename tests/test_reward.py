@@ -241,6 +241,10 @@ def test_a_model_that_reads_the_sum_serves_where_any_other_does(supervised, comp
     first = log_of(tmp_path / "ppo")[0]
     assert config_of(tmp_path / "ppo")["model"]["head"] == "lm" and np.isfinite(first["value_loss"])
     assert load_model(tmp_path / "ppo").config.head == "lm"
+    with pytest.raises(Problem, match="has a head 'sum', not 'scalar': give another"):
+        reward.main(line(out, comparisons, tmp_path / "again"))       # not silently another head
+    with pytest.raises(Problem, match="has a head 'sum', not 'lm'"):
+        sft.main(f"--init {out} --data {data_dir} --device cpu --out {tmp_path / 'sft'}".split())
 
 
 def test_an_interrupted_run_resumes_bit_for_bit(supervised, comparisons, tmp_path, monkeypatch,

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -449,6 +450,24 @@ def test_a_finished_run_keeps_its_weights_and_throws_its_state_away(tmp_path, wo
     known = runtime.config_of(out)
     assert known["flags"]["lr"] == 0.1 and known["torch"] == torch.__version__
     assert set(known) >= {"flags", "commit", "torch", "model", "seconds"}
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="no git here")
+def test_a_config_says_when_the_code_was_changed_since_its_commit(tmp_path, monkeypatch):
+    code = tmp_path / "files.py"
+    code.write_text("1")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "a"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(runtime.files, "__file__", str(code))
+
+    def commit():
+        runtime.files.write_config(tmp_path / "config.json", runtime.Common(out="x"))
+        return runtime.config_of(tmp_path)["commit"]
+    clean = commit()
+    assert len(clean) == 40
+    code.write_text("2")
+    assert commit() == clean + "-dirty"
 
 
 def test_a_finished_run_that_is_resumed_says_so_and_changes_nothing(tmp_path, world, capsys):

@@ -266,7 +266,7 @@ def test_a_checkpoint_brings_its_own_tokenizer(data_dir, posts, tmp_path, superv
 
 
 def test_a_reward_model_is_no_start_for_imitation(data_dir, tmp_path, reward_model):
-    with pytest.raises(Problem, match="head.* another kind of stage"):
+    with pytest.raises(Problem, match="has a head 'scalar', not 'lm': give another"):
         sft.main(line(data_dir, tmp_path / "run", f"--init {reward_model}"))
 
 

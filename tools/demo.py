@@ -287,10 +287,15 @@ def check_python():
                  "pip install -r requirements.txt")
 
 
-def point(alias, folder):
-    """Let a link name a folder beside it. Returns: whether this system allows links."""
+def check_free(alias, folder):
+    """End with one line when a link would overwrite what is no link."""
     if alias.exists() and not alias.is_symlink():
         stop(f"error: {alias} is in the way of a link to {folder}: move it elsewhere")
+
+
+def point(alias, folder):
+    """Let a link name a folder beside it. Returns: whether this system allows links."""
+    check_free(alias, folder)
     try:
         alias.parent.mkdir(parents=True, exist_ok=True)
         alias.unlink(missing_ok=True)
@@ -343,6 +348,8 @@ def main(argv=None):
     # runs/demo and data/toy always name the seed that was asked for last.
     links = [(Path(alias), Path(folder)) for alias, folder in (("runs/demo", cfg.run),
              ("data/toy", cfg.data)) if folder == f"{alias}-{cfg.seed}"]
+    for alias, folder in links:                # all, before the first is made
+        check_free(alias, folder)
     refused = [link for link in links if not point(*link)]
     stages = stages_of(cfg, scale)
     carry_out(stages, again)

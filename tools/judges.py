@@ -22,11 +22,12 @@ A whole judge:
 
     python -m tools.judges --run runs/demo --posts 200 --judge "command:python longer.py" \
                            --out runs/longer
-    python -m tools.judges --run runs/demo --against runs/mine/ppo --out runs/versus
+    python -m tools.judges --run runs/demo --against runs/try/ppo --out runs/versus
     python -m tools.report --run runs/demo --out runs/versus            # pages, as of any report
 
 Read after: evaluate.py.
 """
+import contextlib
 import json
 import re
 import shlex
@@ -45,6 +46,7 @@ import evaluate
 from data import check_queries, fields_of
 from evaluate import AXIS_NAMES, FOLDERS, win_rate
 from runtime import Problem, config_of, flag, generator, launch, write
+from runtime.files import json_of, read_text
 from runtime.world import World
 from sample import load_checkpoint, summarise
 from tools.label_stats import numbers
@@ -217,6 +219,17 @@ def compare_with(other, needed, texts, world):
                                 **win_rate(won, needed.report["seed"])}
 
 
+def check_out(cfg):
+    """Raise a Problem where the report would take the place of another judge's, unasked."""
+    path, known = Path(cfg.run) / "report" / "report.json", cfg.judge
+    if not cfg.out and cfg.judge != "auto" and path.exists():
+        with contextlib.suppress(ValueError, LookupError, TypeError, Problem):   # a damaged one
+            known = json_of(read_text(path))["judge"]
+    if known != cfg.judge:
+        raise Problem(f"{path} is the report of the judge {known}: name another --out (or, if that "
+                      f"report may go, --out {path.parent})")
+
+
 def act(cfg, world):
     """Evaluate with these judges, after evaluate.py's own checks."""
     kind, colon, what = cfg.judge.partition(":")
@@ -225,6 +238,7 @@ def act(cfg, world):
                       "command:CMD or labels:DB")
     if kind != "command" and (cfg.jobs, cfg.patience) != (Config.jobs, Config.patience):
         raise Problem("--jobs and --patience are for --judge command:CMD: leave them out")
+    check_out(cfg)
     if kind == "labels":
         report, out = report_of_people(cfg, what), Path(cfg.out or Path(cfg.run) / "report")
         if world.rank == 0:

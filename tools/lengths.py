@@ -40,3 +40,7 @@ def add_same_length(report, won, texts, tokenizer):
                                     for name, some in lengths.items()})
     for name, share in found.items():
         report["policies"][name]["length_controlled_win_rate"] = round(share, 5)
+
+
+if __name__ == "__main__":
+    print(__doc__)

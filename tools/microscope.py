@@ -158,3 +158,7 @@ def page(markdown, folder, seen=None, beside=None):
     for character in "<>&":
         data = data.replace(character, f"\\u{ord(character):04x}")
     return TEMPLATE.read_text(encoding="utf-8").replace("THE DATA", data, 1)
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -96,3 +96,7 @@ def overoptimisation(supervised, ppo, reward, judge, posts, seed):
     for n in [2 ** k for k in range(POOL.bit_length())]:                             # 1, 2, 4, ...
         add("best_of_n", seen, n, math.log(n) - (n - 1) / n)
     return rows
+
+
+if __name__ == "__main__":
+    print(__doc__)

@@ -24,7 +24,7 @@ from runtime.flags import entry, parse
 VOCABULARY = 50257                             # GPT-2's
 NEAREST = {"toy-tiny": "toy", "toy-small": "toy", "toy-large": "toy", "3b": "1.3b",
            "13b": "6.7b", "gpt2-medium": "gpt2", "gpt2-large": "gpt2", "gpt2-xl": "gpt2"}
-                                               # whose preset a size without one borrows
+                                               # whose preset a size without one borrows (or toy)
 EXAMPLES = {"sft": 116_722, "reward": 64_832}  # the paper's posts and comparisons, for one pass
 MARGIN = 0.1                                   # of memory, for fragmentation, NCCL, CUDA itself
 
@@ -80,7 +80,7 @@ def counted(size, vocabulary, head):
 def work(cfg):
     """The stage's Work."""
     script = importlib.import_module(cfg.stage)
-    preset = cfg.size if cfg.size in script.PRESETS else NEAREST[cfg.size]
+    preset = cfg.size if cfg.size in script.PRESETS else NEAREST.get(cfg.size, "toy")
     by = {"by": "loss_on"} if cfg.stage == "sft" else {}
     needed = [f"--{field.name}=x" for field in fields(script.Config) if field.default is ...]
     flags = parse(script.Config, script.PRESETS, ["--preset", preset, *needed], "", **by)

@@ -8,7 +8,7 @@ A RUN is the folder of a run, such as runs/demo, or of one stage of it. Each sta
 line of its own. Reads config.json and log.jsonl; a last line that is half written is left out.
 
     python -m tools.plot runs/demo                                    # writes plot.png
-    python -m tools.plot runs/demo/ppo runs/mine/ppo --out ppo.png --watch 10
+    python -m tools.plot runs/demo/ppo runs/try/ppo --out ppo.png --watch 10
 
 With --kl no log is drawn but over-optimisation, measured now: how often samples beat the author,
 as the reward model predicts and as the judge sees it, against KL. The first RUN, PPO's folder in a
@@ -21,6 +21,7 @@ picture:
 
 Read after: evaluate.py.
 """
+import argparse
 import math
 import time
 from pathlib import Path
@@ -193,7 +194,8 @@ def draw_kl(line, points, out):
 
 def main(argv=None):
     """Draw once, or again and again until Ctrl-C."""
-    parser = Parser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of a stage")
     parser.add_argument("--out", default="plot.png", metavar="FILE", help="the picture, a .png")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="draw again so often")

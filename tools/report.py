@@ -297,7 +297,7 @@ def judge_of(report):
             "rouge": "ROUGE-L, the words shared with the author's summary. It prefers no summary "
                      "to the author's own: policies are compared with the supervised one",
             "reward": f"another reward model, `{what}`", "command": f"a program, `{what}`",
-            "labels": f"people, whose answers are in `{what}`"}[kind]
+            "labels": f"people, whose answers are in `{what}`"}.get(kind, f"`{kind}`")
 
 
 def title_of(run, folder):
@@ -309,7 +309,8 @@ def title_of(run, folder):
     if "seed" in known["flags"]:
         parts.insert(1, f"seed {known['flags']['seed']}")
     if known.get("commit"):                              # none without git
-        parts.append(f"commit {known['commit'][:7]}")
+        parts.append(f"commit {known['commit'][:7]}" +
+                     ", with changes" * known["commit"].endswith("-dirty"))
     return "Report: " + ", ".join(parts)
 
 

@@ -74,11 +74,11 @@ JUDGES = {"gold": Judge(gold), "rouge": Judge(grades)}
 
 
 def load_judge(name, posts):
-    """--judge auto, gold or rouge as (name, Judge); auto: gold for toy posts, else rouge.
+    """--judge auto or a name in JUDGES as (name, Judge); auto: gold for toy posts, else rouge.
     Raises: Problem when it cannot judge these posts."""
-    if name == "rouge" or (name == "auto" and not all(p["id"].startswith("toy") for p in posts)):
-        return "rouge", JUDGES["rouge"]
-    return the_judge(posts)
+    if name == "auto" and not all(p["id"].startswith("toy") for p in posts):
+        name = "rouge"
+    return the_judge(posts) if name in ("auto", "gold") else (name, JUDGES[name])
 
 
 # ------------------------------------------------------------------------------------ as a labeller
