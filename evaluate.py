@@ -15,7 +15,7 @@ PPO is trained to please the reward model, so a higher score proves nothing; a j
 numbers go to report.json, all greedy summaries to summaries.jsonl. tools.report adds what one
 would see at equal length (appendix F), ROUGE, and when optimising goes too far (Figure 5).
 
-    python evaluate.py --run runs/mine --data data/toy --out runs/mine/report
+    python evaluate.py --run runs/mine --data data/mine --out runs/mine/report
     python -m tools.report --run runs/mine
 
 Before:  ppo.py.    After: the world; change a flag and compare again.

@@ -6,7 +6,7 @@
 The paper's labellers see the post and both summaries and answer on a scale from 1 ("A is surely
 better") to 9 ("B is"). Mostly one person sees a pair: another pair teaches a reward model more than
 a second opinion does (section 3.3, appendix C). A test run has nobody to ask, so here eight people
-of the toy world answer. Each has a taste: a number r for every summary of a post (one of them also
+of the toy world answer. Each has a taste: a number r for every summary of a post (one labeller also
 likes what is shown first). They feel the difference of two numbers, but with noise, and choose the
 second summary when what they feel is above 0:
 

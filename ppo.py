@@ -57,7 +57,7 @@ critic expects 1.00 before "He" and 1.20 after it: with the reward of -.02, this
 better than expected. It also made possible what followed: A[0] = .18 + .95 * .31 + .95^2 * .495.
 
     python ppo.py --preset toy --policy runs/mine/supervised --reward runs/mine/reward \
-                  --data data/toy --out runs/mine/ppo                       # two minutes
+                  --data data/mine --out runs/mine/ppo                       # two minutes
 
 Before:  reward.py.    After: evaluate.py (is it really better?).
 """

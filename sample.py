@@ -7,7 +7,7 @@ r"""Chapter 5. Let a policy write: one summary, the best of n, pairs of summarie
     python sample.py --policy runs/demo/ppo                       # a post nobody trained on; 2 s
     python sample.py --policy runs/demo/supervised --post "My sister sold my bike." \
                      --best-of 16 --reward runs/demo/reward
-    python sample.py --policy runs/mine/supervised --data data/toy --pairs 4000 \
+    python sample.py --policy runs/mine/supervised --data data/mine --pairs 4000 \
                      --with-reference 0.5 --out runs/mine/pairs.jsonl    # half a minute, two cores
 
 Before:  sft.py (where a policy comes from).    After: label.py (which of two summaries is better?).
@@ -348,7 +348,7 @@ def write_pairs(cfg, policy, folder):
               seconds=round(time.perf_counter() - began, 1))
         if len(pairs) < cfg.pairs:
             print(f"warning: {len(pairs)} pairs, not {cfg.pairs}: {folder} has {len(posts)} "
-                  "training posts; who wrote the same summary twice makes no pair", file=sys.stderr)
+                  "training posts; one that got two equal summaries makes no pair", file=sys.stderr)
     print(f"{cfg.out}: {len(pairs)} pairs by {name}")
 
 

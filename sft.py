@@ -13,8 +13,8 @@ From the demo's two logs (loss: of 16 rows alone). The second network knows no s
     pretraining    step 0: loss 7.31        step  199: loss 1.46, valid_loss 1.44
     fine-tuning    step 0: loss 4.71        step 1299: loss 0.52, valid_loss 0.32
 
-    python sft.py --preset toy --data data/toy --loss-on all     --out runs/mine/pretrained
-    python sft.py --preset toy --data data/toy --loss-on summary --init runs/mine/pretrained \
+    python sft.py --preset toy --data data/mine --loss-on all     --out runs/mine/pretrained
+    python sft.py --preset toy --data data/mine --loss-on summary --init runs/mine/pretrained \
                   --out runs/mine/supervised                     # a minute or two on two cores
 
 The loop's five numbered steps come back in reward.py and ppo.py: compare the files.
@@ -144,7 +144,7 @@ def filled(cfg, *folders):
 
 def start(cfg, world, head="lm"):
     """cfg as `filled` returns it, the tokenizer, and the network to train. Raises: Problem when
-    rows do not fit the network's context, or a batch does not divide over the processes."""
+    rows do not fit the network's context, a batch the processes, or the head the stage."""
     if cfg.init:
         cfg = filled(cfg, cfg.init)
     tokenizer = data.load_tokenizer(cfg.init or cfg.data)

@@ -23,7 +23,7 @@ paper's axes (appendix C), and length. They are multiplied, so that no axis make
 Most authors leave out the question, many exaggerate or chat: not what readers want. A model that
 imitates them writes mediocre summaries, and human feedback has something to teach.
 
-    python toy.py --out data/toy          (10 s; data/toy/news is a second domain, to transfer to)
+    python toy.py --out data/mine         (10 s; data/mine/news is a second domain, to transfer to)
 
 All words and sentences are in toy.json: change them there for another world.
 Before: data.py, the formats.    After: model.py.

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -124,13 +125,11 @@ def texts_from_outside(cfg):
 
 def write_config(path, cfg, **more):
     """How a file or folder came to be: all flags, the code's commit, torch's version, `more`."""
-    try:                                             # -dirty: files were changed since that commit
-        git = subprocess.run("git describe --always --dirty --abbrev=40".split(), errors="replace",
-                             cwd=os.path.dirname(__file__), capture_output=True).stdout.strip()
-    except OSError:                                  # a machine without git
-        git = ""
-    write(path, dict(flags=dataclasses.asdict(cfg), commit=git or None, torch=torch.__version__,
-                     **more))
+    words = "git describe --always --dirty --abbrev=40 --exclude=*".split()
+    commit = subprocess.run(words, cwd=pathlib.Path(__file__).parent, capture_output=True,
+                            errors="replace").stdout.strip() if shutil.which("git") else ""
+    write(path, {"flags": dataclasses.asdict(cfg), "commit": commit or None,   # -dirty: changed
+                 "torch": torch.__version__} | more)                           # since that commit
 
 
 def read_log(path):

@@ -248,7 +248,7 @@ class Run:
         self._check_finite(self.total - 1)
         if self.world.rank == 0:
             write_config(self.out / "config.json", self.cfg, **self.described,
-                         seconds=round(self.seconds, 1))
+                         seconds=round(self.seconds, 1), commit=config_of(self.out).get("commit"))
         for name, network in sorted(weights.items(), key=lambda item: item[0] == "model"):
             self.save(name, network)
         if self.world.rank == 0:

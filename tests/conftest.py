@@ -22,7 +22,7 @@ tqdm.set_lock(threading.RLock())   # tqdm's own lock is one for all: who dies wi
 def end_when_hanging(seconds=600):
     """A forked process that never ends says where it is, and ends: its test fails, and does not
     wait for ever. (pyproject.toml has the same for the tests themselves.)"""
-    faulthandler.register(signal.SIGALRM, file=2, chain=True)
+    faulthandler.register(signal.SIGALRM, file=os.dup(2), chain=True)   # wherever 2 leads later
     signal.alarm(seconds)
 
 

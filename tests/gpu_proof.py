@@ -18,6 +18,7 @@ NANOGPT names it. Exit code 1 when a check fails; what was too slow or is not he
 import argparse
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -408,10 +409,12 @@ def watch(name, a, folder):
 
 def about(a):
     """What this is measured on."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE.parent, capture_output=True, text=True)
+    words = "git describe --always --dirty --abbrev=40 --exclude=*".split()
+    commit = subprocess.run(words, cwd=HERE.parent, capture_output=True,
+                            text=True).stdout.strip() if shutil.which("git") else ""
     card = torch.cuda.get_device_name() if a.device == "cuda" else f"{os.cpu_count()} cores"
     return {"device": a.device, "card": card, "size": a.size, "torch": torch.__version__,
-            "python": sys.version.split()[0], "commit": commit.stdout.strip() or None}
+            "python": sys.version.split()[0], "commit": commit or None}
 
 
 def main():

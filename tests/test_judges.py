@@ -192,8 +192,11 @@ def test_another_judges_report_is_not_overwritten_unasked(world, tmp_path):
     judges.main([*say, "--judge", "rouge", "--out", str(out)])
     assert json.loads((out / "report.json").read_text())["judge"] == "rouge"
     judges.main([*say, "--judge", "rouge"])                    # its own
-    (out / "report.json").write_text("{")
-    judges.main([*say, "--judge", "gold"])                     # a damaged one may go
+    with pytest.raises(Problem, match="is the report of the judge rouge"):
+        judges.main(say)                                       # auto: gold
+    for damaged in ("{", "[" * 10_000, "[]"):
+        (out / "report.json").write_text(damaged)
+        judges.main([*say, "--judge", "gold"])
 
 
 def test_against_itself_a_policy_ties(world, tmp_path, capsys):

@@ -468,6 +468,10 @@ def test_a_config_says_when_the_code_was_changed_since_its_commit(tmp_path, monk
     assert len(clean) == 40
     code.write_text("2")
     assert commit() == clean + "-dirty"
+    subprocess.run(["git", "-C", str(tmp_path), *who, "tag", "-a", "v1", "-m", "a"], check=True)
+    assert commit() == clean + "-dirty"                        # not the tag's name
+    monkeypatch.setattr(runtime.files.shutil, "which", lambda name: None)
+    assert commit() is None
 
 
 def test_a_finished_run_that_is_resumed_says_so_and_changes_nothing(tmp_path, world, capsys):

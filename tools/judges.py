@@ -219,13 +219,13 @@ def compare_with(other, needed, texts, world):
                                 **win_rate(won, needed.report["seed"])}
 
 
-def check_out(cfg):
-    """Raise a Problem where the report would take the place of another judge's, unasked."""
-    path, known = Path(cfg.run) / "report" / "report.json", cfg.judge
-    if not cfg.out and cfg.judge != "auto" and path.exists():
-        with contextlib.suppress(ValueError, LookupError, TypeError, Problem):   # a damaged one
-            known = json_of(read_text(path))["judge"]
-    if known != cfg.judge:
+def check_out(cfg, judge):
+    """Raise a Problem where this judge's report would take the place of another's, unasked."""
+    path, known = Path(cfg.run) / "report" / "report.json", judge
+    if not cfg.out and path.exists():
+        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError, Problem):
+            known = json_of(read_text(path))["judge"]                 # a damaged one may go
+    if known != judge:
         raise Problem(f"{path} is the report of the judge {known}: name another --out (or, if that "
                       f"report may go, --out {path.parent})")
 
@@ -238,8 +238,8 @@ def act(cfg, world):
                       "command:CMD or labels:DB")
     if kind != "command" and (cfg.jobs, cfg.patience) != (Config.jobs, Config.patience):
         raise Problem("--jobs and --patience are for --judge command:CMD: leave them out")
-    check_out(cfg)
     if kind == "labels":
+        check_out(cfg, cfg.judge)
         report, out = report_of_people(cfg, what), Path(cfg.out or Path(cfg.run) / "report")
         if world.rank == 0:
             write(out / "report.json", report)
@@ -252,6 +252,7 @@ def act(cfg, world):
         judge = reward_judge(model) if model else asked
         needed = evaluate.prepare(cfg, world, lambda posts: (cfg.judge, judge) if judge
                                   else load_judge(cfg.judge, posts))
+        check_out(cfg, needed.report["judge"])
         for reader in filter(None, (other, model)):
             check_queries(reader.tokenizer, needed.posts, reader.query_length)
         if asked and world.rank == 0:                     # can it answer at all? one call to know

@@ -124,7 +124,7 @@ def add_ceiling(report, run):
     posts, why = [c["info"] for c in labels], "their posts are not of the toy world"
     if report["judge"] == "gold":
         posts = [p if p["id"].startswith("toy") else None for p in posts]
-    elif report["judge"] == "rouge":
+    elif report["judge"] in JUDGES:                  # it may ask what the author wrote
         folders = (flags.get("data"), config_of(Path(run) / "supervised")["flags"].get("data"),
                    report["data"])
         folders = list(dict.fromkeys(folder for folder in folders if folder))

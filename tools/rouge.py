@@ -78,6 +78,8 @@ def load_judge(name, posts):
     Raises: Problem when it cannot judge these posts."""
     if name == "auto" and not all(p["id"].startswith("toy") for p in posts):
         name = "rouge"
+    if name not in ("auto", *JUDGES):
+        raise Problem(f"judge {name!r} is unknown: it was a row of JUDGES when the report was made")
     return the_judge(posts) if name in ("auto", "gold") else (name, JUDGES[name])
 
 
