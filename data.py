@@ -10,7 +10,7 @@ below and its summary, in GPT-2's tokens. 50257, no token of text, makes it as l
     encode_response  2011 3797 318 3750 13 50256     6 ids, at most 48; 50256 ends it: <|endoftext|>
     stack            50 10526 ... 7707 25 | 2011 3797 318 3750 13 50256 | 50257 50257      (1, 39)
 
-    python -m tools.tokenizer --data data/mine --vocab 1024      (seconds; chapter 2 makes it)
+    python -m tools.tokenizer --data data/mine --vocab 1024      (seconds; toy.py makes the posts)
 
 Before: nothing (runtime/ is plumbing; look in when curious).    After: toy.py, a world of posts.
 """

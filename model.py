@@ -232,7 +232,7 @@ def choose(logits, temperature=1.0, u=None):
 class FastBlock(Block):
     def forward(self, x, at=None, new=None, cache=None):
         """(B, T, C) -> (B, R, C): of the columns `at` (B, R), or all. cache: keys and values, kept.
-        new: where x stands; None: at 0 .. T - 1, and with a cache that is the whole query."""
+        new: where x stands, (B, 1); None: at 0 .. T - 1, with a cache the whole query."""
         normed = self.norm_1(x)                                                  # (B, T, C)
         kv = self.to_heads(self.attention.kv(normed))                            # (B, 2H, T, D)
         if cache is not None and new is None:            # whole queries fill the cache: S = T

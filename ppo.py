@@ -39,7 +39,7 @@ Four networks of one architecture take part:
     critic         trained   starts as the reward model; predicts the rewards that are to come
     reward_model   frozen    scores whole summaries
 
-One response, "He quit <|endoftext|>", to n tokens; beta .05, score 2, gamma 1, lambda .95:
+One response, "He quit <|endoftext|>", to a query of n; beta .05, score 2, gamma 1, lambda .95:
 
     column                                                    n-1     n      n+1    n+2    n+3
     token                                                     ":"    "He"   "quit"  eot    pad

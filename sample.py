@@ -4,7 +4,7 @@ r"""Chapter 5. Let a policy write: one summary, the best of n, pairs of summarie
     sampled      token ~ softmax(logits / T): how pairs for labelling are made       (section 3.3)
     best of n    n samples, of which the one with the highest reward is kept         (appendix G.3)
 
-    python sample.py --policy runs/demo/ppo                       # a post nobody trained on; 2 s
+    python sample.py --policy runs/demo/ppo      # after make demo: a post nobody trained on; 2 s
     python sample.py --policy runs/demo/supervised --post "My sister sold my bike." \
                      --best-of 16 --reward runs/demo/reward
     python sample.py --policy runs/mine/supervised --data data/mine --pairs 4000 \
