@@ -132,7 +132,7 @@ class GPT(nn.Module):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             if self.config.head == "sum":        # DIFFERS: an option. / 10: the sum is large, and
                 x = x.cumsum(1) / 10             # steps of learning would be, too       (B, T, C)
-            if self.config.head != "lm":
+            if self.config.head != "lm":         # sum: of one number; for [..., 0] FSDP warns
                 return F.linear(x, self.head.weight.to(x), self.head.bias.to(x)).sum(-1)  # (B, T)
             table = self.wte.weight if self.config.tied else self.head.weight    # (rows, C)
             return F.linear(x, table[:self.config.n_vocab].to(x))                # (B, T, V)

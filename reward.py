@@ -62,7 +62,7 @@ class Config(Common):
                      choices=("scalar", "sum"))
 
 
-PRESETS = {     # the paper's in the last two rows (appendix B.1)
+PRESETS = {     # of 1.3b and 6.7b: the paper's (appendix B.1)
     # DIFFERS: 16 comparisons a step, not 64: with few labels, 64 a step would be too few steps.
     "toy": dict(query_length=256, response_length=48, batch=16, lr=1e-3),
     "laptop": dict(query_length=320, response_length=32, batch=16, lr=3e-4),

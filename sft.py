@@ -144,7 +144,7 @@ def filled(cfg, *folders):
 
 def start(cfg, world, head="lm"):
     """cfg as `filled` returns it, the tokenizer, and the network to train. Raises: Problem when
-    rows do not fit the network's context, a batch the processes, or the head the stage."""
+    rows do not fit the context, the batch cannot be shared out, or the head is another stage's."""
     if cfg.init:
         cfg = filled(cfg, cfg.init)
     tokenizer = data.load_tokenizer(cfg.init or cfg.data)

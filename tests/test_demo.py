@@ -180,7 +180,8 @@ def test_links_name_the_seed_asked_for_last_and_nothing_of_anybodys_is_replaced(
         assert not demo.point(alias, tmp_path / "runs/demo-0") and not alias.exists()
     alias.mkdir()
     with pytest.raises(SystemExit):
-        demo.point(alias, tmp_path / "runs/demo-0")
+        demo.check_free(alias, tmp_path / "runs/demo-0")
+    assert not demo.point(alias, tmp_path / "runs/demo-0") and alias.is_dir()
 
 
 def test_where_one_link_is_in_the_way_none_is_made(tmp_path, monkeypatch, capsys):

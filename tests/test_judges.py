@@ -179,6 +179,9 @@ def test_a_judge_of_ones_own_is_a_row_of_the_table(world, tmp_path, monkeypatch)
     lines = [json.loads(line) for line in (tmp_path / "summaries.jsonl").read_text().splitlines()]
     assert report["policies"]["reference"]["axes"]["overall"] == pytest.approx(
         -np.mean([len(said["reference"]) for said in lines]), abs=1e-4)
+    monkeypatch.delitem(judges.JUDGES, "short")
+    with pytest.raises(Problem, match="judge 'short' is unknown"):
+        judges.load_judge("short", [])
 
 
 def test_another_judges_report_is_not_overwritten_unasked(world, tmp_path):

@@ -452,6 +452,15 @@ def test_a_finished_run_keeps_its_weights_and_throws_its_state_away(tmp_path, wo
     assert set(known) >= {"flags", "commit", "torch", "model", "seconds"}
 
 
+def test_a_resumed_run_keeps_the_commit_that_it_began_with(tmp_path, world):
+    path = tmp_path / "run/config.json"
+    with pytest.raises(Killed):
+        little_run(tmp_path / "run", world, die_at=5)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "an older one"}))
+    little_run(tmp_path / "run", world, "--resume")
+    assert runtime.config_of(tmp_path / "run")["commit"] == "an older one"
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="no git here")
 def test_a_config_says_when_the_code_was_changed_since_its_commit(tmp_path, monkeypatch):
     code = tmp_path / "files.py"

@@ -295,7 +295,6 @@ def check_free(alias, folder):
 
 def point(alias, folder):
     """Let a link name a folder beside it. Returns: whether this system allows links."""
-    check_free(alias, folder)
     try:
         alias.parent.mkdir(parents=True, exist_ok=True)
         alias.unlink(missing_ok=True)
@@ -348,8 +347,8 @@ def main(argv=None):
     # runs/demo and data/toy always name the seed that was asked for last.
     links = [(Path(alias), Path(folder)) for alias, folder in (("runs/demo", cfg.run),
              ("data/toy", cfg.data)) if folder == f"{alias}-{cfg.seed}"]
-    for alias, folder in links:                # all, before the first is made
-        check_free(alias, folder)
+    for link in links:                         # all, before the first is made
+        check_free(*link)
     refused = [link for link in links if not point(*link)]
     stages = stages_of(cfg, scale)
     carry_out(stages, again)
